@@ -1,0 +1,415 @@
+"""Neural anisotropy directions: eigenvectors of the covariance, over random networks, of the input derivative.
+
+    C = E[(g - E g) (g - E g)^T] = sum_k lambda_k u_k u_k^T,   g = d f_theta / d x,   theta as initialised
+
+Source: Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Neural Anisotropy Directions", NeurIPS 2020, section 3.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vjp, vmap
+from tqdm import tqdm
+
+from nadkit import architectures, seeds
+from nadkit.architectures import Architecture, Shape
+from nadkit.devices import pick
+from nadkit.directions import NADs
+from nadkit.files import atomic_write
+from nadkit.published import published_nads
+
+__all__ = ["GradientCovariance", "compute_nads", "gradient_covariance", "published_nads", "secant"]
+
+Method = Literal["secant", "gradient", "mixed"]
+Network = Callable[[Tensor], Tensor]
+
+BATCH = {"cpu": 256, "cuda": 2048, "mps": 2048}
+"""Inputs per forward pass of a secant; on a CPU a larger batch falls out of the caches (``benchmarks/nads.py``)."""
+
+BLOCK = {"secant": 64, "gradient": 256, "mixed": 1}
+"""Networks per update of the covariance: enough that the update costs little beside the derivatives."""
+
+CHECKPOINT_EVERY = 512
+MIXED_ROWS = 16
+
+
+@dataclass(kw_only=True)
+class GradientCovariance:
+    """The first two moments of input derivatives, which grow network by network in memory that does not.
+
+    Attributes:
+        shape: (C, H, W) of the inputs, C H W = D.
+        settings: what the derivatives are of; only equal settings can be merged.
+        networks: the numbers of the networks seen, as half-open ranges (first, last).
+        total: (D,) float64, sum of g.
+        second: (D, D) float64, sum of g g^T.
+    """
+
+    shape: Shape
+    settings: dict[str, str | int | float]
+    networks: list[tuple[int, int]]
+    total: Tensor
+    second: Tensor
+
+    @classmethod
+    def empty(cls, shape: Shape, settings: dict[str, str | int | float], device: str | torch.device = "cpu") -> Self:
+        """Return the moments of no networks (on the CPU for MPS, which has no float64)."""
+        size = math.prod(shape)
+        device = "cpu" if torch.device(device).type == "mps" else device
+        total = torch.zeros(size, dtype=torch.float64, device=device)
+        return cls(shape=shape, settings=settings, networks=[], total=total, second=total.new_zeros(size, size))
+
+    @property
+    def count(self) -> int:
+        """Number N of networks seen."""
+        return sum(last - first for first, last in self.networks)
+
+    def has(self, network: int) -> bool:
+        """Say whether a network has been seen."""
+        return any(first <= network < last for first, last in self.networks)
+
+    def update(self, derivatives: Tensor, networks: tuple[int, int]) -> None:
+        """Take in the derivatives (N, D) of the networks (first, last).
+
+        Raises:
+            ValueError: a derivative is not finite, or a network was seen before.
+        """
+        g = derivatives.to(self.total.device).double()
+        self._add(g.sum(0), g.T @ g, [networks])
+
+    def merge(self, other: "GradientCovariance") -> None:
+        """Take in what another run of the same settings saw.
+
+        Raises:
+            ValueError: the settings differ, or some networks are in both.
+        """
+        if (self.shape, self.settings) != (other.shape, other.settings):
+            raise ValueError(f"merge: expected covariances of equal settings, got {self.settings} and {other.settings}")
+        self._add(other.total.to(self.total), other.second.to(self.second), other.networks)
+
+    def _add(self, total: Tensor, second: Tensor, networks: list[tuple[int, int]]) -> None:
+        if not torch.isfinite(total).all():
+            raise ValueError(f"networks {_text(networks)}: an input derivative is NaN or infinite")
+        ranges = _join(self.networks, networks)
+        # new tensors, so that an interrupt leaves the old moments whole
+        total, second = self.total + total, self.second + second
+        self.networks, self.total, self.second = ranges, total, second
+
+    def covariance(self, *, centred: bool = True) -> Tensor:
+        """Return the sample covariance, or with ``centred=False`` the second moment sum g g^T / N: (D, D) float64."""
+        n = self.count
+        if not centred:
+            return self.second / n
+        return (self.second - torch.outer(self.total, self.total) / n) / (n - 1)
+
+    def nads(self, *, centred: bool = True) -> NADs:
+        """Return the NADs: all D eigenvectors, by descending eigenvalue, on the CPU.
+
+        Raises:
+            ValueError: too few networks, or derivatives that are all zero.
+        """
+        least = 2 if centred else 1
+        if self.count < least:
+            raise ValueError(f"n_networks: NADs need at least {least}, got {self.count}")
+        eigenvalues, eigenvectors = torch.linalg.eigh(self.covariance(centred=centred).cpu())
+        if not eigenvalues[-1] > 0:
+            raise ValueError("all input derivatives are zero at this point: there are no directions; choose another x")
+        return NADs(
+            vectors=eigenvectors.T.flip(0).contiguous(),
+            eigenvalues=eigenvalues.flip(0).clamp(min=0),
+            shape=self.shape,
+            name=f"NADs of {self.settings['architecture']}",
+            n_networks=self.count,
+            settings=self.settings,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the moments to a safetensors file, whole or not at all."""
+        plain = {"shape": self.shape, "settings": self.settings, "networks": self.networks}
+        tensors = {"total": self.total.cpu(), "second": self.second.cpu()}
+        content = safetensors.torch.save(tensors, {"nadkit": json.dumps(plain)})
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_bytes(content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is damaged or holds something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                plain = json.loads(file.metadata()["nadkit"])
+                total, second = file.get_tensor("total"), file.get_tensor("second")
+                networks = [tuple(pair) for pair in plain["networks"]]
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a saved covariance, or a damaged one; delete it to start afresh") from error
+        return cls(
+            shape=tuple(plain["shape"]), settings=plain["settings"], networks=networks, total=total, second=second
+        )
+
+
+def compute_nads(
+    architecture: Architecture,
+    *,
+    shape: Shape = (1, 32, 32),
+    n_networks: int = 10_000,
+    method: Method = "secant",
+    scale: float = 100.0,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    x: Tensor | None = None,
+    checkpoint: str | Path | None = None,
+    compile: bool = False,
+    progress: bool = False,
+) -> NADs:
+    """Return the NADs of an architecture: the `gradient_covariance` of ``n_networks`` networks, diagonalised.
+
+    Secants and gradients are centred, as in the authors' code; the mixed derivative is not.
+
+    Raises:
+        ValueError: as `gradient_covariance`; fewer than two networks; derivatives that are all zero.
+    """
+    covariance = gradient_covariance(
+        architecture,
+        shape=shape,
+        networks=range(n_networks),
+        method=method,
+        scale=scale,
+        seed=seed,
+        device=device,
+        x=x,
+        checkpoint=checkpoint,
+        compile=compile,
+        progress=progress,
+    )
+    return covariance.nads(centred=method != "mixed")
+
+
+def gradient_covariance(
+    architecture: Architecture,
+    *,
+    shape: Shape = (1, 32, 32),
+    networks: range = range(10_000),
+    method: Method = "secant",
+    scale: float = 100.0,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    x: Tensor | None = None,
+    checkpoint: str | Path | None = None,
+    compile: bool = False,
+    progress: bool = False,
+) -> GradientCovariance:
+    """Return the moments of the input derivatives of fresh one-logit networks in eval mode, at one point x.
+
+    Network i depends on ``seed`` and i alone, so ranges computed apart merge to what one run gives. Methods:
+
+    - ``"secant"``: g_i = [f(x + scale e_i) - f(x - scale e_i)] / (2 scale), with scale 100 the authors' protocol;
+    - ``"gradient"``: g = grad_x f(x);
+    - ``"mixed"``: a network adds J J^T, J = d^2 f / dx dtheta, so that already one gives NADs (Ortiz-Jimenez,
+      Moosavi-Dezfooli and Frossard 2021, arXiv 2106.06770).
+
+    Args:
+        architecture: a name or a factory (`nadkit.architectures`).
+        shape: (C, H, W) of the inputs.
+        networks: numbers of the networks, in ascending order.
+        method: of the derivative.
+        scale: the secant's half step, in the units of x.
+        seed: of the networks and of x.
+        device: where to compute; the derivatives are float32, their moments float64.
+        x: (C, H, W), the point; by default one draw from N(0, I), and zero for ``"mixed"``.
+        checkpoint: a file to save to every 512 networks and on an interrupt, and to continue from.
+        compile: compile the secant's forward pass (needs a C++ compiler; takes 20 s or so before it gains).
+        progress: show a bar with an estimate.
+
+    Raises:
+        ValueError: an unknown method or architecture, a scale or x that does not fit, a checkpoint of another run.
+    """
+    device = pick(device)
+    if method not in get_args(Method):
+        raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale: expected a positive finite number, got {scale}")
+    point = _point(x, shape, method, seed)
+    settings = {
+        "architecture": architectures.name_of(architecture),
+        "method": method,
+        "scale": float(scale) if method == "secant" else 0.0,
+        "seed": seed,
+        "x": hashlib.sha256(point.numpy().tobytes()).hexdigest()[:12],
+    }
+    point = point.to(device)
+
+    def network(i: int) -> nn.Module:
+        with seeds.seeded(seed, "network", i, device=device), device:
+            model = architectures.build(architecture, shape=shape, classes=1)
+        return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    fast = _compiled(network(0)) if compile and method == "secant" else lambda model: model
+    covariance = _start(checkpoint, shape, settings, networks, device)
+    left = [i for i in networks if not covariance.has(i)]
+    with (
+        tqdm(total=len(networks), initial=len(networks) - len(left), unit="network", disable=not progress) as bar,
+        _saved_at_the_end(covariance, checkpoint),
+        # TensorFloat-32 keeps 10 of a float's 23 bits: too few for a difference
+        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+    ):
+        for block in _blocks(left, BLOCK[method]):
+            if method == "mixed":
+                covariance._add(torch.zeros_like(covariance.total), mixed_moment(network(block[0]), point), [block])
+                bar.update()
+                continue
+            rows = []
+            for i in range(*block):
+                f = fast(network(i))
+                rows.append(secant(f, point, scale) if method == "secant" else gradient(f, point))
+                bar.update()
+            covariance.update(torch.stack(rows), block)
+            if checkpoint is not None and covariance.count % CHECKPOINT_EVERY < BLOCK[method]:
+                covariance.save(checkpoint)
+    return covariance
+
+
+@torch.no_grad()
+def secant(f: Network, x: Tensor, scale: float) -> Tensor:
+    """Return g_i = [f(x + scale e_i) - f(x - scale e_i)] / (2 scale) at x: (C, H, W) -> (D,).
+
+    Args:
+        f: (B, C, H, W) -> (B, 1).
+        x: the point.
+        scale: half the step, in the units of x.
+    """
+    size = x.numel()
+    pieces = []
+    for rows in torch.arange(size, device=x.device).split(BATCH[x.device.type] // 2):
+        steps = x.new_zeros(len(rows), size)
+        steps[torch.arange(len(rows)), rows] = scale
+        steps = steps.view(-1, *x.shape)
+        up, down = f(torch.cat([x + steps, x - steps])).squeeze(1).chunk(2)
+        pieces.append((up - down) / (2 * scale))
+    return torch.cat(pieces)
+
+
+def gradient(f: Network, x: Tensor) -> Tensor:
+    """Return g = grad_x f(x) at x: (C, H, W) -> (D,), for f: (B, C, H, W) -> (B, 1)."""
+    return grad(lambda z: f(z[None]).squeeze())(x).flatten()
+
+
+def mixed_moment(model: nn.Module, x: Tensor) -> Tensor:
+    """Return J J^T, J = d^2 f(x) / dx dtheta: (C, H, W) -> (D, D), for a model of one logit.
+
+    J itself (D rows of one number a weight) need not fit in memory: J J^T u is a vector-Jacobian product of the map
+    u -> J^T u, taken for a few unit vectors u at a time.
+
+    Source: Ortiz-Jimenez, Moosavi-Dezfooli and Frossard 2021 (arXiv 2106.06770).
+    """
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def input_gradient(weights: dict[str, Tensor]) -> Tensor:
+        return gradient(lambda z: functional_call(model, (weights, buffers), (z,)), x)
+
+    def transposed(u: Tensor) -> dict[str, Tensor]:
+        return vjp(input_gradient, weights)[1](u)[0]
+
+    def row(u: Tensor) -> Tensor:
+        value, pullback = vjp(transposed, u)
+        return pullback(value)[0]
+
+    identity = torch.eye(x.numel(), device=x.device)
+    return torch.cat([vmap(row)(us) for us in identity.split(MIXED_ROWS)])
+
+
+def _compiled(template: nn.Module) -> Callable[[nn.Module], Network]:
+    """Compile one network; every other of its kind then runs as that one with its weights copied in."""
+    forward = torch.compile(template)
+
+    def fast(model: nn.Module) -> Network:
+        template.load_state_dict(model.state_dict())
+        return forward
+
+    return fast
+
+
+def _point(x: Tensor | None, shape: Shape, method: Method, seed: int) -> Tensor:
+    """Return the point of evaluation, on the CPU so that it is the same for every device."""
+    if x is None:
+        if method == "mixed":
+            return torch.zeros(shape)
+        return torch.randn(shape, generator=seeds.generator(seed, "point"))
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"x: expected shape {tuple(shape)}, got {tuple(x.shape)}")
+    if not torch.isfinite(x).all():
+        raise ValueError("x: expected finite numbers, got NaN or infinity")
+    return x.detach().float().cpu()
+
+
+def _start(
+    checkpoint: str | Path | None,
+    shape: Shape,
+    settings: dict[str, str | int | float],
+    networks: range,
+    device: torch.device,
+) -> GradientCovariance:
+    """Return the checkpoint's moments if there are any and they are of this run, else empty ones."""
+    fresh = GradientCovariance.empty(shape, settings, device)
+    if checkpoint is None or not Path(checkpoint).exists():
+        return fresh
+    saved = GradientCovariance.load(checkpoint)
+    if saved.networks and not all(first in networks and last - 1 in networks for first, last in saved.networks):
+        raise ValueError(
+            f"checkpoint {checkpoint}: holds networks {_text(saved.networks)}, expected only some of "
+            f"{networks.start} to {networks.stop - 1}; name another file"
+        )
+    try:
+        fresh.merge(saved)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {checkpoint} is of another run, name another file ({error})") from error
+    return fresh
+
+
+@contextmanager
+def _saved_at_the_end(covariance: GradientCovariance, checkpoint: str | Path | None) -> Iterator[None]:
+    """Save when the block ends, by an interrupt too."""
+    try:
+        yield
+    finally:
+        if checkpoint is not None and covariance.count:
+            covariance.save(checkpoint)
+
+
+def _blocks(numbers: list[int], size: int) -> Iterator[tuple[int, int]]:
+    """Cut ascending numbers into half-open ranges of at most ``size``."""
+    start = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1 or i - start == size:
+            yield numbers[start], numbers[i - 1] + 1
+            start = i
+
+
+def _join(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the union of two lists of disjoint half-open ranges."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted([*a, *b]):
+        if joined and first < joined[-1][1]:
+            raise ValueError(f"networks {_text(b)}: some were seen before ({_text(a)})")
+        if joined and first == joined[-1][1]:
+            joined[-1] = (joined[-1][0], last)
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _text(networks: list[tuple[int, int]]) -> str:
+    return ", ".join(f"{first} to {last - 1}" for first, last in networks)

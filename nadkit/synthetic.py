@@ -1,0 +1,82 @@
+"""Synthetic data whose only signal lies along one direction."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nadkit import seeds
+from nadkit.architectures import Shape
+
+SIGMA = {"map": 3.0, "index": 1.0}
+"""Noise levels of the paper's experiments: the Fourier map (figure 1) and the accuracy by NAD index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separable:
+    """D(v): linearly separable data, x = shift y v + w with y = +-1 and w ~ N(0, sigma^2 (I - v v^T)).
+
+    The text of the paper places the classes at +-epsilon (``convention="paper"``), its code at +-epsilon / 2
+    (``convention="code"``); the published accuracies need +-1. The noise has no component along v, so the sign of
+    <v, x> is the label.
+
+    Attributes:
+        v: (D,) or (C, H, W), the direction; it is normalised.
+        shape: (C, H, W) of the inputs.
+        sigma: standard deviation of the noise in every direction but v.
+        epsilon: size of the signal.
+        convention: ``"paper"`` (shift = epsilon) or ``"code"`` (shift = epsilon / 2).
+        n_train, n_test: numbers of samples.
+        seed: of the labels and the noise.
+
+    Source: Ortiz-Jimenez et al. 2020, section 2.
+
+    Raises:
+        ValueError: v does not fit the shape, is zero or not finite; sigma, epsilon or a count is out of range.
+    """
+
+    v: Tensor
+    shape: Shape = (1, 32, 32)
+    sigma: float = SIGMA["map"]
+    epsilon: float = 1.0
+    convention: Literal["paper", "code"] = "paper"
+    n_train: int = 10_000
+    n_test: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.v.numel() != math.prod(self.shape):
+            raise ValueError(
+                f"v: expected {math.prod(self.shape)} numbers for inputs of shape {tuple(self.shape)}, "
+                f"got shape {tuple(self.v.shape)}"
+            )
+        if not torch.isfinite(self.v).all():
+            raise ValueError("v: expected finite numbers, got NaN or infinity")
+        if not self.v.double().norm() > 0:
+            raise ValueError("v: expected a direction, got the zero vector")
+        if self.convention not in ("paper", "code"):
+            raise ValueError(f"convention: expected 'paper' or 'code', got {self.convention!r}")
+        if not (self.sigma >= 0 and math.isfinite(self.sigma)):
+            raise ValueError(f"sigma: expected a finite number, at least 0, got {self.sigma}")
+        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
+            raise ValueError(f"epsilon: expected a positive finite number, got {self.epsilon}")
+        if min(self.n_train, self.n_test) < 2:
+            raise ValueError(f"n_train, n_test: expected at least 2 each, got {self.n_train}, {self.n_test}")
+
+    @property
+    def shift(self) -> float:
+        """Distance of each class from the origin along v."""
+        return self.epsilon if self.convention == "paper" else self.epsilon / 2
+
+    def sample(self, split: Literal["train", "test"], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+        """Return inputs (n, C, H, W) float32 and labels (n,) int64, where 1 stands for y = +1 and 0 for y = -1."""
+        n = {"train": self.n_train, "test": self.n_test}[split]
+        generator = seeds.generator(self.seed, "separable", split, device=device)
+        v = self.v.flatten().double()
+        v = (v / v.norm()).float().to(device)
+        labels = torch.randint(2, (n,), generator=generator, device=device)
+        noise = torch.randn(n, v.numel(), generator=generator, device=device)
+        along = self.shift * (2 * labels - 1) - self.sigma * (noise @ v)
+        return torch.addmm(self.sigma * noise, along[:, None], v[None, :]).unflatten(1, self.shape), labels

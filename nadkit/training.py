@@ -1,0 +1,323 @@
+"""Training: one network on any data (`fit`), or one architecture on many D(v) (`fit_many`)."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import joblib
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from nadkit import architectures, seeds
+from nadkit.architectures import Architecture
+from nadkit.devices import pick
+from nadkit.images import to_float
+from nadkit.synthetic import Separable
+
+Data = tuple[Tensor, Tensor]
+"""Inputs (N, C, H, W), uint8 (scaled to [0, 1] batch by batch) or float, and labels (N,) int64."""
+
+Strategy = Literal["auto", "loop", "processes", "vmap"]
+
+EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train: stochastic gradient descent, learning rate falling linearly to zero with every step.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch_size: samples per step; the last, smaller batch is used too.
+        learning_rate: of the first step.
+        momentum, weight_decay: as in `torch.optim.SGD`.
+        clip: largest norm of a network's whole gradient, or None.
+        bf16: compute forward and backward in bfloat16 (weights stay float32).
+        stop_at_loss: stop after the first epoch whose mean training loss is at most this, or None.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 0.5
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float | None = 0.5
+    bf16: bool = False
+    stop_at_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected a positive number, got {value}")
+        for name in ("momentum", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected a number, at least 0, got {getattr(self, name)}")
+
+    def rate(self, step: int, total: int) -> float:
+        """Return the learning rate of ``step`` out of ``total``."""
+        return self.learning_rate * (1 - step / total)
+
+
+SEPARABLE = Recipe()
+"""The recipe of the NAD paper for D(v)."""
+
+CIFAR = Recipe(epochs=50, learning_rate=0.21, momentum=0.9, weight_decay=5e-4, clip=None)
+"""The recipe of the NAD paper's poisoning experiment on CIFAR-10."""
+
+
+@dataclass(kw_only=True)
+class History:
+    """What a training run measured, one number an epoch; accuracies from 0 to 1, losses in nats.
+
+    Training loss and accuracy are means over the epoch's batches, each taken before its step.
+    """
+
+    train_loss: list[float] = field(default_factory=list)
+    train_accuracy: list[float] = field(default_factory=list)
+    test_loss: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs trained."""
+        return len(self.train_loss)
+
+
+def fit(
+    model: nn.Module,
+    train: Data,
+    test: Data,
+    recipe: Recipe = SEPARABLE,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    evaluate_every: int = 1,
+    progress: bool = False,
+) -> History:
+    """Train ``model`` in place by cross-entropy, the data resident on the device, and return its history.
+
+    The seed decides the order of the samples and the dropout masks. The test set is looked at after every
+    ``evaluate_every``-th epoch and after the last.
+
+    Raises:
+        ValueError: inputs and labels do not match, hold NaN, or a label has no logit.
+    """
+    device = pick(device)
+    (x, y), test = _on_device(train, device, "train"), _on_device(test, device, "test")
+    # channels_last halves the time of convolutions with few channels on one CPU thread
+    model.to(device, memory_format=torch.channels_last)
+    _require_logits(model, x, y)
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    history = History()
+    per_epoch = math.ceil(len(x) / recipe.batch_size)
+    order = seeds.generator(seed, "order", device=device)
+    with (
+        seeds.seeded(seed, "dropout", device=device),
+        tqdm(total=recipe.epochs, unit="epoch", disable=not progress, leave=False) as bar,
+    ):
+        for epoch in range(recipe.epochs):
+            model.train()
+            sums = torch.zeros(2, device=device)
+            batches = torch.randperm(len(x), generator=order, device=device).split(recipe.batch_size)
+            for i, batch in enumerate(batches):
+                rate = recipe.rate(epoch * per_epoch + i, recipe.epochs * per_epoch)
+                sums += _step(model, optimizer, to_float(x[batch]), y[batch], rate, recipe)
+            loss, accuracy = (sums / len(x)).tolist()
+            history.train_loss.append(loss)
+            history.train_accuracy.append(accuracy)
+            done = recipe.stop_at_loss is not None and loss <= recipe.stop_at_loss
+            if done or (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs:
+                loss, accuracy = evaluate(model, test)
+                history.test_loss.append(loss)
+                history.test_accuracy.append(accuracy)
+            bar.update()
+            bar.set_postfix(loss=f"{history.train_loss[-1]:.3f}")
+            if done:
+                break
+    return history
+
+
+def _step(model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor, rate: float, recipe: Recipe) -> Tensor:
+    """Take one step; return the batch's summed loss and its number of right answers, without leaving the device."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.bf16):
+        logits = model(x)
+        loss = F.cross_entropy(logits, y)
+    loss.backward()
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimizer.step()
+    return torch.stack([loss.detach().float() * len(y), (logits.argmax(1) == y).sum()])
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Data, *, batch_size: int = EVALUATION_BATCH) -> tuple[float, float]:
+    """Return mean cross-entropy (nats) and accuracy (0 to 1) of ``model`` in eval mode, on the device it lives on."""
+    device = next(model.parameters()).device
+    x, y = data[0].to(device), data[1].to(device)
+    model.eval()
+    sums = torch.zeros(2, device=device)
+    for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        logits = model(to_float(batch))
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([loss, (logits.argmax(1) == labels).sum()])
+    loss, accuracy = (sums / len(x)).tolist()
+    return loss, accuracy
+
+
+def fit_many(
+    architecture: Architecture,
+    problems: Sequence[Separable],
+    recipe: Recipe = SEPARABLE,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    strategy: Strategy = "auto",
+    workers: int | None = None,
+    progress: bool = False,
+) -> list[History]:
+    """Train one fresh two-class network on each D(v); every history holds the test results after the last epoch.
+
+    Network i depends on ``seed`` and on i alone, so the strategies agree (up to rounding; under ``"vmap"`` dropout
+    masks differ):
+
+    - ``"loop"``: one network after the other;
+    - ``"processes"``: as many processes of one thread as torch has threads, or ``workers``;
+    - ``"vmap"``: all networks in one batched computation.
+
+    ``"auto"`` is processes on a CPU, where ``benchmarks/training.py`` finds them fastest, and the loop elsewhere.
+
+    Raises:
+        ValueError: an unknown strategy or architecture; for ``"vmap"``, problems of different sizes or a recipe that
+            stops early.
+    """
+    device = pick(device)
+    architectures.factory(architecture)  # a wrong name should fail here, not in a worker
+    if strategy not in get_args(Strategy):
+        raise ValueError(f"strategy: expected one of {', '.join(get_args(Strategy))}, got {strategy!r}")
+    if strategy == "vmap":
+        return _fit_vmap(architecture, problems, recipe, seed, device, progress)
+    parallel = strategy == "processes" or (strategy == "auto" and device.type == "cpu")
+    jobs = (workers or torch.get_num_threads()) if parallel else 1
+    run = joblib.Parallel(min(jobs, len(problems)) or 1, return_as="generator")
+    task = joblib.delayed(_fit_one)
+    histories = run(task(architecture, p, recipe, seed, i, device) for i, p in enumerate(problems))
+    return list(tqdm(histories, total=len(problems), unit="network", disable=not progress, leave=False))
+
+
+def _fresh(architecture: Architecture, problem: Separable, seed: int, i: int, device: torch.device) -> nn.Module:
+    with seeds.seeded(seed, "initialisation", i, device=device), device:
+        return architectures.build(architecture, shape=problem.shape, classes=2)
+
+
+def _fit_one(
+    architecture: Architecture, problem: Separable, recipe: Recipe, seed: int, i: int, device: torch.device
+) -> History:
+    return fit(
+        _fresh(architecture, problem, seed, i, device),
+        problem.sample("train", device),
+        problem.sample("test", device),
+        recipe,
+        seed=seeds.derive(seed, "training", i),
+        device=device,
+        evaluate_every=recipe.epochs,
+    )
+
+
+def _fit_vmap(
+    architecture: Architecture,
+    problems: Sequence[Separable],
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    progress: bool,
+) -> list[History]:
+    """Train M networks as one: parameters and buffers stacked to (M, ...), per-network batches, clipping and order."""
+    if recipe.stop_at_loss is not None:
+        raise ValueError("strategy 'vmap' trains all networks equally long; use 'loop' or 'processes' to stop early")
+    if len({(p.n_train, p.shape) for p in problems}) != 1:
+        raise ValueError("strategy 'vmap' needs problems of one shape and one number of training samples")
+    models = [_fresh(architecture, p, seed, i, device).train() for i, p in enumerate(problems)]
+    params, buffers = stack_module_state(models)
+    params = {name: p.detach() for name, p in params.items()}
+    skeleton = copy.deepcopy(models[0]).to("meta")
+    x, y = (torch.stack(part) for part in zip(*(p.sample("train", device) for p in problems), strict=True))
+    orders = [seeds.generator(seeds.derive(seed, "training", i), "order", device=device) for i in range(len(problems))]
+    histories = [History() for _ in problems]
+    velocity: dict[str, Tensor] = {}
+    network = torch.arange(len(problems), device=device)[:, None]
+
+    def objective(params: dict, buffers: dict, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+            logits = functional_call(skeleton, (params, buffers), (x,))
+            return F.cross_entropy(logits, y), (logits.argmax(1) == y).sum()
+
+    gradient = vmap(grad_and_value(objective, has_aux=True), randomness="different")
+    total = recipe.epochs * math.ceil(x.shape[1] / recipe.batch_size)
+    step = 0
+    with seeds.seeded(seed, "dropout", device=device):
+        for _ in tqdm(range(recipe.epochs), unit="epoch", disable=not progress, leave=False):
+            sums = torch.zeros(2, len(problems), device=device)
+            order = torch.stack([torch.randperm(x.shape[1], generator=g, device=device) for g in orders])
+            for batch in order.split(recipe.batch_size, dim=1):
+                grads, (loss, right) = gradient(params, buffers, x[network, batch], y[network, batch])
+                _sgd_step(params, grads, velocity, recipe, recipe.rate(step, total))
+                sums += torch.stack([loss * batch.shape[1], right])
+                step += 1
+            for history, (loss, accuracy) in zip(histories, (sums / x.shape[1]).T.tolist(), strict=True):
+                history.train_loss.append(loss)
+                history.train_accuracy.append(accuracy)
+    for i, (model, problem) in enumerate(zip(models, problems, strict=True)):
+        model.load_state_dict({name: t[i] for name, t in {**params, **buffers}.items()})
+        loss, accuracy = evaluate(model, problem.sample("test", device))
+        histories[i].test_loss.append(loss)
+        histories[i].test_accuracy.append(accuracy)
+    return histories
+
+
+def _sgd_step(params: dict, grads: dict, velocity: dict, recipe: Recipe, rate: float) -> None:
+    """Update stacked parameters in place as clipping and `torch.optim.SGD` would each network's own."""
+    if recipe.clip is not None:
+        norm = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
+        shrink = (recipe.clip / (norm + 1e-6)).clamp(max=1)
+    for name, p in params.items():
+        g = grads[name]
+        if recipe.clip is not None:
+            g = g * shrink.view(-1, *[1] * (g.ndim - 1))
+        if recipe.weight_decay:
+            g = g + recipe.weight_decay * p
+        if recipe.momentum:
+            g = velocity[name] = velocity[name] * recipe.momentum + g if name in velocity else g
+        p -= rate * g
+
+
+def _on_device(data: Data, device: torch.device, split: str) -> Data:
+    """Move a split to the device, having checked that training on it can mean anything."""
+    x, y = data
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"{split} data: expected one label an input, got {len(x)} inputs and {len(y)} labels")
+    if x.is_floating_point() and not torch.isfinite(x).all():
+        raise ValueError(f"{split} data: expected finite inputs, got NaN or infinity")
+    return x.to(device), y.to(device)
+
+
+@torch.no_grad()
+def _require_logits(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """A label without a logit would otherwise end in an unreadable error on the device."""
+    classes = model.eval()(to_float(x[:1])).shape[1]
+    low, high = y.min().item(), y.max().item()
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels: expected 0 to {classes - 1} for {classes} logits, got {low} to {high}")
