@@ -28,7 +28,16 @@ from nadkit.directions import NADs
 from nadkit.files import atomic_write
 from nadkit.published import published_nads
 
-__all__ = ["GradientCovariance", "compute_nads", "gradient_covariance", "published_nads", "secant"]
+__all__ = [
+    "GradientCovariance",
+    "compute_nads",
+    "gradient",
+    "gradient_covariance",
+    "marchenko_pastur_edges",
+    "mixed_moment",
+    "published_nads",
+    "secant",
+]
 
 Method = Literal["secant", "gradient", "mixed"]
 Network = Callable[[Tensor], Tensor]
@@ -329,6 +338,17 @@ def mixed_moment(model: nn.Module, x: Tensor) -> Tensor:
 
     identity = torch.eye(x.numel(), device=x.device)
     return torch.cat([vmap(row)(us) for us in identity.split(MIXED_ROWS)])
+
+
+def marchenko_pastur_edges(dimensions: int, n: int) -> tuple[float, float]:
+    """Return (1 -+ sqrt(D / N))^2, between which the non-zero eigenvalues of an isotropic sample covariance lie.
+
+    In units of the true eigenvalue, which is the mean of all D sample eigenvalues.
+
+    Source: Marchenko and Pastur 1967.
+    """
+    root = math.sqrt(dimensions / n)
+    return (1 - root) ** 2, (1 + root) ** 2
 
 
 def _compiled(template: nn.Module) -> Callable[[nn.Module], Network]:

@@ -1,0 +1,264 @@
+"""Chapters: finding the notebooks of the book, and the values their parameters take.
+
+A chapter declares its parameters (see `nadkit.parameters`) in the cell tagged `parameters`. The
+values there are the profile `quick`; `book/profiles/NAME.yml` maps chapter -> parameter -> value
+for the others.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nadkit.parameters import (
+    Choices,
+    Known,
+    Parameter,
+    Range,
+    Rule,
+    Value,
+    did_you_mean,
+    parse_parameters,
+)
+
+QUICK = "quick"
+
+
+class BadInput(ValueError):
+    """What was asked for cannot be done; the message says what was expected and what came."""
+
+
+# ---- the book ------------------------------------------------------------------------------------
+
+
+def find_root(start: Path | None = None) -> Path:
+    """Return the folder of the book: `start` (default: the current folder) or the nearest one above it.
+
+    Raises:
+        BadInput: there is none.
+    """
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "_toc.yml").is_file() and (folder / "book").is_dir():
+            return folder
+    raise BadInput(
+        f"no book found: expected '_toc.yml' and a folder 'book' in {start} or above; "
+        "go to the folder of the book, or name it with --root DIR"
+    )
+
+
+def find_chapters(root: Path) -> dict[str, Path]:
+    """Return the files of the chapters by name, which is the path below `book/` without its suffix."""
+    book = root / "book"
+    relative = (path.relative_to(book) for path in sorted(book.rglob("*.ipynb")))
+    return {
+        path.with_suffix("").as_posix(): book / path
+        for path in relative
+        if not any(part.startswith(".") for part in path.parts)
+    }
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook of the book."""
+
+    root: Path
+    name: str
+    title: str
+    parameters: Mapping[str, Parameter]
+    notebook: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The notebook's file."""
+        return self.root / "book" / f"{self.name}.ipynb"
+
+
+def load(root: Path, name: str) -> Chapter:
+    """Return the chapter called `name`; the last part of a name is enough where only one chapter has it.
+
+    Raises:
+        BadInput: the name is unknown or ambiguous, the notebook damaged, or a parameter malformed.
+    """
+    name, path = _resolve(name, find_chapters(root))
+    notebook = read_notebook(path)
+    return Chapter(root, name, _title(notebook, name), _parameters(notebook, name), notebook)
+
+
+def _resolve(name: str, chapters: Mapping[str, Path]) -> tuple[str, Path]:
+    if name in chapters:
+        return name, chapters[name]
+    short = {full: full.rpartition("/")[2] for full in chapters}
+    matches = [full for full in chapters if short[full] == name]
+    if len(matches) == 1:
+        return matches[0], chapters[matches[0]]
+    if matches:
+        raise BadInput(f"{name!r} is the name of several chapters: {', '.join(matches)}")
+    if near := difflib.get_close_matches(name.rpartition("/")[2], short.values(), n=1):
+        options = [full for full in chapters if short[full] == near[0]]
+        raise BadInput(f"no chapter is called {name!r}: did you mean {' or '.join(options)}?")
+    raise BadInput(f"no chapter is called {name!r}: {did_you_mean(name, chapters)}")
+
+
+def read_notebook(path: Path) -> dict[str, Any]:
+    """Return the notebook at `path` as plain data.
+
+    Raises:
+        BadInput: the file is not a notebook.
+    """
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        if all("cell_type" in cell for cell in notebook["cells"]):
+            return notebook
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise BadInput(f"{path} is not a notebook: it is damaged, or was only written in part")
+
+
+def cell_source(cell: Mapping[str, Any]) -> str:
+    """Return the text of a cell, which a notebook file holds as one string or as a list of lines."""
+    return "".join(cell.get("source", ""))
+
+
+def cell_tags(cell: Mapping[str, Any]) -> list[str]:
+    """Return the tags of a cell."""
+    return cell.get("metadata", {}).get("tags", [])
+
+
+def _title(notebook: Mapping[str, Any], default: str) -> str:
+    text = "\n".join(cell_source(c) for c in notebook["cells"] if c["cell_type"] == "markdown")
+    heading = re.search(r"^# +(.+?)\s*$", text, flags=re.MULTILINE)
+    return heading[1] if heading else default
+
+
+def _parameters(notebook: Mapping[str, Any], chapter: str) -> dict[str, Parameter]:
+    cells = [cell for cell in notebook["cells"] if "parameters" in cell_tags(cell)]
+    if len(cells) > 1:
+        raise BadInput(f"{chapter}: expected one cell tagged 'parameters', got {len(cells)}")
+    try:
+        return parse_parameters(cell_source(cells[0])) if cells else {}
+    except ValueError as error:
+        raise BadInput(f"{chapter}, parameters cell, {error}") from None
+
+
+# ---- profiles and values -------------------------------------------------------------------------
+
+
+def find_profiles(root: Path) -> list[str]:
+    """Return the names of the profiles, `quick` (the notebooks' own values) first."""
+    files = sorted((root / "book" / "profiles").glob("*.yml"))
+    for path in files:
+        if path.stem == QUICK:
+            raise BadInput(f"{path}: the profile 'quick' is the notebooks' own values; rename it")
+    return [QUICK, *(path.stem for path in files)]
+
+
+def read_profile(root: Path, profile: str) -> dict[str, dict[str, Value]]:
+    """Return what a profile sets: chapter -> parameter -> value.
+
+    Raises:
+        BadInput: there is no such profile, or its file sets what the chapters do not declare.
+    """
+    if profile not in (profiles := find_profiles(root)):
+        raise BadInput(f"no profile is called {profile!r}: {did_you_mean(profile, profiles)}")
+    if profile == QUICK:
+        return {}
+    path = root / "book" / "profiles" / f"{profile}.yml"
+    settings: dict[str, dict[str, Value]] = {}
+    for name, values in read_mapping(path).items():
+        try:
+            chapter = load(root, str(name))
+            settings[chapter.name] = _convert(chapter, values or {})
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from None
+    return settings
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML or JSON file holds.
+
+    Raises:
+        BadInput: there is no such file, or no mapping in it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not readable as YAML or JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: expected 'name: value' lines, got {content!r}")
+    return content
+
+
+def validate(chapter: Chapter, profile: str = QUICK, overrides: Mapping[str, Value] | None = None) -> dict[str, Value]:
+    """Return the value of every parameter: the override, else the profile's, else the notebook's.
+
+    Overrides may be strings, as a command line has them.
+
+    Raises:
+        BadInput: values are wrong; the message names them all.
+    """
+    return _convert(chapter, profile_values(chapter, profile) | dict(overrides or {}), known=True)
+
+
+def profile_values(chapter: Chapter, profile: str = QUICK) -> dict[str, Value]:
+    """Return the value of every parameter in a profile, which need not be possible on this machine."""
+    defaults = {name: parameter.default for name, parameter in chapter.parameters.items()}
+    return defaults | read_profile(chapter.root, profile).get(chapter.name, {})
+
+
+def _convert(chapter: Chapter, values: Mapping[str, Value], known: bool = False) -> dict[str, Value]:
+    if not isinstance(values, Mapping):
+        raise BadInput(f"{chapter.name}: expected 'parameter: value' lines, got {values!r}")
+    converted, problems = {}, []
+    for name, value in values.items():
+        try:
+            if name not in chapter.parameters:
+                raise ValueError(f"no such parameter; {did_you_mean(name, chapter.parameters)}")
+            parameter = chapter.parameters[name]
+            converted[name] = parameter.convert(value)
+            if known or not isinstance(parameter.rule, Known):
+                parameter.check(converted[name])
+        except ValueError as error:
+            problems.append(f"{chapter.name}: {name}: {error}")
+    if problems:
+        raise BadInput("\n".join(problems))
+    return converted
+
+
+def describe(chapter: Chapter) -> dict[str, Any]:
+    """Return what `nadkit show` says about a chapter, as plain data."""
+    profiles = {name: profile_values(chapter, name) for name in find_profiles(chapter.root)}
+    return {
+        "chapter": chapter.name,
+        "title": chapter.title,
+        "file": str(chapter.path),
+        "profiles": list(profiles),
+        "parameters": [
+            {
+                "name": name,
+                "type": parameter.type,
+                "help": parameter.help,
+                **_describe_rule(parameter.rule),
+                "values": {profile: values[name] for profile, values in profiles.items()},
+            }
+            for name, parameter in chapter.parameters.items()
+        ],
+    }
+
+
+def _describe_rule(rule: Rule | None) -> dict[str, Any]:
+    match rule:
+        case Choices(options):
+            return {"choices": list(options)}
+        case Range(text):
+            return {"range": text}
+        case Known(kind):
+            return {"known": kind}
+    return {}

@@ -1,0 +1,258 @@
+"""Claims: what a paper reports, what a run measured, and the verdict the numbers give.
+
+A chapter shows its claims with one call, `show([Claim(...), ...])`; they are stored in the executed
+notebook next to the table, and `read` gets them back.
+"""
+
+import html
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nadkit.chapters import BadInput, read_notebook
+
+# The key of the claims in the metadata of the output that shows them.
+MIME = "application/vnd.nadkit.claims+json"
+HOLDS, FAILS, UNDECIDED = "holds", "fails", "not decidable at this scale"
+# A symbol and a word each, so that colour is never the only cue.
+SYMBOLS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
+CSS_CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
+
+Test = Callable[[float], bool]
+_COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+_ONE_SIDED = re.compile(rf"(>=|<=|>|<) *{_NUMBER}")
+_BETWEEN = re.compile(rf"between {_NUMBER} and {_NUMBER}")
+
+
+def parse_bound(text: str) -> list[Test]:
+    """Return the one-sided tests of a bound such as ">= 0.95" or "between 0.9 and 1.1".
+
+    Raises:
+        ValueError: `text` is no bound.
+    """
+    if found := _ONE_SIDED.fullmatch(text.strip()):
+        return [_test(found[1], float(found[2]))]
+    if found := _BETWEEN.fullmatch(text.strip()):
+        low, high = float(found[1]), float(found[2])
+        if low <= high:
+            return [_test(">=", low), _test("<=", high)]
+    raise ValueError(
+        f"holds_if: expected '>= 0.95', '> 0', '<= 3', '< 1' or 'between 0.9 and 1.1' "
+        f"(smaller number first), got {text!r}"
+    )
+
+
+def _test(sign: str, bound: float) -> Test:
+    return lambda number: _COMPARE[sign](number, bound)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of a paper beside one measurement of ours.
+
+    `measured` is None where nothing could be measured; `error` is the half-width of its
+    uncertainty; `needs` maps what the statement needs to (amount of this run, amount required).
+
+    Raises:
+        ValueError, TypeError: no verdict could be computed from these.
+    """
+
+    id: str
+    statement: str
+    source: str
+    reported: str | float | None
+    measured: float | None
+    holds_if: str
+    error: float = 0.0
+    needs: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9]+(?:[-.][a-z0-9]+)*", self.id):
+            raise ValueError(f"id: expected lower-case words joined by '-', got {self.id!r}")
+        parse_bound(self.holds_if)
+        # The numbers come from numpy and torch as often as from Python: keep plain floats.
+        if self.measured is not None:
+            self._set("measured", _finite(f"claim {self.id}: measured", self.measured))
+        self._set("error", _finite(f"claim {self.id}: error", self.error))
+        if self.error < 0:
+            raise ValueError(f"claim {self.id}: error: expected at least 0, got {self.error}")
+        needs = {
+            name: tuple(_finite(f"claim {self.id}: needs {name}", number) for number in pair)
+            for name, pair in self.needs.items()
+        }
+        if wrong := [name for name, pair in needs.items() if len(pair) != 2]:
+            raise ValueError(f"claim {self.id}: needs {wrong[0]}: expected (actual, required)")
+        self._set("needs", needs)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def verdict(self) -> str:
+        """HOLDS if the whole interval measured ± error is within the bound, FAILS if none of it is."""
+        if self.measured is None or self._lacking():
+            return UNDECIDED
+        ends = (self.measured - self.error, self.measured + self.error)
+        tests = parse_bound(self.holds_if)
+        if all(test(end) for test in tests for end in ends):
+            return HOLDS
+        # Each test is one-sided: where both ends miss it, so does everything between them.
+        if any(not any(test(end) for end in ends) for test in tests):
+            return FAILS
+        return UNDECIDED
+
+    @property
+    def why_undecided(self) -> str:
+        """The reason a verdict cannot be given here; empty where it can."""
+        if self.verdict != UNDECIDED:
+            return ""
+        if lacking := self._lacking():
+            return "; ".join(f"{name}: {a:g} of the {r:g} needed" for name, (a, r) in lacking)
+        if self.measured is None:
+            return "not measured"
+        return "the uncertainty reaches across the bound"
+
+    def _lacking(self) -> list[tuple[str, tuple[float, float]]]:
+        return [(name, pair) for name, pair in self.needs.items() if pair[0] < pair[1]]
+
+    @property
+    def measurement(self) -> str:
+        """The measured number with its uncertainty, for people."""
+        if self.measured is None:
+            return "-"
+        return f"{self.measured:.4g}" + (f" ± {self.error:.2g}" if self.error else "")
+
+
+def _finite(what: str, number: object) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{what}: expected a finite number, got {value}")
+    return value
+
+
+class Claims(Sequence[Claim]):
+    """Claims with distinct ids, as a table for people and as data for programs.
+
+    Raises:
+        ValueError: two of them have the same id.
+    """
+
+    def __init__(self, claims: Iterable[Claim]) -> None:
+        self._claims = tuple(claims)
+        ids = [claim.id for claim in self._claims]
+        if twice := sorted({name for name in ids if ids.count(name) > 1}):
+            raise ValueError(f"two claims have the id {twice[0]!r}: every claim needs its own")
+
+    def __getitem__(self, index: int) -> Claim:
+        return self._claims[index]
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def __str__(self) -> str:
+        return "\n".join(_as_text(claim) for claim in self)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the claims as plain data, each with its verdict and why it is undecided."""
+        return [asdict(claim) | {"verdict": claim.verdict, "why_undecided": claim.why_undecided} for claim in self]
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict, dict]:
+        # The data for programs go to the output's metadata: as one more way to show the output,
+        # Sphinx would warn that it cannot render it.
+        store = {"version": 1, "claims": self.to_json()}
+        return {"text/html": _as_html(self), "text/plain": str(self)}, {MIME: store}
+
+
+def show(claims: Iterable[Claim]) -> None:
+    """Display the claims in a notebook, and store them in it."""
+    from IPython.display import display
+
+    display(Claims(claims))
+
+
+def _as_text(claim: Claim) -> str:
+    reported = "-" if claim.reported is None else claim.reported
+    lines = [
+        f"{SYMBOLS[claim.verdict]} {claim.verdict}: {claim.statement} [{claim.id}]",
+        f"    {claim.source}: {reported}; measured: {claim.measurement}; holds if {claim.holds_if}",
+    ]
+    return "\n".join(lines + ([f"    {claim.why_undecided}"] if claim.why_undecided else []))
+
+
+def _as_html(claims: Claims) -> str:
+    head = ("Claim", "Source", "Reported", "Measured", "Holds if", "Verdict")
+    cells = "".join(f'<th scope="col">{title}</th>' for title in head)
+    rows = "\n".join(_as_row(claim) for claim in claims)
+    return f'<table class="table nadkit-claims">\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>'
+
+
+def _as_row(claim: Claim) -> str:
+    verdict = f"{SYMBOLS[claim.verdict]} {claim.verdict}"
+    why = f"<br><small>{html.escape(claim.why_undecided)}</small>" if claim.why_undecided else ""
+    reported = "-" if claim.reported is None else str(claim.reported)
+    columns = [
+        f"{html.escape(claim.statement)}<br><code>{claim.id}</code>",
+        *(html.escape(text) for text in (claim.source, reported)),
+        *(html.escape(text) for text in (claim.measurement, claim.holds_if)),
+        f'<strong class="nadkit-{CSS_CLASSES[claim.verdict]}">{verdict}</strong>{why}',
+    ]
+    return f'<tr id="claim-{claim.id}">' + "".join(f"<td>{c}</td>" for c in columns) + "</tr>"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An executed notebook: where it is, what the runner recorded about it, and its claims."""
+
+    path: Path
+    record: Mapping[str, Any]
+    claims: Claims
+
+
+def read(path: str | Path, *, failed: bool = False) -> list[Run]:
+    """Return the runs at `path`, an executed notebook or a folder of them, with their claims.
+
+    Of a folder, failed runs are left out unless `failed`.
+
+    Raises:
+        BadInput: there is nothing to read, a notebook is damaged, or `path` itself is a failed run
+            and `failed` is not set.
+    """
+    path = Path(path)
+    if path.is_file():
+        run = _read_run(path)
+        if run.record.get("status") == "failed" and not failed:
+            raise BadInput(f"{path} is a failed run: its claims count only where you ask for them")
+        return [run]
+    if not path.is_dir():
+        raise BadInput(f"{path}: expected an executed notebook or a folder of them, found nothing")
+    files = [
+        file
+        for file in sorted(path.rglob("*.ipynb"))
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and (failed or not file.name.endswith(".failed.ipynb"))
+    ]
+    runs = [run for run in map(_read_run, files) if failed or run.record.get("status") != "failed"]
+    if not runs:
+        raise BadInput(f"{path}: no finished run below this folder; 'nadkit run' makes one")
+    return runs
+
+
+def _read_run(path: Path) -> Run:
+    notebook = read_notebook(path)
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    stores = [o["metadata"][MIME] for o in outputs if MIME in o.get("metadata", {})]
+    try:
+        claims = Claims(_from_json(entry) for store in stores for entry in store["claims"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path}: the claims stored in it cannot be read: {error}") from error
+    return Run(path, notebook.get("metadata", {}).get("nadkit", {}), claims)
+
+
+def _from_json(entry: Mapping[str, Any]) -> Claim:
+    # The verdict is computed again from the numbers, never believed.
+    return Claim(**{k: v for k, v in entry.items() if k not in ("verdict", "why_undecided")})

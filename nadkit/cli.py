@@ -1,0 +1,252 @@
+"""The command `nadkit`: list, show, run and build the chapters, and read what they claim.
+
+The runner brings papermill and the library brings PyTorch: they are imported by the commands that
+need them, so that `nadkit --help` answers at once.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nadkit import __version__, chapters
+from nadkit.chapters import QUICK, BadInput
+from nadkit.parameters import did_you_mean
+
+OK, FAILED, BAD_INPUT, CLAIM_FAILS, INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_CODES = """exit codes:
+  0    all is well
+  1    a run or a build failed
+  2    bad input, nothing was run
+  3    'nadkit claims' read a claim that fails
+  130  interrupted"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has to say: text for people, data for programs, and its exit code."""
+
+    text: str
+    data: Any
+    code: int = OK
+
+
+Command = Callable[[argparse.Namespace], Answer]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # A batch system ends its jobs by SIGTERM: kernels are to be shut down then as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        options = _parse(argv)
+        answer = options.run(options)
+    except BadInput as error:
+        answer = _problem(str(error), BAD_INPUT)
+    except OSError as error:
+        answer = _problem(str(error), FAILED)
+    except KeyboardInterrupt:
+        answer = _problem("interrupted; finished results are as they were", INTERRUPTED)
+    try:
+        if "--json" in argv:
+            print(json.dumps(answer.data, indent=2), flush=True)
+        elif answer.text:
+            print(answer.text, flush=True)
+    except BrokenPipeError:  # the reader, `head` say, had enough: keep Python's last flush quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return answer.code
+
+
+def _say(message: str) -> None:
+    """Report progress, which must not mix with the answer on stdout."""
+    # In one piece: chapters that run side by side report from threads.
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def _problem(message: str, code: int, **more: object) -> Answer:
+    _say(f"nadkit: {message}")
+    return Answer("", {"status": "failed", "error": message, **more}, code)
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def _list(options: argparse.Namespace) -> Answer:
+    root = _root(options)
+    found = [chapters.load(root, name) for name in chapters.find_chapters(root)]
+    data = [{"chapter": c.name, "title": c.title, "parameters": len(c.parameters), "file": str(c.path)} for c in found]
+    rows = [[c.name, c.title, f"{len(c.parameters)} parameters"] for c in found]
+    return Answer(_table(rows) or f"no chapters below {root / 'book'}", data)
+
+
+def _show(options: argparse.Namespace) -> Answer:
+    data = chapters.describe(chapters.load(_root(options), options.chapter))
+    head = ["parameter", "type", *data["profiles"], "allowed", "meaning"]
+    rows = [
+        [
+            entry["name"],
+            entry["type"],
+            *(json.dumps(entry["values"][profile]) for profile in data["profiles"]),
+            _allowed(entry),
+            entry["help"],
+        ]
+        for entry in data["parameters"]
+    ]
+    table = _table([head, *rows]) if rows else "no parameters"
+    return Answer(f"{data['title']}\n{data['chapter']}\n\n{table}", data)
+
+
+def _allowed(entry: Mapping[str, Any]) -> str:
+    if "choices" in entry:
+        return ", ".join(map(str, entry["choices"]))
+    return entry.get("range") or entry.get("known", "")
+
+
+def _run(options: argparse.Namespace) -> Answer:
+    chapter = chapters.load(_root(options), options.chapter)
+    overrides = chapters.read_mapping(options.params) if options.params else {}
+    overrides |= dict(options.p)
+    values = chapters.validate(chapter, options.profile, overrides)
+
+    from nadkit import claims, runner
+
+    out = options.out
+    if out.suffix != ".ipynb":
+        out /= runner.run_name(chapter, options.profile, values)
+    try:
+        record = runner.execute(chapter, values, out, profile=options.profile)
+    except runner.RunFailed as error:
+        notebook = str(error.notebook) if error.notebook else None
+        return _problem(str(error), FAILED, chapter=chapter.name, notebook=notebook)
+    made = claims.read(out)[0].claims
+    text = f"{chapter.name} finished in {record['seconds']} s: {out}"
+    data = {**record, "notebook": str(out.absolute()), "claims": made.to_json()}
+    return Answer(f"{text}\n\n{made}" if made else text, data)
+
+
+def _build(options: argparse.Namespace) -> Answer:
+    from nadkit import runner
+
+    data = runner.build(_root(options), options.profile, options.jobs, options.out, say=_say)
+    if data["error"]:
+        return _problem(data["error"], FAILED, **{k: v for k, v in data.items() if k != "error"})
+    return Answer(f"the book is at {data['html']}", data)
+
+
+def _claims(options: argparse.Namespace) -> Answer:
+    from nadkit import claims
+
+    runs = [run for path in options.runs for run in claims.read(path, failed=options.failed)]
+    texts = [f"{run.path}\n{run.claims or 'no claims'}" for run in runs]
+    data = [{"notebook": str(run.path), "run": dict(run.record), "claims": run.claims.to_json()} for run in runs]
+    fails = any(claim.verdict == claims.FAILS for run in runs for claim in run.claims)
+    return Answer("\n\n".join(texts), data, CLAIM_FAILS if fails else OK)
+
+
+def _root(options: argparse.Namespace) -> Path:
+    return chapters.find_root(options.root)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ([f"{c:{w}}" for c, w in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are BadInput, with a suggestion where there is a near miss."""
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
+            options = re.findall(r"[\w-]+", wrong[2])
+            message = f"no command is called {wrong[1]!r}: {did_you_mean(wrong[1], options)}"
+        raise BadInput(f"{message}\n{self.format_usage().strip()}")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = re.findall(r"(?<!\w)--?[a-z]+", options.parser.format_help())
+        hint = did_you_mean(unknown[0].partition("=")[0], dict.fromkeys(known))
+        raise BadInput(f"unknown argument {unknown[0]!r}: {hint}")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="nadkit",
+        description="Run the chapters of the book, build it, and read what they claim.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Command, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        sub.set_defaults(run=run, parser=sub)
+        return sub
+
+    listing = command("list", _list, "the chapters of the book")
+    show = command("show", _show, "a chapter's parameters, and their values per profile")
+    run = command("run", _run, "run one chapter")
+    build = command("build", _build, "run the chapters that changed, then build the book's pages")
+    reading = command("claims", _claims, "what executed chapters claim, and whether it holds")
+
+    for sub in (listing, show, run, build):
+        sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
+    for sub in (show, run):
+        sub.add_argument("chapter", metavar="CHAPTER", help="its name, as 'nadkit list' has it")
+    for sub in (run, build):
+        sub.add_argument("--profile", default=QUICK, help="a set of parameters (default: quick)")
+
+    run.add_argument(
+        "-p",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one parameter; lists as 1,2,3; beats --params, which beats --profile",
+    )
+    run.add_argument("--params", type=Path, metavar="FILE", help="parameters in YAML or JSON")
+    run.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where the executed notebook goes, a folder or NAME.ipynb (default: runs)",
+    )
+    build.add_argument("--jobs", type=_jobs, metavar="N", help="chapters to run at the same time")
+    build.add_argument("--out", type=Path, metavar="DIR", help="where _build goes (default: the book's folder)")
+    reading.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="notebooks or folders")
+    reading.add_argument("--failed", action="store_true", help="read failed runs, too")
+    return parser
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name.strip(), value
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text!r}")
+    return int(text)

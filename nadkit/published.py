@@ -1,0 +1,208 @@
+"""The arrays and accuracies that the authors of neural anisotropy directions published.
+
+Source: github.com/LTS4/neural-anisotropy-directions (Apache-2.0), the code of arXiv 2006.09717.
+"""
+
+import difflib
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from nadkit import files
+from nadkit.directions import NADs
+from nadkit.files import DataError
+
+NETWORKS = ("LogReg", "LeNet", "VGG11", "ResNet18", "DenseNet121")
+
+SOURCE = "https://raw.githubusercontent.com/LTS4/neural-anisotropy-directions/master/NADs/"
+
+# Of the files in the authors' repository; the singular values of the other four were not at hand.
+SHA256 = {
+    "LogReg_NADs.npy": "41fa67a1be6728a5b0d1220f851492e573aedb5dcda989b69f18c24a076cf1ea",
+    "LeNet_NADs.npy": "58bb4ca8d28dd73ea380f7c864557b0f48bf9d25d9632076e813ffea058de2bc",
+    "LeNet_eigenvals.npy": "6a72a747ca141a2305d5d5074b44f70e1c56f712efe03ac35735dcbebbd6a822",
+    "VGG11_NADs.npy": "53b9a78554972ff73bf2828795a60d667b17ccd8687f5b81a5dbf77d6ecb6a4d",
+    "ResNet18_NADs.npy": "3d432df94b4f1a67d502d9fcabab222a55aa902bde5fef0d45aad16bc8c5d459",
+    "DenseNet121_NADs.npy": "2434b5bd8670b93ac07d4489b50350314567aa377f47552043f56dfa12ac4bb1",
+}
+
+# About how many networks are behind each array: inferred from the arrays, because no file says it.
+N_NETWORKS = {
+    "LogReg": 10_000,
+    "LeNet": 10_000,
+    "VGG11": 10_000,
+    "ResNet18": 5_000,
+    "DenseNet121": 11_000,
+}
+
+FOURIER_MAP = "published/dft_accuracies_logreg_lenet.csv"
+FOURIER_COLUMNS = {"LogReg": "acc_lr", "LeNet": "acc_ln"}
+INDEX_CURVE = "published/nad_accuracies_lenet.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class IndexCurve:
+    """Test accuracy on D(u_i) against the index i of the NAD u_i, at the P measured indices.
+
+    Attributes:
+        index: (P,) int64.
+        accuracy: (P,) float64 in [0, 1].
+        singular_value: (P,) float64, of the centred derivatives. The file says eigenvalue, but the
+            column decays like the singular values of the published array, not like their squares.
+    """
+
+    index: Tensor
+    accuracy: Tensor
+    singular_value: Tensor
+
+
+def published_nads(name: str, *, download: bool = True) -> NADs:
+    """Return the authors' NADs of a network: 1023 directions of the 1x32x32 input.
+
+    Vectors are (1023, 1024) float64, eigenvalues (1023,) float64. The authors' "eigenvalues" are
+    the singular values s of N centred derivatives; the eigenvalues of the covariance are
+    s^2 / (N - 1). The files come from ``published/`` in a data folder; else they are downloaded
+    there, unless ``download`` is false. Checksums are verified every time.
+
+    Raises:
+        ValueError: the authors published no such network; near misses are suggested.
+        DataError: a file cannot be found or fetched, or is damaged.
+    """
+    network = _network(name)
+    path, vectors = _array(f"{network}_NADs.npy", download)
+    singular_values = _singular_values(network, len(vectors), download)
+    n_networks = N_NETWORKS[network]
+    try:
+        return NADs(
+            vectors=vectors,
+            shape=(1, 32, 32),
+            name=f"{network}, published",
+            eigenvalues=singular_values.square() / (n_networks - 1),
+            n_networks=n_networks,
+        )
+    except ValueError as error:
+        raise _damaged(path, f"orthonormal rows of 1024: {error}") from error
+
+
+def published_fourier_map(name: str) -> Tensor | None:
+    """Return the published test accuracy on D(v) over the Fourier grid: (16, 16) float64, [y, x].
+
+    Accuracies are in [0, 1]. Cell (8, 8) is the constant direction; index i stands for the
+    frequency 2 (i - 8). The map is read from ``published/`` in a data folder and never downloaded:
+    None where it is not at hand.
+
+    Raises:
+        ValueError: the authors published no such network; near misses are suggested.
+        DataError: the file is damaged.
+    """
+    column = FOURIER_COLUMNS.get(_network(name))
+    path = files.find(FOURIER_MAP)
+    if column is None or path is None:
+        return None
+    table = _table(path, ["x", "y", column])
+    if sorted(zip(table.y, table.x, strict=True)) != [(y, x) for y in range(16) for x in range(16)]:
+        raise _damaged(path, "each of the 16 x 16 cells once")
+    return _fractions(path, table.pivot(index="y", columns="x", values=column))
+
+
+def published_index_curve(name: str) -> IndexCurve | None:
+    """Return the published test accuracy on D(u_i) against the NAD index i, as far as measured.
+
+    The file has a row for every index, but was measured at 0 to 10 and at every fourth from there;
+    the rest is interpolated and left out here. The curve comes from another run than the published
+    array. It is read from ``published/`` in a data folder and never downloaded: None where it is
+    not at hand.
+
+    Raises:
+        ValueError: the authors published no such network; near misses are suggested.
+        DataError: the file is damaged.
+    """
+    path = files.find(INDEX_CURVE)
+    if _network(name) != "LeNet" or path is None:
+        return None
+    table = _table(path, ["index", "acc_ln", "eig_ln"])
+    if table["index"].tolist() != list(range(1023)):
+        raise _damaged(path, "the indices 0 to 1022 in order")
+    measured = table[(table["index"] <= 10) | (table["index"] % 4 == 2)]
+    return IndexCurve(
+        index=torch.tensor(measured["index"].to_numpy(), dtype=torch.int64),
+        accuracy=_fractions(path, measured["acc_ln"]),
+        singular_value=_descending(path, torch.tensor(measured["eig_ln"].to_numpy())),
+    )
+
+
+def _network(name: str) -> str:
+    """Return the authors' spelling of a network's name, which may come in any case."""
+    spellings = {network.lower(): network for network in NETWORKS}
+    if name.lower() not in spellings:
+        near = difflib.get_close_matches(name.lower(), spellings, n=1)
+        hint = f"; did you mean {spellings[near[0]]!r}?" if near else ""
+        raise ValueError(f"no NADs were published of {name!r}{hint}; known: {', '.join(NETWORKS)}")
+    return spellings[name.lower()]
+
+
+def _singular_values(network: str, n: int, download: bool) -> Tensor:
+    path, values = _array(f"{network}_eigenvals.npy", download)
+    if values.shape != (n,):
+        raise _damaged(path, f"{n} numbers, got an array of shape {tuple(values.shape)}")
+    return _descending(path, values)
+
+
+def _descending(path: Path, values: Tensor) -> Tensor:
+    if not (values.isfinite().all() and values[-1] > 0 and (values.diff() <= 0).all()):
+        raise _damaged(path, "positive singular values in descending order")
+    return values
+
+
+def _array(file: str, download: bool) -> tuple[Path, Tensor]:
+    """Find or fetch an array of floats, verify it, and only then read it; return it in float64."""
+    path = files.find(f"published/{file}") or _fetch(file, download)
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != SHA256.get(file, found):
+        raise _damaged(path, f"the SHA-256 {SHA256[file]}, got {found}")
+    try:
+        array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise _damaged(path, f"an array in numpy's .npy format: {error}") from error
+    if array.dtype.kind != "f":
+        raise _damaged(path, f"floats, got {array.dtype}")
+    return path, torch.from_numpy(array.astype(np.float64))
+
+
+def _fetch(file: str, download: bool) -> Path:
+    relative = Path("published") / file
+    if not download:
+        raise DataError(f"{files.describe_search([relative])}; it may be downloaded with download=True")
+    try:
+        target = files.download_folder() / relative
+        return files.fetch(SOURCE + file, target, SHA256.get(file))
+    except DataError as error:
+        raise DataError(f"{files.describe_search([relative])}; {error}") from error
+
+
+def _table(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, usecols=columns).astype(float)
+    except ValueError as error:
+        raise _damaged(path, f"columns of numbers named {', '.join(columns)}: {error}") from error
+
+
+def _fractions(path: Path, percent: pd.DataFrame | pd.Series) -> Tensor:
+    fractions = torch.tensor(percent.to_numpy() / 100)
+    if not ((fractions >= 0) & (fractions <= 1)).all():
+        raise _damaged(path, "accuracies from 0 to 100 percent")
+    return fractions
+
+
+def _damaged(path: Path, expected: str) -> DataError:
+    return DataError(
+        f"{path} is not the file that the authors published: expected {expected};"
+        " delete it and run again, or put a good copy in its place"
+    )

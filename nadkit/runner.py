@@ -1,0 +1,389 @@
+"""Running chapters through papermill, and building the book from what they gave."""
+
+import filecmp
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import joblib
+import nbformat
+import papermill
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError, strip_color
+
+from nadkit import files
+from nadkit.chapters import (
+    QUICK,
+    BadInput,
+    Chapter,
+    cell_source,
+    cell_tags,
+    find_chapters,
+    load,
+    profile_values,
+    read_notebook,
+    validate,
+)
+from nadkit.parameters import Value, did_you_mean
+
+FINISHED, FAILED, UNCHANGED = "finished", "failed", "unchanged"
+# What runs a chapter is no part of its result: editing these reruns nothing.
+MACHINE = {"__main__.py", "chapters.py", "cli.py", "parameters.py", "runner.py"}
+TRACEBACK_LINES = 12
+# More chapters than this at once fight over memory, or over the only GPU.
+MOST_JOBS = 4
+
+
+class RunFailed(RuntimeError):
+    """A chapter or the book could not be finished; `notebook` is what was kept of the chapter."""
+
+    def __init__(self, message: str, notebook: Path | None = None) -> None:
+        super().__init__(message)
+        self.notebook = notebook
+
+
+# ---- one chapter ---------------------------------------------------------------------------------
+
+
+def execute(chapter: Chapter, values: Mapping[str, Any], out: Path, *, profile: str = QUICK) -> dict[str, Any]:
+    """Run a chapter with validated values, put the executed notebook at `out`, and return its record.
+
+    The record (chapter, parameters, fingerprint, versions, seconds, ...) is also the notebook's
+    `nadkit` metadata. After Ctrl-C nothing is left behind.
+
+    Raises:
+        RunFailed: the run failed; `out` is as it was before, and what ran is kept beside it as
+            `NAME.failed.ipynb`.
+    """
+    out = out.absolute()
+    kept = out.with_name(f"{out.stem}.failed.ipynb")
+    record = {
+        "chapter": chapter.name,
+        "profile": profile,
+        "parameters": dict(values),
+        "fingerprint": fingerprint(chapter, values),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "platform": platform.platform(),
+    }
+    clock = time.perf_counter()
+    try:
+        with files.atomic_write(out) as part:
+            problem = _run(chapter, values, part)
+            notebook = nbformat.read(part, as_version=4)
+            problem = problem or _incomplete(notebook)
+            record["seconds"] = round(time.perf_counter() - clock, 1)
+            record["status"] = FAILED if problem else FINISHED
+            _finish(notebook, record)
+            nbformat.write(notebook, part)
+            if problem:
+                os.replace(part, kept)
+                message = f"{chapter.name}: {problem}\nWhat ran is kept in {kept}"
+                raise RunFailed(message, notebook=kept)
+    except files.DataError as error:  # no space left, or no folder to write to
+        raise RunFailed(f"{chapter.name}: {error}") from error
+    kept.unlink(missing_ok=True)
+    return record
+
+
+def fingerprint(chapter: Chapter, values: Mapping[str, Any]) -> str:
+    """Return a checksum of all that decides the result: the notebook, its parameters, the library."""
+    cells = [(c["cell_type"], cell_source(c), cell_tags(c)) for c in chapter.notebook["cells"]]
+    package = Path(__file__).parent
+    library = {
+        path.relative_to(package).as_posix(): files.sha256(path)
+        for path in sorted(package.rglob("*.py"))
+        if path.name not in MACHINE
+    }
+    text = json.dumps([cells, dict(values), library], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def up_to_date(out: Path, fingerprint: str) -> bool:
+    """Return whether `out` holds a finished run with this fingerprint."""
+    record = _record(out)
+    return record.get("status") == FINISHED and record.get("fingerprint") == fingerprint
+
+
+def run_name(chapter: Chapter, profile: str, values: Mapping[str, Any]) -> str:
+    """Return the file that a run is kept in: `CHAPTER/PROFILE[,name=value...].ipynb`.
+
+    Only what differs from the profile is named, so that one result has one name.
+    """
+    usual = profile_values(chapter, profile)
+    changed = {name: value for name, value in values.items() if value != usual[name]}
+    words = {name: _words(value) for name, value in changed.items()}
+    exact = ",".join([profile, *(f"{name}={'+'.join(w)}" for name, w in words.items())])
+    plain = all(re.fullmatch(r"[\w.-]+", word, re.ASCII) for w in words.values() for word in w)
+    if not plain or len(exact) > 100:
+        mark = hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:10]
+        exact = f"{re.sub(r'[^0-9A-Za-z_.,=+-]', '_', exact)[:80]}~{mark}"
+    return f"{chapter.name}/{exact}.ipynb"
+
+
+def _words(value: Value) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+
+
+def _record(out: Path) -> dict[str, Any]:
+    try:
+        return read_notebook(out)["metadata"]["nadkit"]
+    except (OSError, BadInput, KeyError):
+        return {}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "nadkit"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _run(chapter: Chapter, values: Mapping[str, Any], part: Path) -> str | None:
+    """Run the chapter into `part` and return what went wrong, if anything."""
+    spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
+    live = sys.stderr.isatty()
+    # Papermill reports every failure to its log as well: we report it once, in our words.
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    try:
+        papermill.execute_notebook(
+            _literal(chapter.path),
+            _literal(part),
+            parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
+            kernel_name=spec.get("name", "python3"),
+            language="python",
+            cwd=chapter.path.parent,
+            progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
+            stderr_file=sys.stderr if live else None,
+            # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        )
+    except PapermillExecutionError as error:
+        return _describe_error(error)
+    except DeadKernelError:
+        return f"the kernel died (out of memory?) in {_last_started(part)}"
+    except NoSuchKernel as error:
+        installed = KernelSpecManager().find_kernel_specs()
+        return (
+            f"the notebook asks for the Jupyter kernel {error.name!r}, which is not installed: "
+            f"{did_you_mean(error.name, installed)} Chapters use 'python3', the environment that "
+            "nadkit itself runs in"
+        )
+    except RuntimeError as error:
+        return f"the kernel did not start: {error}"
+    return None
+
+
+def _literal(path: Path) -> str:
+    # Papermill takes its paths for format strings.
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _describe_error(error: PapermillExecutionError) -> str:
+    lines = strip_color("\n".join(error.traceback)).splitlines()[-TRACEBACK_LINES:]
+    headline = f"cell [{error.exec_count}] failed: {error.ename}: {error.evalue}"
+    return "\n".join([headline, *(f"    {line}" for line in lines)])
+
+
+def _last_started(part: Path) -> str:
+    cells = nbformat.read(part, as_version=4).cells
+    started = [c for c in cells if c.metadata.get("papermill", {}).get("start_time")]
+    first_lines = cell_source(started[-1]).strip().splitlines()[:3] if started else []
+    return "\n".join(["this cell:", *(f"    {line}" for line in first_lines)])
+
+
+def _incomplete(notebook: nbformat.NotebookNode) -> str | None:
+    # Papermill's own record calls cells completed that never ran: look at what they left behind.
+    for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        if any(output.output_type == "error" for output in cell.outputs):
+            return f"cell {number} of the notebook holds an error"
+        if cell.execution_count is None:
+            return f"cell {number} of the notebook did not run"
+    return None
+
+
+def _finish(notebook: nbformat.NotebookNode, record: Mapping[str, Any]) -> None:
+    """Put our record into the notebook in place of papermill's, and fold the injected cell."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata["nadkit"] = dict(record)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if "injected-parameters" in cell_tags(cell):
+            cell.metadata.tags.append("hide-input")
+
+
+# ---- the book ------------------------------------------------------------------------------------
+
+
+def build(
+    root: Path,
+    profile: str = QUICK,
+    jobs: int | None = None,
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run the chapters that changed, `jobs` at a time, then build the pages in `out/_build/html`.
+
+    `out` is `root` where not given. Returned is what became of the chapters and of the pages, under
+    `status`, `chapters`, `html` and `error`.
+
+    Raises:
+        BadInput: a parameter is wrong; nothing was run.
+    """
+    if importlib.util.find_spec("jupyter_book") is None:
+        raise BadInput("jupyter-book is not installed: pip install -e '.[book]'")
+    folder = (out or root).absolute() / "_build"
+    results, todo = {}, {}
+    for chapter in [load(root, name) for name in find_chapters(root)]:
+        values = validate(chapter, profile)
+        notebook = folder / "executed" / profile / f"{chapter.name}.ipynb"
+        results[chapter.name] = {"status": UNCHANGED, "notebook": str(notebook)}
+        if up_to_date(notebook, fingerprint(chapter, values)):
+            say(f"{chapter.name}: unchanged")
+        else:
+            todo[chapter.name] = notebook
+    results |= _run_all(root, todo, profile, jobs, say)
+    failed = [name for name, result in results.items() if result["status"] == FAILED]
+    if failed:
+        error = f"failed: {', '.join(failed)}. The pages were not built"
+        return {"status": FAILED, "chapters": results, "html": None, "error": error}
+    say("building the pages")
+    executed = {name: Path(result["notebook"]) for name, result in results.items()}
+    if _stage(root, executed, folder / "stage"):
+        # Sphinx draws only the pages that changed, with their sidebars.
+        shutil.rmtree(folder / ".doctrees", ignore_errors=True)
+    if error := _render(folder):
+        # A page that warned is not read again, and would pass next time.
+        shutil.rmtree(folder / ".doctrees", ignore_errors=True)
+        return {"status": FAILED, "chapters": results, "html": None, "error": error}
+    html = str(folder / "html" / "index.html")
+    return {"status": FINISHED, "chapters": results, "html": html, "error": None}
+
+
+def _run_all(
+    root: Path,
+    todo: Mapping[str, Path],
+    profile: str,
+    jobs: int | None,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Run chapters side by side, each by a `nadkit run` of its own.
+
+    Papermill is one to a process; and a chapter that takes its process down takes nothing else with it.
+    """
+    cores = joblib.cpu_count()
+    jobs = max(1, min(jobs or min(cores, MOST_JOBS), len(todo)))
+    # More threads than cores is slower than one thread each.
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} if jobs > 1 else {}
+    children: list[subprocess.Popen[str]] = []
+
+    def run(name: str) -> dict[str, Any]:
+        say(f"{name}: running")
+        command = [sys.executable, "-m", "nadkit", "run", name, "--profile", profile, "--json"]
+        child = subprocess.Popen(
+            [*command, "--root", str(root), "--out", str(todo[name])],
+            stdout=subprocess.PIPE,
+            # The bars of one chapter are welcome on the terminal; of several they are a jumble.
+            stderr=None if jobs == 1 else subprocess.PIPE,
+            text=True,
+            env=threads | os.environ,
+            # Ctrl-C reaches us alone, and we pass it on once.
+            start_new_session=True,
+        )
+        children.append(child)
+        output, errors = child.communicate()
+        try:
+            return json.loads(output)
+        except ValueError:
+            tail = "\n".join((errors or "").splitlines()[-TRACEBACK_LINES:])
+            error = f"{name}: its process ended with code {child.returncode}\n{tail}".strip()
+            return {"status": FAILED, "notebook": None, "error": error}
+
+    results = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run, name): name for name in todo}
+        try:
+            for future in as_completed(futures):
+                name, result = futures[future], future.result()
+                results[name] = result
+                seconds = f" in {result['seconds']:.0f} s" if "seconds" in result else ""
+                say(result.get("error") or f"{name}: {result['status']}{seconds}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in children:
+                child.send_signal(signal.SIGINT)
+            raise
+    return results
+
+
+def _stage(root: Path, executed: Mapping[str, Path], stage: Path) -> bool:
+    """Bring the staging folder up to date and return whether the sidebar, thus every page, changed.
+
+    Only what changed is touched: Sphinx reads only that.
+    """
+    book = root / "book"
+    wanted = {name: root / name for name in ("_config.yml", "_toc.yml")}
+    for path in book.rglob("*"):
+        parts = path.relative_to(book).parts
+        hidden = any(part.startswith(".") for part in parts) or parts[0] == "profiles"
+        if path.is_file() and path.suffix != ".ipynb" and not hidden:
+            wanted[path.relative_to(root).as_posix()] = path
+    wanted |= {f"book/{name}.ipynb": path for name, path in executed.items()}
+    old = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
+    for name in old - wanted.keys():
+        (stage / name).unlink()
+    sidebar = old != wanted.keys()
+    for name, path in wanted.items():
+        copy = stage / name
+        if name in old and filecmp.cmp(path, copy, shallow=False):
+            continue
+        if name in old:
+            sidebar |= name.startswith("_") or _heading(path) != _heading(copy)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return sidebar
+
+
+def _heading(page: Path) -> str | None:
+    """Return the first heading of a Markdown file or notebook, as it stands in the file."""
+    found = re.search(rb"^\W*# .*$", page.read_bytes(), flags=re.MULTILINE)
+    return found and found[0].decode()
+
+
+def _render(folder: Path) -> str | None:
+    """Build the pages from the staging folder and return what Sphinx complained of, if anything."""
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    strict = ["-W", "-n", "--keep-going", "-q"]
+    stage = folder / "stage"
+    done = subprocess.run(
+        [*command, str(stage), "--path-output", str(folder.parent), *strict],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        return None
+    # The reader knows the source, not our copy of it.
+    lines = strip_color(done.stderr).replace(f"{stage}{os.sep}", "").splitlines()
+    warnings = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL", line)]
+    return "\n".join(["Sphinx warns:", *(warnings or lines[-TRACEBACK_LINES:])])

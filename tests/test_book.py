@@ -1,0 +1,155 @@
+"""The book itself: it runs, says what it measured, and its pages work without a network."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from nadkit import claims
+from nadkit.chapters import (
+    find_chapters,
+    find_profiles,
+    load,
+    read_notebook,
+    read_profile,
+    validate,
+)
+from nadkit.runner import build
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = list(find_chapters(ROOT))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PROFILE = "smoke"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """The folder `_build` of the book built once in the profile for tests."""
+    if not CHAPTERS:
+        pytest.skip("the book has no chapters yet")
+    out = tmp_path_factory.mktemp("book")
+    result = build(ROOT, PROFILE, out=out)
+    assert result["error"] is None, result["error"]
+    return out / "_build"
+
+
+def pages(built: Path) -> list[Path]:
+    """The HTML pages that people read."""
+    return sorted((built / "html" / "book").rglob("*.html"))
+
+
+# ---- the sources ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", find_profiles(ROOT))
+def test_a_profile_agrees_with_the_chapters(profile):
+    read_profile(ROOT, profile)
+
+
+def test_every_chapter_is_in_the_table_of_contents():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    assert {f"book/{name}" for name in CHAPTERS} <= set(listed)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_is_sound(name):
+    notebook = read_notebook(load(ROOT, name).path)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+    assert load(ROOT, name).parameters
+    assert all(parameter.help for parameter in load(ROOT, name).parameters.values())
+
+
+# ---- the runs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_profile_reached_the_chapter(built, name):
+    chapter = load(ROOT, name)
+    wanted = validate(chapter, PROFILE)
+    notebook = nbformat.read(built / "executed" / PROFILE / f"{name}.ipynb", as_version=4)
+    assert notebook.metadata.nadkit.parameters == wanted
+    injected = "".join(cell.source for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
+    changed = {n for n, value in wanted.items() if value != chapter.parameters[n].default}
+    assert set(re.findall(r"^(\w+) = ", injected, flags=re.MULTILINE)) == changed
+
+
+def test_every_chapter_claims_something_under_an_id_of_its_own(built):
+    runs = claims.read(built / "executed" / PROFILE)
+    assert len(runs) == len(CHAPTERS)
+    assert all(run.claims for run in runs)
+    ids = [claim.id for run in runs for claim in run.claims]
+    assert len(set(ids)) == len(ids)
+
+
+# ---- the pages -----------------------------------------------------------------------------------
+
+
+class Loads(HTMLParser):
+    """Collects what a page loads, and the images without a text of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.mute: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "link" and given.get("rel") not in ("canonical", "author"):
+            self.addresses.append(given.get("href") or "")
+        for name in ("src", "srcset", "poster", "data"):
+            self.addresses.append(given.get(name) or "")
+        if tag == "img" and given.get("alt", "") in ("", given.get("src")):
+            self.mute.append(given.get("src") or "")
+
+
+def test_pages_load_nothing_from_outside(built):
+    outside = re.compile(r"(https?:)?//")
+    for page in pages(built):
+        loads = Loads()
+        loads.feed(page.read_text())
+        assert any(loads.addresses)
+        assert [a for a in loads.addresses if outside.match(a.strip())] == [], page
+    sheets = list((built / "html" / "_static").rglob("*.css"))
+    assert sheets
+    for sheet in sheets:
+        found = re.findall(r"(?:url\(|@import)\s*['\"]?((?:https?:)?//[^'\")]+)", sheet.read_text())
+        assert found == [], sheet
+
+
+def test_every_picture_says_what_it_shows(built):
+    for page in pages(built):
+        loads = Loads()
+        loads.feed(page.read_text())
+        assert loads.mute == [], page
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_pages_work_in_a_browser_without_a_network(built, tmp_path):
+    rendered = 0
+    for page in pages(built):
+        done = subprocess.run(
+            [
+                CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+                "--enable-logging=stderr", "--virtual-time-budget=8000",
+                "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path}",
+                page.as_uri(),
+            ],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+        formulas = len(re.findall(r'class="math ', page.read_text()))
+        drawn = re.findall(r"<mjx-container[^>]*>\s*<svg", done.stdout)
+        assert len(drawn) >= formulas, page
+        assert "data-mjx-error" not in done.stdout, page
+        complaints = re.findall(r"CONSOLE.*(?:Error|Failed|Refused|ERR_).*", done.stderr)
+        assert complaints == [], page
+        rendered += len(drawn)
+    assert rendered > 0

@@ -1,0 +1,180 @@
+"""Claims: verdicts from numbers alone, shown to people and read back by programs."""
+
+import math
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from nadkit.chapters import BadInput
+from nadkit.claims import FAILS, HOLDS, MIME, SYMBOLS, UNDECIDED, Claim, Claims, read
+
+
+def claim(measured: float | None = 1.0, holds_if: str = ">= 0.95", **more) -> Claim:
+    fields = {"id": "top-1", "statement": "It works", "source": "Paper, fig. 1", "reported": 0.99}
+    return Claim(**fields | {"measured": measured, "holds_if": holds_if} | more)
+
+
+@pytest.mark.parametrize(
+    ("measured", "error", "holds_if", "verdict"),
+    [
+        (0.96, 0.0, ">= 0.95", HOLDS),
+        (0.95, 0.0, ">= 0.95", HOLDS),
+        (0.95, 0.0, "> 0.95", FAILS),
+        (0.94, 0.0, ">= 0.95", FAILS),
+        (0.75, 0.25, ">= 0.5", HOLDS),
+        (0.75, 0.25, "> 0.5", UNDECIDED),
+        (0.75, 0.25, ">= 1", UNDECIDED),
+        (0.75, 0.25, "> 1", FAILS),
+        (0.75, 0.25, ">= 0.6", UNDECIDED),
+        (2.0, 0.5, "<= 3", HOLDS),
+        (4.0, 0.5, "<= 3", FAILS),
+        (3.0, 0.5, "<= 3", UNDECIDED),
+        (3.0, 0.0, "< 3", FAILS),
+        (-2.0, 0.5, "<= -1.5", HOLDS),
+        (1.0, 0.1, "between 0.8 and 1.2", HOLDS),
+        (1.0, 0.5, "between 0.8 and 1.2", UNDECIDED),
+        (1.2, 0.1, "between 0.8 and 1.2", UNDECIDED),
+        (1.5, 0.1, "between 0.8 and 1.2", FAILS),
+        (0.1, 0.1, "between 0.8 and 1.2", FAILS),
+        (1e-4, 0.0, "< 1e-3", HOLDS),
+    ],
+)
+def test_verdict_looks_at_the_whole_interval(measured, error, holds_if, verdict):
+    assert claim(measured, holds_if, error=error).verdict == verdict
+
+
+def test_too_small_a_run_decides_nothing():
+    small = claim(1.0, needs={"networks": (200, 1000), "seeds": (5, 3)})
+    assert small.verdict == UNDECIDED
+    assert small.why_undecided == "networks: 200 of the 1000 needed"
+    assert claim(1.0, needs={"networks": (1000, 1000)}).verdict == HOLDS
+
+
+def test_what_was_not_measured_is_undecided():
+    assert claim(None).verdict == UNDECIDED
+    assert claim(None).why_undecided == "not measured"
+    assert claim(1.0).why_undecided == ""
+
+
+def test_numbers_of_numpy_become_plain():
+    converted = claim(np.float32(0.5), error=np.float64(0.25))
+    assert (type(converted.measured), type(converted.error)) == (float, float)
+
+
+@pytest.mark.parametrize(
+    "holds_if",
+    ["", "0.95", "=> 0.95", "== 1", ">= x", ">= 0.9 or so", "between 2 and 1", ">= nan", "> inf"],
+)
+def test_only_bounds_are_conditions(holds_if):
+    with pytest.raises(ValueError, match="holds_if: expected"):
+        claim(1.0, holds_if)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("measured", math.nan),
+        ("measured", math.inf),
+        ("measured", "many"),
+        ("error", -0.1),
+        ("error", math.nan),
+        ("id", "Top 1"),
+        ("needs", {"networks": (1, math.nan)}),
+        ("needs", {"networks": (1,)}),
+    ],
+)
+def test_a_claim_that_no_verdict_can_come_from_is_refused(field, value):
+    with pytest.raises(ValueError, match=r"expected|could not convert"):
+        claim(**{field: value})
+
+
+def test_two_claims_cannot_share_an_id():
+    with pytest.raises(ValueError, match="two claims have the id 'top-1'"):
+        Claims([claim(), claim()])
+
+
+def test_table_says_the_verdict_in_words_and_by_a_symbol():
+    claims = [
+        claim(1.0, id="a", statement="x < y & 'z'"),
+        claim(0.1, id="b"),
+        claim(None, id="c", reported=None),
+    ]
+    data, _ = Claims(claims)._repr_mimebundle_()
+    for verdict in (HOLDS, FAILS, UNDECIDED):
+        assert f"{SYMBOLS[verdict]} {verdict}" in data["text/html"]
+        assert f"{SYMBOLS[verdict]} {verdict}" in data["text/plain"]
+    assert "x &lt; y &amp;" in data["text/html"]
+    assert "not measured" in data["text/html"]
+
+
+def executed(path: Path, *stores: list[Claim], status: str = "finished") -> Path:
+    """A notebook as it looks after a run that showed these claims."""
+    cells = []
+    for claims in stores:
+        data, metadata = Claims(claims)._repr_mimebundle_()
+        output = nbformat.v4.new_output("display_data", data, metadata=metadata)
+        cells.append(nbformat.v4.new_code_cell("show(...)", outputs=[output]))
+    record = {"status": status, "chapter": "inputs/nads"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"nadkit": record})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_claims_come_back_from_the_notebook_they_were_shown_in(tmp_path):
+    made = [claim(0.5, error=0.25, needs={"networks": (20, 10)}), claim(None, id="other")]
+    (run,) = read(executed(tmp_path / "a.ipynb", made))
+    assert list(run.claims) == made
+    assert run.record["chapter"] == "inputs/nads"
+
+
+def test_a_verdict_in_the_file_is_not_believed(tmp_path):
+    path = executed(tmp_path / "a.ipynb", [claim(0.1)])
+    path.write_text(path.read_text().replace('"verdict": "fails"', '"verdict": "holds"'))
+    assert read(path)[0].claims[0].verdict == FAILS
+
+
+def test_a_folder_is_read_without_failed_and_hidden_runs(tmp_path):
+    executed(tmp_path / "one" / "quick.ipynb", [claim()])
+    executed(tmp_path / "two" / "quick.ipynb", [claim()], status="failed")
+    executed(tmp_path / "two" / "gpu.failed.ipynb", [claim()], status="failed")
+    executed(tmp_path / "two" / ".part.ipynb", [claim()])
+    assert [run.path.parent.name for run in read(tmp_path)] == ["one"]
+    assert len(read(tmp_path, failed=True)) == 3
+
+
+def test_a_failed_run_is_read_only_where_asked_for(tmp_path):
+    path = executed(tmp_path / "a.ipynb", [claim()], status="failed")
+    with pytest.raises(BadInput, match="failed run"):
+        read(path)
+    assert len(read(path, failed=True)[0].claims) == 1
+
+
+def test_one_id_in_two_tables_of_a_notebook_is_refused(tmp_path):
+    path = executed(tmp_path / "a.ipynb", [claim()], [claim()])
+    with pytest.raises(BadInput, match="two claims have the id 'top-1'"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", ["", '{"cells": [', "[]", '{"cells": 3}'])
+def test_a_damaged_notebook_is_named(tmp_path, content):
+    (tmp_path / "a.ipynb").write_text(content)
+    with pytest.raises(BadInput, match=r"a\.ipynb is not a notebook"):
+        read(tmp_path)
+
+
+def test_a_damaged_store_is_named(tmp_path):
+    path = executed(tmp_path / "a.ipynb", [claim()])
+    path.write_text(path.read_text().replace('"holds_if": ">= 0.95"', '"holds_if": "maybe"'))
+    assert MIME in path.read_text()
+    with pytest.raises(BadInput, match=r"a\.ipynb: the claims stored in it cannot be read"):
+        read(path)
+
+
+def test_nothing_to_read_is_an_error(tmp_path):
+    with pytest.raises(BadInput, match="found nothing"):
+        read(tmp_path / "absent")
+    with pytest.raises(BadInput, match="no finished run"):
+        read(tmp_path)

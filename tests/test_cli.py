@@ -1,0 +1,150 @@
+"""The command: answers, exit codes, and complaints that help."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import CODE, make_notebook
+
+from nadkit.cli import main
+
+CLAIM = """\
+from nadkit.claims import Claim, show
+show([Claim("one-n", "n is large", "Paper, fig. 1", 5, n, ">= 3")])
+"""
+
+
+@pytest.fixture
+def book(make_book, monkeypatch):
+    """A book with one chapter that claims something, and the current folder inside it."""
+    chapter = make_notebook("One", code=(CODE, CLAIM))
+    root = make_book({"smoke": {"part/one": {"n": 2, "scale": 2.0}}}, part__one=chapter)
+    monkeypatch.chdir(root)
+    return root
+
+
+def ask(capsys, *argv: str) -> tuple[int, dict | list, str]:
+    """The exit code, the JSON document on stdout, and stderr of a command."""
+    code = main([*argv, "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out), err
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy():
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "nadkit", "--help"], capture_output=True, text=True, check=True)
+        took.append(time.perf_counter() - start)
+    assert min(took) < 0.5
+    for line in ("list", "show", "run", "build", "claims", "130  interrupted"):
+        assert line in done.stdout
+    heavy = "import sys, nadkit.cli; print({'torch', 'papermill', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_list(book, capsys):
+    code, data, _ = ask(capsys, "list")
+    assert code == 0
+    file = str(book / "book" / "part" / "one.ipynb")
+    assert data == [{"chapter": "part/one", "title": "One", "parameters": 4, "file": file}]
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.split() == ["part/one", "One", "4", "parameters"]
+
+
+def test_show(book, capsys):
+    code, data, _ = ask(capsys, "show", "one")
+    assert code == 0
+    assert data["parameters"][0]["values"] == {"quick": 3, "smoke": 2}
+    assert main(["show", "one"]) == 0
+    table = capsys.readouterr().out
+    assert "1..100" in table
+    assert "mean, sum" in table
+
+
+def test_run_then_claims(book, capsys):
+    (book / "my.yml").write_text("n: 4\nscale: 1e-3\n")
+    command = ("run", "one", "--profile", "smoke", "--params", "my.yml", "-p", "n=5")
+    code, data, err = ask(capsys, *command)
+    assert (code, err) == (0, "")
+    assert data["parameters"] == {"n": 5, "scale": 1e-3, "method": "mean", "sizes": [1, 2]}
+    assert data["notebook"] == str(book / "runs/part/one/smoke,n=5,scale=0.001.ipynb")
+    assert data["claims"][0]["verdict"] == "holds"
+    code, data, _ = ask(capsys, "claims", "runs")
+    assert code == 0
+    assert [entry["claims"][0]["measured"] for entry in data] == [5.0]
+
+    assert main(["run", "one", "--profile", "smoke", "--out", "x.ipynb"]) == 0
+    assert "fails: n is large" in capsys.readouterr().out
+    code, data, _ = ask(capsys, "claims", "runs", "x.ipynb")
+    assert code == 3
+    assert data[1]["run"]["profile"] == "smoke"
+
+
+def test_a_failed_run_has_its_own_exit_code(make_book, monkeypatch, capsys):
+    monkeypatch.chdir(make_book(bad=make_notebook(code=("1 / 0",))))
+    code, data, err = ask(capsys, "run", "bad")
+    assert code == 1
+    assert data["status"] == "failed"
+    assert data["notebook"].endswith("runs/bad/quick.failed.ipynb")
+    assert "ZeroDivisionError" in data["error"]
+    assert "ZeroDivisionError" in err
+    code, data, _ = ask(capsys, "build")
+    assert code == 1
+    assert data["chapters"]["bad"]["status"] == "failed"
+
+
+def test_build(book, capsys):
+    code, data, err = ask(capsys, "build", "--out", "elsewhere", "--jobs", "1")
+    assert code == 0
+    assert data["html"] == str(book / "elsewhere/_build/html/index.html")
+    assert "part/one: finished" in err
+    assert main(["build", "--out", "elsewhere"]) == 0
+    assert "index.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["lst"], "no command is called 'lst': did you mean 'list'?"),
+        (["list", "--jsn"], "unknown argument '--jsn': did you mean '--json'?"),
+        (["run", "one", "--profle=smoke"], "unknown argument '--profle=smoke': did you mean"),
+        (["run", "one", "--prof", "smoke"], "unknown argument '--prof': did you mean '--profile'?"),
+        (["show", "onne"], "no chapter is called 'onne': did you mean part/one?"),
+        (["run", "one", "-p", "n"], "expected NAME=VALUE, got 'n'"),
+        (["run", "one", "-p", "=3"], "expected NAME=VALUE, got '=3'"),
+        (["run", "one", "-p", "m=3"], "part/one: m: no such parameter"),
+        (["run", "one", "-p", "n=2.0"], "part/one: n: expected int, got '2.0'"),
+        (["run", "one", "--params", "absent.yml"], "absent.yml: no such file"),
+        (["run", "one", "--profile", "smok"], "did you mean 'smoke'?"),
+        (["build", "--jobs", "0"], "expected a whole number, at least 1, got '0'"),
+        (["build", "--profile", "gpu"], "no profile is called 'gpu'"),
+        (["claims"], "the following arguments are required: RUNS"),
+        (["claims", "absent"], "found nothing"),
+        (["list", "--root", "/"], "no book found"),
+    ],
+)
+def test_bad_input_runs_nothing_and_says_what_to_do(book, capsys, argv, message):
+    code, data, err = ask(capsys, *argv)
+    assert code == 2
+    assert message in data["error"]
+    assert message in err
+    assert not (book / "runs").exists()
+    assert not (book / "_build").exists()
+
+
+def test_complaints_for_people_leave_stdout_empty(book, capsys):
+    assert main(["show", "onne"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "nadkit: no chapter is called 'onne': did you mean part/one?\n"
+
+
+def test_a_reader_that_stops_reading_is_no_error(book):
+    command = f"{sys.executable} -m nadkit show one --json | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -1,0 +1,297 @@
+"""Running chapters: what a run leaves behind, how it fails, and what a build runs again."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import CODE, make_notebook
+
+from nadkit import runner
+from nadkit.chapters import load, validate
+from nadkit.runner import RunFailed, build, execute, fingerprint, run_name, up_to_date
+
+
+def run(root: Path, name: str, out: Path, **overrides) -> dict:
+    chapter = load(root, name)
+    return execute(chapter, validate(chapter, overrides=overrides), out)
+
+
+def printed(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+# ---- one run -------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_the_notebook_and_its_record(make_book, tmp_path):
+    out = tmp_path / "runs" / "a {braced} folder" / "one.ipynb"
+    code = (CODE, "import os\nprint(os.getcwd())")
+    root = make_book(part__one=make_notebook(code=code))
+    record = run(root, "one", out, n="4", sizes="5,6", method="sum")
+    notebook = nbformat.read(out, as_version=4)
+    nbformat.validate(notebook)
+    assert "result 2.0 sum [5, 6]" in printed(out)
+    assert str(root / "book" / "part") in printed(out)
+    assert notebook.metadata.nadkit == record
+    assert record["parameters"] == {"n": 4, "scale": 0.5, "method": "sum", "sizes": [5, 6]}
+    assert (record["chapter"], record["profile"]) == ("part/one", "quick")
+    assert (record["status"], record["versions"]["python"][0]) == ("finished", "3")
+    assert "papermill" not in notebook.metadata
+    (injected,) = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert "hide-input" in injected.metadata.tags
+    assert "scale" not in injected.source
+    assert files_below(tmp_path / "runs") == ["a {braced} folder/one.ipynb"]
+
+
+def test_the_notebooks_own_values_need_no_injected_cell(make_book, tmp_path):
+    root = make_book(one=make_notebook())
+    run(root, "one", tmp_path / "one.ipynb")
+    assert len(nbformat.read(tmp_path / "one.ipynb", as_version=4).cells) == 3
+
+
+def test_a_failing_cell_is_reported_and_the_earlier_result_untouched(make_book, tmp_path):
+    out = tmp_path / "runs" / "one.ipynb"
+    root = make_book(one=make_notebook(code=("print(1 / (n - 1))", "print('later')")))
+    run(root, "one", out, n=2)
+    before = out.read_bytes()
+    with pytest.raises(RunFailed, match="ZeroDivisionError: division by zero") as caught:
+        run(root, "one", out, n=1)
+    failed = tmp_path / "runs" / "one.failed.ipynb"
+    assert caught.value.notebook == failed
+    assert str(failed) in str(caught.value)
+    assert out.read_bytes() == before
+    record = nbformat.read(failed, as_version=4).metadata.nadkit
+    assert (record["status"], record["parameters"]["n"]) == ("failed", 1)
+    run(root, "one", out, n=3)
+    assert files_below(tmp_path / "runs") == ["one.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os\nos._exit(1)", r"the kernel died .*\n    import os\n    os._exit\(1\)"),
+        ("raise SystemExit", "holds an error"),
+    ],
+)
+def test_a_run_that_ends_early_is_no_success(make_book, tmp_path, code, message):
+    root = make_book(one=make_notebook(code=("print('first')", code, "print('never')")))
+    with pytest.raises(RunFailed, match=message):
+        run(root, "one", tmp_path / "runs" / "one.ipynb")
+    assert files_below(tmp_path / "runs") == ["one.failed.ipynb"]
+    assert "first" in printed(tmp_path / "runs" / "one.failed.ipynb")
+
+
+def test_a_cell_that_never_ran_is_no_success(make_book, tmp_path, monkeypatch):
+    def leave_unrun(source: str, part: str, **_: object) -> None:
+        Path(part).write_text(Path(source).read_text())
+
+    monkeypatch.setattr(runner.papermill, "execute_notebook", leave_unrun)
+    with pytest.raises(RunFailed, match="cell 2 of the notebook did not run"):
+        run(make_book(one=make_notebook()), "one", tmp_path / "runs" / "one.ipynb")
+    assert files_below(tmp_path / "runs") == ["one.failed.ipynb"]
+
+
+def test_a_missing_kernel_is_named_with_those_there_are(make_book, tmp_path):
+    root = make_book(one=make_notebook(kernel="python33"))
+    with pytest.raises(RunFailed, match=r"kernel 'python33', which is not.*did you mean 'python3'"):
+        run(root, "one", tmp_path / "one.ipynb")
+
+
+def test_a_full_disk_leaves_nothing_half_written(make_book, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    root = make_book(one=make_notebook())
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RunFailed, match=r"(?i)one\.ipynb.*no space left"):
+        run(root, "one", tmp_path / "runs" / "one.ipynb")
+    assert files_below(tmp_path / "runs") == []
+
+
+@pytest.mark.parametrize("command", [["run", "one", "--out", "runs"], ["build", "--out", "runs"]])
+def test_an_interrupt_stops_the_kernel_and_leaves_nothing(make_book, tmp_path, command):
+    code = (
+        f"import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        f"time.sleep(60)"
+    )
+    root = make_book(one=make_notebook(code=(code,)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nadkit", *command, "--json", "--root", str(root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in json.loads(output)["error"]
+    assert "Traceback" not in errors
+    assert files_below(tmp_path / "runs") == []
+    wait_until(lambda: not is_alive(int((tmp_path / "pid").read_text())))
+
+
+def wait_until(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# ---- names and fingerprints ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({}, "one/quick.ipynb"),
+        ({"n": 3}, "one/quick.ipynb"),
+        ({"method": "sum", "n": 4}, "one/quick,n=4,method=sum.ipynb"),
+        ({"sizes": [3, 4], "scale": 1e-5}, "one/quick,scale=1e-05,sizes=3+4.ipynb"),
+    ],
+)
+def test_a_run_is_named_by_what_differs_from_its_profile(make_book, overrides, name):
+    chapter = load(make_book(one=make_notebook()), "one")
+    assert run_name(chapter, "quick", validate(chapter, overrides=overrides)) == name
+
+
+def test_odd_and_long_values_give_safe_and_distinct_names(make_book):
+    source = 'words: list[str] = ["a"]  # words\n'
+    chapter = load(make_book(one=make_notebook(parameters=source, code=())), "one")
+    values = [["a/b"], ["a_b"], ["a+b"], ["a", "b"], ["../x"], ["x" * 300], ["x" * 301], []]
+    names = [run_name(chapter, "quick", {"words": words}) for words in values]
+    assert len(set(names)) == len(names)
+    for name in names:
+        folder, file = name.split("/")
+        assert folder == "one"
+        assert len(file) < 120
+
+
+def test_the_fingerprint_follows_source_tags_and_parameters_alone(make_book):
+    def mark(notebook: nbformat.NotebookNode, **overrides) -> str:
+        chapter = load(make_book(one=notebook), "one")
+        return fingerprint(chapter, validate(chapter, overrides=overrides))
+
+    same = mark(make_notebook())
+    decorated = make_notebook()
+    decorated.cells[-1].outputs = [nbformat.v4.new_output("stream", text="old")]
+    decorated.cells[-1].execution_count = 9
+    assert mark(decorated) == same
+    tagged = make_notebook()
+    tagged.cells[-1].metadata["tags"] = ["hide-input"]
+    others = [mark(tagged), mark(make_notebook(code=("1",))), mark(make_notebook(), n=4)]
+    assert len({same, *others}) == 4
+
+
+def test_the_fingerprint_follows_the_library_and_not_the_machine(make_book, monkeypatch):
+    chapter = load(make_book(one=make_notebook()), "one")
+    asked = []
+    sha256 = runner.files.sha256
+    monkeypatch.setattr(runner.files, "sha256", lambda p: (asked.append(p.name), sha256(p))[1])
+    same = fingerprint(chapter, {})
+    assert "claims.py" in asked
+    assert not {"cli.py", "runner.py", "chapters.py", "parameters.py"} & set(asked)
+    monkeypatch.setattr(runner.files, "sha256", lambda path: "edited")
+    assert fingerprint(chapter, {}) != same
+
+
+def test_only_a_finished_run_with_the_fingerprint_is_up_to_date(tmp_path):
+    path = tmp_path / "one.ipynb"
+    assert not up_to_date(path, "abc")
+    for status, expected in [("finished", True), ("failed", False)]:
+        record = {"status": status, "fingerprint": "abc"}
+        nbformat.write(nbformat.v4.new_notebook(metadata={"nadkit": record}), path)
+        assert up_to_date(path, "abc") is expected
+        assert not up_to_date(path, "abd")
+    path.write_text("{")
+    assert not up_to_date(path, "abc")
+
+
+# ---- builds --------------------------------------------------------------------------------------
+
+
+def statuses(result: dict) -> dict[str, str]:
+    return {name: chapter["status"] for name, chapter in result["chapters"].items()}
+
+
+def test_a_build_runs_only_what_changed(make_book, tmp_path):
+    threads = "import os\nprint('threads', os.environ.get('OMP_NUM_THREADS'))"
+    book = {"one": make_notebook("One"), "part__two": make_notebook("Two", code=(threads,))}
+    profiles = {"smoke": {"one": {"n": 2}}}
+    root, out = make_book(profiles, **book), tmp_path / "out"
+
+    first = build(root, "smoke", jobs=2, out=out)
+    assert first["error"] is None
+    assert statuses(first) == {"one": "finished", "part/two": "finished"}
+    html = out / "_build" / "html"
+    assert first["html"] == str(html / "index.html")
+    assert "result 1.0" in (html / "book" / "one.html").read_text()
+    executed = out / "_build" / "executed" / "smoke"
+    assert f"threads {max(1, runner.joblib.cpu_count() // 2)}" in printed(executed / "part/two.ipynb")
+    page = html / "book" / "part" / "two.html"
+    drawn = page.stat().st_mtime_ns
+
+    assert set(statuses(build(root, "smoke", out=out)).values()) == {"unchanged"}
+
+    make_book(profiles, **book | {"one": make_notebook("One", code=("print('edited')",))})
+    assert statuses(build(root, "smoke", out=out)) == {"one": "finished", "part/two": "unchanged"}
+    assert "edited" in (html / "book" / "one.html").read_text()
+    assert page.stat().st_mtime_ns == drawn
+
+    make_book(profiles, **book | {"one": make_notebook("Another title")})
+    build(root, "smoke", out=out)
+    assert "Another title" in page.read_text()
+
+
+def test_a_failed_chapter_lets_the_others_finish_and_keeps_the_pages(make_book, tmp_path):
+    root = make_book(bad=make_notebook(code=("1 / 0",)), good=make_notebook())
+    said = []
+    result = build(root, jobs=2, out=tmp_path, say=said.append)
+    assert statuses(result) == {"bad": "failed", "good": "finished"}
+    assert (result["html"], result["status"]) == (None, "failed")
+    assert "failed: bad" in result["error"]
+    assert any("ZeroDivisionError" in message for message in said)
+    assert not (tmp_path / "_build" / "html").exists()
+
+
+def test_a_chapter_that_kills_its_process_fails_alone(make_book, tmp_path):
+    kill = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
+    root = make_book(bad=make_notebook(code=(kill,)), good=make_notebook())
+    result = build(root, jobs=2, out=tmp_path)
+    assert statuses(result) == {"bad": "failed", "good": "finished"}
+    assert "its process ended with code -9" in result["chapters"]["bad"]["error"]
+
+
+def test_a_warning_fails_the_build_every_time(make_book, tmp_path):
+    notebook = make_notebook()
+    notebook.cells[0].source += "\n\nSee {ref}`nowhere`."
+    root = make_book(one=notebook)
+    for _ in range(2):
+        result = build(root, out=tmp_path)
+        assert result["html"] is None
+        assert "book/one.ipynb" in result["error"]
+        assert "undefined label: 'nowhere'" in result["error"]
+        assert "\x1b" not in result["error"]
