@@ -4,6 +4,7 @@ A chapter shows its claims with one call, `show([Claim(...), ...])`; they are st
 notebook next to the table, and `read` gets them back.
 """
 
+import contextlib
 import html
 import math
 import operator
@@ -59,7 +60,7 @@ class Claim:
     uncertainty; `needs` maps what the statement needs to (amount of this run, amount required).
 
     Raises:
-        ValueError, TypeError: no verdict could be computed from these.
+        ValueError: no verdict could be computed from these.
     """
 
     id: str
@@ -76,6 +77,8 @@ class Claim:
             raise ValueError(f"id: expected lower-case words joined by '-', got {self.id!r}")
         parse_bound(self.holds_if)
         # The numbers come from numpy and torch as often as from Python: keep plain floats.
+        if not isinstance(self.reported, str | None):
+            self._set("reported", _finite(f"claim {self.id}: reported", self.reported))
         if self.measured is not None:
             self._set("measured", _finite(f"claim {self.id}: measured", self.measured))
         self._set("error", _finite(f"claim {self.id}: error", self.error))
@@ -129,10 +132,10 @@ class Claim:
 
 
 def _finite(what: str, number: object) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{what}: expected a finite number, got {value}")
-    return value
+    with contextlib.suppress(TypeError, ValueError):
+        if math.isfinite(value := float(number)):
+            return value
+    raise ValueError(f"{what}: expected a finite number, got {number!r}")
 
 
 class Claims(Sequence[Claim]):

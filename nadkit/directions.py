@@ -104,9 +104,15 @@ class Basis:
         return (coordinates @ self._vectors_like(coordinates)).unflatten(-1, self.shape)
 
     def remove(self, x: Tensor, indices: int | Sequence[int]) -> Tensor:
-        """Return x without its components along the given directions: x - sum_k <u_k, x> u_k, in the shape of ``x``."""
+        """Return x without its components along the given directions: x - sum_k <u_k, x> u_k, in the shape of ``x``.
+
+        Raises:
+            IndexError: there is no such direction.
+        """
         indices = [indices] if isinstance(indices, int) else list(indices)
-        rows = torch.stack([self[i] for i in indices]).to(x.device, _floating(x))
+        if wrong := [i for i in indices if not -len(self) <= i < len(self)]:
+            raise IndexError(f"{self.name}: expected indices from 0 to {len(self) - 1}, got {wrong[0]}")
+        rows = self.vectors[indices].to(x.device, _floating(x))
         flat = self._flat(x)
         return (flat - flat @ rows.T @ rows).reshape(x.shape)
 

@@ -15,7 +15,9 @@ import torch
 def derive(seed: int, *path: int | str) -> int:
     """Return the 63-bit seed that belongs to ``path`` below ``seed`` (a hash: neighbouring seeds are unrelated)."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in path]
-    return int(np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # as a spawn key, not as entropy: there, trailing zeros would not count
+    sequence = np.random.SeedSequence(seed, spawn_key=words)
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def generator(seed: int, *path: int | str, device: str | torch.device = "cpu") -> torch.Generator:

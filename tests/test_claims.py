@@ -1,5 +1,6 @@
 """Claims: verdicts from numbers alone, shown to people and read back by programs."""
 
+import json
 import math
 from pathlib import Path
 
@@ -59,8 +60,9 @@ def test_what_was_not_measured_is_undecided():
 
 
 def test_numbers_of_numpy_become_plain():
-    converted = claim(np.float32(0.5), error=np.float64(0.25))
-    assert (type(converted.measured), type(converted.error)) == (float, float)
+    converted = claim(np.float32(0.5), error=np.float64(0.25), reported=np.float32(0.75))
+    assert json.dumps(Claims([converted]).to_json())
+    assert (converted.measured, converted.error, converted.reported) == (0.5, 0.25, 0.75)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_only_bounds_are_conditions(holds_if):
     ],
 )
 def test_a_claim_that_no_verdict_can_come_from_is_refused(field, value):
-    with pytest.raises(ValueError, match=r"expected|could not convert"):
+    with pytest.raises(ValueError, match="expected"):
         claim(**{field: value})
 
 

@@ -178,6 +178,14 @@ def test_a_run_is_named_by_what_differs_from_its_profile(make_book, overrides, n
     assert run_name(chapter, "quick", validate(chapter, overrides=overrides)) == name
 
 
+def test_a_run_is_named_though_its_profile_is_not_possible_here(make_book):
+    source = 'device: str = "auto"  # where [device]\n'
+    notebook = make_notebook(parameters=source, code=())
+    chapter = load(make_book({"gpu": {"one": {"device": "cuda:99"}}}, one=notebook), "one")
+    values = validate(chapter, "gpu", {"device": "cpu"})
+    assert run_name(chapter, "gpu", values) == "one/gpu,device=cpu.ipynb"
+
+
 def test_odd_and_long_values_give_safe_and_distinct_names(make_book):
     source = 'words: list[str] = ["a"]  # words\n'
     chapter = load(make_book(one=make_notebook(parameters=source, code=())), "one")

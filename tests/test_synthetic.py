@@ -1,0 +1,83 @@
+"""D(v): what its definition says, on both conventions."""
+
+import pytest
+import torch
+
+from nadkit import directions
+from nadkit.synthetic import SIGMA, Separable
+
+SHAPE = (1, 8, 8)
+
+
+def problem(**options):
+    return Separable(
+        **{"v": directions.fourier_direction(1, 2, shape=SHAPE), "shape": SHAPE, "n_train": 4000, "n_test": 100} | options
+    )
+
+
+@pytest.mark.parametrize(("convention", "shift"), [("paper", 1.5), ("code", 0.75)])
+@pytest.mark.parametrize("sigma", [*SIGMA.values(), 0.0])
+def test_each_class_sits_on_one_point_along_v(convention, shift, sigma):
+    x, y = problem(sigma=sigma, epsilon=1.5, convention=convention).sample("train")
+    along = x.flatten(1).double() @ problem().v
+    torch.testing.assert_close(along, shift * (2.0 * y - 1).double(), atol=1e-5, rtol=0)
+
+
+def test_the_data_are_linearly_separable_along_v_alone():
+    """The sign along v is the label; along any other direction of an orthonormal basis it is a coin."""
+    basis = directions.fourier(SHAPE)
+    x, y = problem().sample("train")
+    right = ((basis.coordinates(x) > 0) == y[:, None].bool()).double().mean(0)
+    signal = basis.row(1, 2)
+    assert right[signal] == 1
+    others = torch.cat([right[:signal], right[signal + 1 :]])
+    assert (others - 0.5).abs().max() < 5 * 0.5 / 4000**0.5
+
+
+def test_the_noise_is_isotropic_around_v():
+    sigma = 3.0
+    x, _ = problem(sigma=sigma, n_train=20_000).sample("train")
+    v = problem().v
+    covariance = torch.cov(x.flatten(1).double().T)
+    expected = sigma**2 * (torch.eye(64, dtype=torch.float64) - torch.outer(v, v)) + torch.outer(v, v)
+    assert (covariance - expected).abs().max() < 6 * sigma**2 * (2 / 20_000) ** 0.5
+
+
+def test_labels_are_balanced_on_average():
+    _, y = problem(n_train=10_000).sample("train")
+    assert set(y.tolist()) == {0, 1}
+    assert y.double().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_splits_and_seeds_are_independent_and_repeatable():
+    x, y = problem().sample("train")
+    again, same = problem().sample("train")
+    assert torch.equal(x, again)
+    assert torch.equal(y, same)
+    assert not torch.equal(x[:100], problem().sample("test")[0])
+    assert not torch.equal(x, problem(seed=1).sample("train")[0])
+
+
+def test_v_is_normalised_and_may_be_an_image():
+    v = problem().v
+    x, _ = problem(v=7 * v.view(SHAPE)).sample("test")
+    torch.testing.assert_close(x, problem().sample("test")[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"v": torch.ones(63)}, "expected 64 numbers"),
+        ({"v": torch.zeros(64)}, "zero vector"),
+        ({"v": torch.full((64,), torch.nan)}, "NaN"),
+        ({"sigma": -1.0}, "sigma"),
+        ({"sigma": float("nan")}, "sigma"),
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"epsilon": float("inf")}, "epsilon"),
+        ({"convention": "text"}, "'paper' or 'code'"),
+        ({"n_train": 1}, "at least 2"),
+    ],
+)
+def test_impossible_problems_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        problem(**options)
