@@ -336,7 +336,7 @@ def mixed_moment(model: nn.Module, x: Tensor) -> Tensor:
         value, pullback = vjp(transposed, u)
         return pullback(value)[0]
 
-    identity = torch.eye(x.numel(), device=x.device)
+    identity = torch.eye(x.numel(), device=x.device, dtype=x.dtype)
     return torch.cat([vmap(row)(us) for us in identity.split(MIXED_ROWS)])
 
 

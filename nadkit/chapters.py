@@ -5,7 +5,6 @@ values there are the profile `quick`; `book/profiles/NAME.yml` maps chapter -> p
 for the others.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from nadkit.names import did_you_mean, nearest
 from nadkit.parameters import (
     Choices,
     Known,
@@ -22,7 +22,6 @@ from nadkit.parameters import (
     Range,
     Rule,
     Value,
-    did_you_mean,
     parse_parameters,
 )
 
@@ -99,8 +98,8 @@ def _resolve(name: str, chapters: Mapping[str, Path]) -> tuple[str, Path]:
         return matches[0], chapters[matches[0]]
     if matches:
         raise BadInput(f"{name!r} is the name of several chapters: {', '.join(matches)}")
-    if near := difflib.get_close_matches(name.rpartition("/")[2], short.values(), n=1):
-        options = [full for full in chapters if short[full] == near[0]]
+    if near := nearest(name.rpartition("/")[2], short.values()):
+        options = [full for full in chapters if short[full] == near]
         raise BadInput(f"no chapter is called {name!r}: did you mean {' or '.join(options)}?")
     raise BadInput(f"no chapter is called {name!r}: {did_you_mean(name, chapters)}")
 
@@ -172,7 +171,7 @@ def read_profile(root: Path, profile: str) -> dict[str, dict[str, Value]]:
     settings: dict[str, dict[str, Value]] = {}
     for name, values in read_mapping(path).items():
         try:
-            chapter = load(root, str(name))
+            chapter = load(root, name)
             settings[chapter.name] = _convert(chapter, values or {})
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from None
@@ -193,7 +192,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is not readable as YAML or JSON: {error}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path}: expected 'name: value' lines, got {content!r}")
-    return content
+    return {str(name): value for name, value in content.items()}
 
 
 def validate(chapter: Chapter, profile: str = QUICK, overrides: Mapping[str, Value] | None = None) -> dict[str, Value]:

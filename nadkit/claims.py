@@ -182,7 +182,7 @@ def _as_text(claim: Claim) -> str:
     reported = "-" if claim.reported is None else claim.reported
     lines = [
         f"{SYMBOLS[claim.verdict]} {claim.verdict}: {claim.statement} [{claim.id}]",
-        f"    {claim.source}: {reported}; measured: {claim.measurement}; holds if {claim.holds_if}",
+        f"    {claim.source}; reported: {reported}; measured: {claim.measurement}; holds if {claim.holds_if}",
     ]
     return "\n".join(lines + ([f"    {claim.why_undecided}"] if claim.why_undecided else []))
 

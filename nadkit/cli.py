@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from nadkit import __version__, chapters
 from nadkit.chapters import QUICK, BadInput
-from nadkit.parameters import did_you_mean
+from nadkit.names import did_you_mean
 
 OK, FAILED, BAD_INPUT, CLAIM_FAILS, INTERRUPTED = 0, 1, 2, 3, 130
 EXIT_CODES = """exit codes:
@@ -121,6 +121,8 @@ def _run(options: argparse.Namespace) -> Answer:
     out = options.out
     if out.suffix != ".ipynb":
         out /= runner.run_name(chapter, options.profile, values)
+    if out.resolve().is_relative_to(chapter.root.resolve() / "book"):
+        raise BadInput(f"--out {out}: expected a place outside 'book', which holds the sources")
     try:
         record = runner.execute(chapter, values, out, profile=options.profile)
     except runner.RunFailed as error:

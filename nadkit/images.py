@@ -1,6 +1,5 @@
 """Real image sets as tensors: both splits in one object, uint8 at rest, float a batch at a time."""
 
-import difflib
 import os
 import socket
 import struct
@@ -23,6 +22,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from nadkit import devices, files, seeds
 from nadkit.files import DataError
+from nadkit.names import hint
 
 _TORCHVISION = {
     "mnist": "MNIST",
@@ -180,10 +180,9 @@ def _per_channel(value: float | Sequence[float] | Tensor, images: Tensor) -> Ten
 
 
 def _suggest(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), NAMES, n=1)
     if name and Path(name).expanduser().is_dir():
-        near = [f"folder:{name}"]
-    return f"; did you mean {near[0]!r}?" if near else ""
+        return f"; did you mean 'folder:{name}'?"
+    return hint(name, NAMES)
 
 
 def _check_form(size: int | None, channels: int | None) -> None:

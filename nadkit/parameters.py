@@ -14,15 +14,15 @@ Rules, for a value or for each element of a list, are choices `[a, b, c]`, a ran
 
 import ast
 import contextlib
-import difflib
 import importlib
 import io
 import json
 import math
 import re
 import tokenize
-from collections.abc import Iterable
 from dataclasses import dataclass
+
+from nadkit.names import did_you_mean, hint
 
 Value = bool | int | float | str | list | None
 
@@ -42,9 +42,7 @@ class Choices:
         """Raise ValueError unless `value` is one of the options."""
         if value not in self.options:
             names = [str(option) for option in self.options]
-            near = difflib.get_close_matches(str(value), names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"expected one of {', '.join(names)}, got {value!r}{hint}")
+            raise ValueError(f"expected one of {', '.join(names)}, got {value!r}{hint(str(value), names)}")
 
 
 @dataclass(frozen=True)
@@ -153,14 +151,6 @@ def _to_bool(value: Value) -> bool:
 _CONVERT = {"int": _to_int, "float": _to_float, "str": _to_str, "bool": _to_bool}
 
 
-def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Return words that help after a wrong name: the nearest of the options, or all of them."""
-    options = list(options)
-    if near := difflib.get_close_matches(name, options, n=1):
-        return f"did you mean {near[0]!r}?"
-    return f"there are: {', '.join(options)}" if options else "there are none"
-
-
 def parse_parameters(source: str) -> dict[str, Parameter]:
     """Return the parameters that the source of a parameters cell declares, in their order.
 
@@ -226,8 +216,8 @@ def _parse_rule(text: str, kind: str) -> Rule:
     if len(words) > 1 and kind != "bool" and not found:
         with contextlib.suppress(ValueError, TypeError):
             return Choices(tuple(_CONVERT[kind](word) for word in words))
-    hint = f"; {did_you_mean(text, KNOWN)}" if kind == "str" and len(words) == 1 else ""
+    help = f"; {did_you_mean(text, KNOWN)}" if kind == "str" and len(words) == 1 else ""
     allowed = {"str": "[a, b, c], [architecture], [images] or [device]", "bool": "none"}.get(
         kind, "[1, 2, 4], [1..100], [1..] or [>0]"
     )
-    raise ValueError(f"expected a rule for {kind} ({allowed}), got [{text}]{hint}")
+    raise ValueError(f"expected a rule for {kind} ({allowed}), got [{text}]{help}")

@@ -1,4 +1,4 @@
-"""Figures of the book: results in, a matplotlib figure (or inline HTML) out. Colours are safe for colour-blind readers."""
+"""Figures of the book: results in, a figure (or inline HTML) out, in colours safe for colour-blind readers."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -97,7 +97,7 @@ def images_and_spectra(images: Tensor, titles: Sequence[str]) -> Figure:
 
 
 def eigenvalue_decay(bases: Mapping[str, NADs]) -> Figure:
-    """Return the eigenvalues of each set of NADs, divided by their mean, against their index (both axes logarithmic)."""
+    """Return the eigenvalues of each set of NADs, divided by their mean, against their index, on logarithmic axes."""
     figure = _figure(6.4, 4)
     axis = figure.subplots()
     for line, (name, nads) in enumerate(bases.items()):

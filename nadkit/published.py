@@ -3,7 +3,6 @@
 Source: github.com/LTS4/neural-anisotropy-directions (Apache-2.0), the code of arXiv 2006.09717.
 """
 
-import difflib
 import hashlib
 import io
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from nadkit import files
 from nadkit.directions import NADs
 from nadkit.files import DataError
+from nadkit.names import hint
 
 NETWORKS = ("LogReg", "LeNet", "VGG11", "ResNet18", "DenseNet121")
 
@@ -141,9 +141,7 @@ def _network(name: str) -> str:
     """Return the authors' spelling of a network's name, which may come in any case."""
     spellings = {network.lower(): network for network in NETWORKS}
     if name.lower() not in spellings:
-        near = difflib.get_close_matches(name.lower(), spellings, n=1)
-        hint = f"; did you mean {spellings[near[0]]!r}?" if near else ""
-        raise ValueError(f"no NADs were published of {name!r}{hint}; known: {', '.join(NETWORKS)}")
+        raise ValueError(f"no NADs were published of {name!r}{hint(name, NETWORKS)}; known: {', '.join(NETWORKS)}")
     return spellings[name.lower()]
 
 

@@ -40,7 +40,8 @@ from nadkit.chapters import (
     read_notebook,
     validate,
 )
-from nadkit.parameters import Value, did_you_mean
+from nadkit.names import did_you_mean
+from nadkit.parameters import Value
 
 FINISHED, FAILED, UNCHANGED = "finished", "failed", "unchanged"
 # What runs a chapter is no part of its result: editing these reruns nothing.

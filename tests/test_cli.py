@@ -120,6 +120,8 @@ def test_build(book, capsys):
         (["run", "one", "-p", "m=3"], "part/one: m: no such parameter"),
         (["run", "one", "-p", "n=2.0"], "part/one: n: expected int, got '2.0'"),
         (["run", "one", "--params", "absent.yml"], "absent.yml: no such file"),
+        (["run", "one", "--params", "odd.yml"], "part/one: 3: no such parameter"),
+        (["run", "one", "--out", "book/part/one.ipynb"], "expected a place outside 'book'"),
         (["run", "one", "--profile", "smok"], "did you mean 'smoke'?"),
         (["build", "--jobs", "0"], "expected a whole number, at least 1, got '0'"),
         (["build", "--profile", "gpu"], "no profile is called 'gpu'"),
@@ -129,6 +131,7 @@ def test_build(book, capsys):
     ],
 )
 def test_bad_input_runs_nothing_and_says_what_to_do(book, capsys, argv, message):
+    (book / "odd.yml").write_text("3: 4\n")
     code, data, err = ask(capsys, *argv)
     assert code == 2
     assert message in data["error"]

@@ -11,7 +11,8 @@ SHAPE = (1, 8, 8)
 
 def problem(**options):
     return Separable(
-        **{"v": directions.fourier_direction(1, 2, shape=SHAPE), "shape": SHAPE, "n_train": 4000, "n_test": 100} | options
+        **{"v": directions.fourier_direction(1, 2, shape=SHAPE), "shape": SHAPE, "n_train": 4000, "n_test": 100}
+        | options
     )
 
 

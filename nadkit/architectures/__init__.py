@@ -8,7 +8,6 @@ An *architecture* is one of
 - a factory itself, any callable ``factory(shape=(C, H, W), classes=K)`` that returns a fresh `torch.nn.Module`.
 """
 
-import difflib
 import functools
 import importlib
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from nadkit.architectures.densenet import DenseNet121
 from nadkit.architectures.lenet import LeNet, LogReg
 from nadkit.architectures.resnet import ResNet18
 from nadkit.architectures.vgg import VGG11
+from nadkit.names import hint
 
 __all__ = ["NAMES", "Architecture", "Shape", "build", "check", "factory", "name_of"]
 
@@ -77,7 +77,7 @@ def factory(architecture: Architecture) -> Callable[..., nn.Module]:
         return functools.partial(_torchvision, _torchvision_name(function))
     if function:
         return _imported(module, function)
-    raise ValueError(f"unknown architecture {architecture!r}{_suggest(architecture, NAMES)}; known: {_known()}")
+    raise ValueError(f"unknown architecture {architecture!r}{hint(architecture, NAMES)}; known: {_known()}")
 
 
 def check(name: str) -> None:
@@ -92,11 +92,6 @@ def name_of(architecture: Architecture) -> str:
 
 def _known() -> str:
     return ", ".join(NAMES) + ", torchvision:NAME, MODULE:FUNCTION"
-
-
-def _suggest(name: str, names: tuple[str, ...] | list[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _imported(module: str, function: str) -> Callable[..., nn.Module]:
@@ -116,7 +111,7 @@ def _torchvision_name(name: str) -> str:
 
     names = models.list_models(module=models)
     if name not in names:
-        raise ValueError(f"torchvision has no classification model {name!r}{_suggest(name, names)}")
+        raise ValueError(f"torchvision has no classification model {name!r}{hint(name, names)}")
     return name
 
 

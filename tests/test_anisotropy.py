@@ -1,0 +1,264 @@
+"""NADs: against slow float64 oracles, closed forms, and the published array."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nadkit import anisotropy, architectures, directions, seeds
+from nadkit.anisotropy import GradientCovariance, compute_nads, gradient_covariance
+
+SHAPE = (1, 4, 4)
+DATA = Path(os.environ.get("NADKIT_DATA", "."))
+
+
+def tanh_network(shape, classes):
+    size = shape[0] * shape[1] * shape[2]
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, 5), nn.Tanh(), nn.Linear(5, classes))
+
+
+def decaying(shape, classes):
+    """A linear network whose weight i is N(0, 4^-i): covariance and NADs are known in closed form."""
+    size = shape[0] * shape[1] * shape[2]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(size, classes, bias=False))
+    nn.init.normal_(model[1].weight)
+    with torch.no_grad():
+        model[1].weight *= 0.5 ** torch.arange(size)
+    return model
+
+
+SIX = range(6)
+
+
+def covariance(networks=SIX, **options):
+    return gradient_covariance(tanh_network, **{"shape": SHAPE, "networks": networks, "device": "cpu"} | options)
+
+
+def point(seed=0):
+    return torch.randn(SHAPE, generator=seeds.generator(seed, "point"))
+
+
+def network(i, seed=0):
+    with seeds.seeded(seed, "network", i):
+        return tanh_network(SHAPE, 1).eval()
+
+
+def slow_secant(model, x, scale):
+    """One pixel at a time, in float64."""
+    model, x = model.double(), x.double()
+    g = []
+    for i in range(x.numel()):
+        step = torch.zeros(x.numel(), dtype=torch.float64)
+        step[i] = scale
+        step = step.view(x.shape)
+        g.append((model((x + step)[None]) - model((x - step)[None])).item() / (2 * scale))
+    return torch.tensor(g, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scale", [0.5, 100.0])
+def test_covariance_of_secants_against_a_slow_oracle(scale):
+    g = np.stack([slow_secant(network(i), point(), scale).numpy() for i in range(6)])
+    found = covariance(scale=scale)
+    assert found.count == 6
+    np.testing.assert_allclose(found.covariance().numpy(), np.cov(g.T), rtol=1e-3, atol=1e-7 * np.abs(g).max())
+    np.testing.assert_allclose(found.covariance(centred=False), g.T @ g / 6, rtol=1e-3, atol=1e-7 * np.abs(g).max())
+
+
+def test_covariance_of_gradients_against_finite_differences():
+    g = np.stack([slow_secant(network(i), point(), 1e-4).numpy() for i in range(6)])
+    np.testing.assert_allclose(covariance(method="gradient").covariance(), np.cov(g.T), rtol=1e-3, atol=1e-6)
+
+
+def test_mixed_derivative_against_autograd():
+    model, x = network(0).double(), point().double()
+    z = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(model(z[None]).squeeze(), z, create_graph=True)
+    weights = list(model.parameters())
+    rows = []
+    for component in g.flatten():
+        parts = torch.autograd.grad(component, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([part.flatten() for part in parts]))
+    jacobian = torch.stack(rows)
+    torch.testing.assert_close(anisotropy.mixed_moment(model, x), jacobian @ jacobian.T)
+
+
+def test_a_known_covariance_gives_its_known_directions():
+    """Weights N(0, 4^-i) have the pixels as NADs and 4^-i as eigenvalues, by all three methods alike."""
+    pixels = directions.pixel(SHAPE)
+    for method in ("secant", "gradient"):
+        nads = compute_nads(decaying, shape=SHAPE, n_networks=2000, method=method, scale=1.0, device="cpu")
+        assert nads.overlap(pixels, 1) > 0.99
+        assert nads.eigenvalues[:5] == pytest.approx([4.0**-i for i in range(5)], rel=0.15)
+    linear = compute_nads(decaying, shape=SHAPE, n_networks=1, method="mixed", device="cpu")
+    assert linear.eigenvalues == pytest.approx([1.0] * 16)  # d^2 f / dx dw is the identity
+
+
+def test_linear_networks_are_isotropic_within_sampling_error():
+    n = 400
+    nads = compute_nads("logreg", shape=(1, 10, 10), n_networks=n, device="cpu")
+    low, high = anisotropy.marchenko_pastur_edges(100, n)
+    relative = nads.eigenvalues / nads.eigenvalues.mean()
+    assert relative[0].item() == pytest.approx(high, rel=0.1)
+    assert relative[-1].item() == pytest.approx(low, rel=0.15)
+
+
+def test_secant_does_not_depend_on_the_batch(monkeypatch):
+    model = architectures.build("lenet", shape=(1, 16, 16), classes=1).eval()
+    x = torch.randn(1, 16, 16)
+    whole = anisotropy.secant(model, x, 100.0)
+    monkeypatch.setitem(anisotropy.BATCH, "cpu", 14)
+    torch.testing.assert_close(anisotropy.secant(model, x, 100.0), whole, rtol=1e-3, atol=1e-6)
+
+
+def test_blocks_parts_and_order_do_not_matter(monkeypatch):
+    whole = covariance(range(7))
+    monkeypatch.setitem(anisotropy.BLOCK, "secant", 2)
+    late, early = covariance(range(3, 7)), covariance(range(3))
+    late.merge(early)
+    assert late.networks == [(0, 7)]
+    for other in (late, covariance(range(7))):
+        torch.testing.assert_close(other.total, whole.total)
+        torch.testing.assert_close(other.second, whole.second)
+
+
+def test_merging_refuses_what_would_count_twice_or_differ():
+    with pytest.raises(ValueError, match="seen before"):
+        covariance(range(4)).merge(covariance(range(3, 6)))
+    with pytest.raises(ValueError, match="equal settings"):
+        covariance(range(2)).merge(covariance(range(2, 4), seed=1))
+    with pytest.raises(ValueError, match="equal settings"):
+        covariance(range(2)).merge(covariance(range(2, 4), x=torch.ones(SHAPE)))
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "moments.safetensors"
+    monkeypatch.setitem(anisotropy.BLOCK, "secant", 2)
+    built = []
+
+    def interrupted(shape, classes):
+        built.append(shape)
+        if len(built) == 6:
+            raise KeyboardInterrupt
+        return tanh_network(shape, classes)
+
+    interrupted.__name__ = "tanh_network"
+    options = {"shape": SHAPE, "networks": range(7), "device": "cpu", "checkpoint": path}
+    with pytest.raises(KeyboardInterrupt):
+        gradient_covariance(interrupted, **options)
+    assert GradientCovariance.load(path).networks == [(0, 4)]
+    resumed = gradient_covariance(interrupted, **options)
+    assert len(built) == 6 + 3  # only the missing three
+    torch.testing.assert_close(resumed.second, covariance(range(7)).second)
+    assert gradient_covariance(interrupted, **options).count == 7
+    assert len(built) == 9
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "moments.safetensors"
+    covariance(range(4), checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="of another run"):
+        covariance(range(4), checkpoint=path, seed=1)
+    with pytest.raises(ValueError, match="holds networks 0 to 3"):
+        covariance(range(2), checkpoint=path)
+    assert path.read_bytes() == before
+    path.write_bytes(before[:50])
+    with pytest.raises(ValueError, match="damaged"):
+        covariance(range(4), checkpoint=path)
+
+
+def test_the_same_seed_gives_the_same_nads():
+    nads = [compute_nads("lenet", shape=(1, 16, 16), n_networks=3, seed=s, device="cpu") for s in (0, 0, 1)]
+    assert torch.equal(nads[0].vectors, nads[1].vectors)
+    assert not torch.equal(nads[0].vectors, nads[2].vectors)
+
+
+def test_compiling_does_not_change_the_numbers():
+    plain, compiled = (
+        gradient_covariance("lenet", shape=(1, 16, 16), networks=range(3), device="cpu", compile=c).covariance()
+        for c in (False, True)
+    )
+    torch.testing.assert_close(plain, compiled, rtol=1e-3, atol=1e-4 * plain.abs().max().item())
+
+
+def test_eval_mode_and_no_gradients_in_the_networks():
+    seen = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(16, 1)
+
+        def forward(self, x):
+            seen.append((self.training, self.linear.weight.requires_grad))
+            return self.linear(x.flatten(1))
+
+    gradient_covariance(lambda shape, classes: Spy(), shape=SHAPE, networks=range(2), device="cpu")
+    assert set(seen) == {(False, False)}
+
+
+def test_nads_are_complete_ordered_and_carry_their_settings():
+    nads = compute_nads(tanh_network, shape=SHAPE, n_networks=30, seed=4, device="cpu")
+    assert nads.vectors.shape == (16, 16)
+    assert (nads.eigenvalues.diff() <= 0).all()
+    assert nads.n_networks == 30
+    assert nads.settings["architecture"] == "tanh_network"
+    assert nads.settings["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "secand"}, "expected one of secant, gradient, mixed"),
+        ({"scale": 0.0}, "scale"),
+        ({"scale": float("inf")}, "scale"),
+        ({"x": torch.zeros(1, 4, 5)}, "expected shape"),
+        ({"x": torch.full(SHAPE, torch.nan)}, "NaN"),
+        ({"n_networks": 1}, "at least 2"),
+        ({"device": "tpu9"}, "device"),
+    ],
+)
+def test_impossible_requests_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        compute_nads(tanh_network, **{"shape": SHAPE, "n_networks": 3} | options)
+
+
+def test_networks_that_do_not_see_the_input_are_explained():
+    def dead(shape, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 1).apply(lambda m: nn.init.zeros_(m.weight)))
+
+    with pytest.raises(ValueError, match="all input derivatives are zero"):
+        compute_nads(dead, shape=SHAPE, n_networks=3, device="cpu")
+
+
+def test_networks_that_blow_up_are_named():
+    def broken(shape, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 1).apply(lambda m: nn.init.constant_(m.weight, torch.inf)))
+
+    with pytest.raises(ValueError, match=r"networks 0 to 2.*NaN or infinite"):
+        compute_nads(broken, shape=SHAPE, n_networks=3, device="cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_finds_the_same_directions():
+    """Other networks (the generators differ), the same covariance within sampling error."""
+    cpu, gpu = (
+        compute_nads("lenet", shape=(1, 16, 16), n_networks=1000, scale=100.0, device=device)
+        for device in ("cpu", "cuda")
+    )
+    ceiling = directions.overlap_ceiling(cpu.eigenvalues, 10, n_networks=(1000, 1000))
+    assert gpu.overlap(cpu, 10) > 0.9 * ceiling
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "published" / "LeNet_NADs.npy").exists(), reason="NADKIT_DATA has no published NADs")
+def test_lenet_nads_approach_the_published_ones_up_to_sampling():
+    published = anisotropy.published_nads("lenet")
+    nads = compute_nads("lenet", n_networks=300, device="cpu")
+    for k in (1, 10, 50):
+        ceiling = directions.overlap_ceiling(published.eigenvalues, k, n_networks=(300, published.n_networks))
+        assert nads.overlap(published, k) > 0.85 * ceiling
