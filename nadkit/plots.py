@@ -81,15 +81,16 @@ def hover_map(table: pd.DataFrame, *, label: str, low: float = 50.0, high: float
 def images_and_spectra(images: Tensor, titles: Sequence[str]) -> Figure:
     """Return one-channel images (K, H, W) above the magnitudes of their Fourier transforms, zero frequency centred."""
     count, height, width = images.shape
+    images = images.double().cpu()
     figure = _figure(1.6 * count + 0.4, 3.6)
     axes = figure.subplots(2, count, squeeze=False)
-    spectra = torch.fft.fftshift(torch.fft.fft2(images.double()), dim=(-2, -1)).abs()
+    spectra = torch.fft.fftshift(torch.fft.fft2(images), dim=(-2, -1)).abs()
     extent = (-width / 2 - 0.5, width / 2 - 0.5, height / 2 - 0.5, -height / 2 - 0.5)
     for k, title in enumerate(titles):
-        limit = images[k].abs().max()
-        axes[0, k].imshow(images[k], cmap=DIVERGING, vmin=-limit, vmax=limit)
+        limit = images[k].abs().max().item()
+        axes[0, k].imshow(images[k].numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit)
         axes[0, k].set(title=title, xticks=[], yticks=[])
-        axes[1, k].imshow(spectra[k], cmap=SEQUENTIAL, extent=extent)
+        axes[1, k].imshow(spectra[k].numpy(), cmap=SEQUENTIAL, extent=extent)
         axes[1, k].set(xticks=[-width // 2, 0], yticks=[-height // 2, 0] if k == 0 else [])
     axes[0, 0].set_ylabel("pixels")
     axes[1, 0].set_ylabel("spectrum")
@@ -104,7 +105,7 @@ def eigenvalue_decay(bases: Mapping[str, NADs]) -> Figure:
         relative = nads.eigenvalues / nads.eigenvalues.mean()
         relative = relative[relative > 1e-7]  # what lies below is rounding: fewer networks than dimensions
         style = ["-", "--", "-.", ":"][line % 4]
-        axis.plot(torch.arange(1, len(relative) + 1), relative, style, label=name)
+        axis.plot(range(1, len(relative) + 1), relative.numpy(), style, label=name)
     axis.set(xscale="log", yscale="log", xlabel="index of the direction, from 1", ylabel="eigenvalue / mean eigenvalue")
     axis.legend(frameon=False)
     return figure

@@ -105,7 +105,7 @@ def execute(chapter: Chapter, values: Mapping[str, Any], out: Path, *, profile: 
 
 def fingerprint(chapter: Chapter, values: Mapping[str, Any]) -> str:
     """Return a checksum of all that decides the result: the notebook, its parameters, the library."""
-    cells = [(c["cell_type"], cell_source(c), cell_tags(c)) for c in chapter.notebook["cells"]]
+    cells = [(c["cell_type"], cell_source(c), c["metadata"]) for c in chapter.notebook["cells"]]
     package = Path(__file__).parent
     library = {
         path.relative_to(package).as_posix(): files.sha256(path)

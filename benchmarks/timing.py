@@ -1,0 +1,29 @@
+"""Timing fairly on a noisy machine: the contenders take turns, and each is judged by its median."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def in_turns(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each contender over ``rounds`` rounds, after one warm-up of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, contender in contenders.items():
+            start = time.perf_counter()
+            contender()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def table(seconds: Mapping[str, float], *, reference: str, unit: str) -> str:
+    """Return lines of name, time per unit in milliseconds, and speed relative to the reference."""
+    return "\n".join(
+        f"{name:<34} {1000 * time:9.1f} ms / {unit}   {seconds[reference] / time:5.2f} x {reference}"
+        for name, time in seconds.items()
+    )
