@@ -26,8 +26,10 @@ def style() -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Return an empty figure (inches) that pyplot does not know, so that a notebook shows it once."""
-    return Figure(figsize=(width, height), layout="constrained")
+    """Return an empty figure (inches) that pyplot has forgotten, so that a notebook shows it just once."""
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    plt.close(figure)
+    return figure
 
 
 def accuracy_maps(maps: Mapping[str, pd.DataFrame], *, low: float = 50.0, high: float = 100.0) -> Figure:

@@ -124,8 +124,9 @@ def test_pages_load_nothing_from_outside(built):
         assert found == [], sheet
 
 
-def test_every_picture_says_what_it_shows(built):
+def test_every_picture_is_drawn_and_says_what_it_shows(built):
     for page in pages(built):
+        assert "&lt;Figure size" not in page.read_text(), page
         loads = Loads()
         loads.feed(page.read_text())
         assert loads.mute == [], page
