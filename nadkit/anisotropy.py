@@ -8,7 +8,7 @@ Source: Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Neural Anisotropy 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = [
     "gradient",
     "gradient_covariance",
     "marchenko_pastur_edges",
+    "merged",
     "mixed_moment",
     "published_nads",
     "secant",
@@ -288,6 +289,21 @@ def gradient_covariance(
             if checkpoint is not None and covariance.count % CHECKPOINT_EVERY < BLOCK[method]:
                 covariance.save(checkpoint)
     return covariance
+
+
+def merged(parts: Iterable[GradientCovariance]) -> GradientCovariance:
+    """Return one covariance of all networks of several, which stay as they are.
+
+    Raises:
+        ValueError: no parts, settings that differ, or a network that is in two parts.
+    """
+    parts = list(parts)
+    if not parts:
+        raise ValueError("merged: expected at least one covariance")
+    whole = GradientCovariance.empty(parts[0].shape, parts[0].settings, parts[0].total.device)
+    for part in parts:
+        whole.merge(part)
+    return whole
 
 
 @torch.no_grad()

@@ -117,14 +117,17 @@ def test_blocks_parts_and_order_do_not_matter(monkeypatch):
     whole = covariance(range(7))
     monkeypatch.setitem(anisotropy.BLOCK, "secant", 2)
     late, early = covariance(range(3, 7)), covariance(range(3))
-    late.merge(early)
-    assert late.networks == [(0, 7)]
-    for other in (late, covariance(range(7))):
+    joined = anisotropy.merged([late, early])
+    assert joined.networks == [(0, 7)]
+    assert late.networks == [(3, 7)]
+    for other in (joined, covariance(range(7))):
         torch.testing.assert_close(other.total, whole.total)
         torch.testing.assert_close(other.second, whole.second)
 
 
 def test_merging_refuses_what_would_count_twice_or_differ():
+    with pytest.raises(ValueError, match="at least one"):
+        anisotropy.merged([])
     with pytest.raises(ValueError, match="seen before"):
         covariance(range(4)).merge(covariance(range(3, 6)))
     with pytest.raises(ValueError, match="equal settings"):
