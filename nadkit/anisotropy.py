@@ -8,6 +8,7 @@ Source: Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Neural Anisotropy 
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,11 +44,14 @@ __all__ = [
 Method = Literal["secant", "gradient", "mixed"]
 Network = Callable[[Tensor], Tensor]
 
-BATCH = {"cpu": 256, "cuda": 2048, "mps": 2048}
+BATCH = {"cpu": 512, "cuda": 2048, "mps": 2048}
 """Inputs per forward pass of a secant; on a CPU a larger batch falls out of the caches (``benchmarks/nads.py``)."""
 
 BLOCK = {"secant": 64, "gradient": 256, "mixed": 1}
 """Networks per update of the covariance: enough that the update costs little beside the derivatives."""
+
+COMPILED_FROM = 2000
+"""Networks for which compiling, some 20 s on a CPU, is soon earned back (``benchmarks/nads.py``)."""
 
 CHECKPOINT_EVERY = 512
 MIXED_ROWS = 16
@@ -181,7 +185,7 @@ def compute_nads(
     device: str | torch.device = "auto",
     x: Tensor | None = None,
     checkpoint: str | Path | None = None,
-    compile: bool = False,
+    compile: bool | None = None,
     progress: bool = False,
 ) -> NADs:
     """Return the NADs of an architecture: the `gradient_covariance` of ``n_networks`` networks, diagonalised.
@@ -218,7 +222,7 @@ def gradient_covariance(
     device: str | torch.device = "auto",
     x: Tensor | None = None,
     checkpoint: str | Path | None = None,
-    compile: bool = False,
+    compile: bool | None = None,
     progress: bool = False,
 ) -> GradientCovariance:
     """Return the moments of the input derivatives of fresh one-logit networks in eval mode, at one point x.
@@ -240,7 +244,7 @@ def gradient_covariance(
         device: where to compute; the derivatives are float32, their moments float64.
         x: (C, H, W), the point; by default one draw from N(0, I), and zero for ``"mixed"``.
         checkpoint: a file to save to every 512 networks and on an interrupt, and to continue from.
-        compile: compile the secant's forward pass (needs a C++ compiler; takes 20 s or so before it gains).
+        compile: compile the secant's forward pass; by default on a CPU with a C++ compiler, from 2,000 networks on.
         progress: show a bar with an estimate.
 
     Raises:
@@ -266,9 +270,11 @@ def gradient_covariance(
             model = architectures.build(architecture, shape=shape, classes=1)
         return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
-    fast = _compiled(network(0)) if compile and method == "secant" else lambda model: model
     covariance = _start(checkpoint, shape, settings, networks, device)
     left = [i for i in networks if not covariance.has(i)]
+    if compile is None:
+        compile = device.type == "cpu" and len(left) >= COMPILED_FROM and shutil.which("c++") is not None
+    fast = _compiled(network(0)) if compile and method == "secant" else lambda model: model
     with (
         tqdm(total=len(networks), initial=len(networks) - len(left), unit="network", disable=not progress) as bar,
         _saved_at_the_end(covariance, checkpoint),

@@ -41,7 +41,7 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(84, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(torch.relu(self.conv1(x)))
-        x = self.pool(torch.relu(self.conv2(x)))
-        x = torch.relu(self.fc1(x.flatten(1)))
-        return self.fc3(torch.relu(self.fc2(x)))
+        x = self.pool(torch.relu_(self.conv1(x)))
+        x = self.pool(torch.relu_(self.conv2(x)))
+        x = torch.relu_(self.fc1(x.flatten(1)))
+        return self.fc3(torch.relu_(self.fc2(x)))
