@@ -20,6 +20,7 @@ from nadkit.training import Recipe, fit_many
 
 def plain(architecture: str, problems: list[Separable], recipe: Recipe, device: str) -> list[float]:
     """Train one network on each problem by the plain loop and return the test accuracies."""
+    torch.manual_seed(0)
     return [
         reference.train(
             architectures.build(architecture, shape=problem.shape, classes=2),

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from nadkit import architectures, seeds
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
-from nadkit.directions import NADs
+from nadkit.directions import NADs, require_file
 from nadkit.files import atomic_write
 from nadkit.published import published_nads
 
@@ -34,6 +34,7 @@ __all__ = [
     "compute_nads",
     "gradient",
     "gradient_covariance",
+    "marchenko_pastur_cdf",
     "marchenko_pastur_edges",
     "merged",
     "mixed_moment",
@@ -53,11 +54,11 @@ BLOCK = {"secant": 64, "gradient": 256, "mixed": 1}
 COMPILED_FROM = 2000
 """Networks for which compiling, some 20 s on a CPU, is soon earned back (``benchmarks/nads.py``)."""
 
-CHECKPOINT_EVERY = 512
+CHECKPOINT_EVERY = {"secant": 512, "gradient": 512, "mixed": 16}
 MIXED_ROWS = 16
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class GradientCovariance:
     """The first two moments of input derivatives, which grow network by network in memory that does not.
 
@@ -81,7 +82,7 @@ class GradientCovariance:
         size = math.prod(shape)
         device = "cpu" if torch.device(device).type == "mps" else device
         total = torch.zeros(size, dtype=torch.float64, device=device)
-        return cls(shape=shape, settings=settings, networks=[], total=total, second=total.new_zeros(size, size))
+        return cls(shape=tuple(shape), settings=settings, networks=[], total=total, second=total.new_zeros(size, size))
 
     @property
     def count(self) -> int:
@@ -112,7 +113,7 @@ class GradientCovariance:
         self._add(other.total.to(self.total), other.second.to(self.second), other.networks)
 
     def _add(self, total: Tensor, second: Tensor, networks: list[tuple[int, int]]) -> None:
-        if not torch.isfinite(total).all():
+        if not torch.isfinite(second.diagonal()).all():  # the squares of all that came in
             raise ValueError(f"networks {_text(networks)}: an input derivative is NaN or infinite")
         ranges = _join(self.networks, networks)
         # new tensors, so that an interrupt leaves the old moments whole
@@ -144,6 +145,7 @@ class GradientCovariance:
             shape=self.shape,
             name=f"NADs of {self.settings['architecture']}",
             n_networks=self.count,
+            centred=centred,
             settings=self.settings,
         )
 
@@ -160,18 +162,18 @@ class GradientCovariance:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file is damaged or holds something else.
+            FileNotFoundError: no such file.
+            ValueError: the file is damaged, holds something else, or is a folder.
         """
+        require_file(path)
         try:
             with safe_open(path, framework="pt") as file:
                 plain = json.loads(file.metadata()["nadkit"])
                 total, second = file.get_tensor("total"), file.get_tensor("second")
-                networks = [tuple(pair) for pair in plain["networks"]]
+            shape, networks = tuple(plain["shape"]), [tuple(pair) for pair in plain["networks"]]
+            return cls(shape=shape, settings=plain["settings"], networks=networks, total=total, second=second)
         except (SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a saved covariance, or a damaged one; delete it to start afresh") from error
-        return cls(
-            shape=tuple(plain["shape"]), settings=plain["settings"], networks=networks, total=total, second=second
-        )
 
 
 def compute_nads(
@@ -193,8 +195,10 @@ def compute_nads(
     Secants and gradients are centred, as in the authors' code; the mixed derivative is not.
 
     Raises:
-        ValueError: as `gradient_covariance`; fewer than two networks; derivatives that are all zero.
+        ValueError: as `gradient_covariance`; too few networks (two, for ``"mixed"`` one); derivatives that are all
+            zero.
     """
+    n_networks = seeds.require_integer("n_networks", n_networks, 1 if method == "mixed" else 2)
     covariance = gradient_covariance(
         architecture,
         shape=shape,
@@ -227,7 +231,8 @@ def gradient_covariance(
 ) -> GradientCovariance:
     """Return the moments of the input derivatives of fresh one-logit networks in eval mode, at one point x.
 
-    Network i depends on ``seed`` and i alone, so ranges computed apart merge to what one run gives. Methods:
+    Network i depends on ``seed``, i and the kind of device alone, so ranges computed apart merge to what one run gives.
+    Methods:
 
     - ``"secant"``: g_i = [f(x + scale e_i) - f(x - scale e_i)] / (2 scale), with scale 100 the authors' protocol;
     - ``"gradient"``: g = grad_x f(x);
@@ -243,56 +248,65 @@ def gradient_covariance(
         seed: of the networks and of x.
         device: where to compute; the derivatives are float32, their moments float64.
         x: (C, H, W), the point; by default one draw from N(0, I), and zero for ``"mixed"``.
-        checkpoint: a file to save to every 512 networks and on an interrupt, and to continue from.
+        checkpoint: a file to save to every 512 networks (``"mixed"``: 16) and on an interrupt, and to continue from.
         compile: compile the secant's forward pass; by default on a CPU with a C++ compiler, from 2,000 networks on.
         progress: show a bar with an estimate.
 
     Raises:
-        ValueError: an unknown method or architecture, a scale or x that does not fit, a checkpoint of another run.
+        ValueError: an unknown method or architecture, a network without just one logit, a scale or x that does not
+            fit, a checkpoint of another run.
+        DataError: the checkpoint cannot be written.
     """
     device = pick(device)
+    seed = seeds.require_integer("seed", seed, 0)
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale: expected a positive finite number, got {scale}")
     point = _point(x, shape, method, seed)
-    settings = {
-        "architecture": architectures.name_of(architecture),
-        "method": method,
-        "scale": float(scale) if method == "secant" else 0.0,
-        "seed": seed,
-        "x": hashlib.sha256(point.numpy().tobytes()).hexdigest()[:12],
-    }
-    point = point.to(device)
 
     def network(i: int) -> nn.Module:
         with seeds.seeded(seed, "network", i, device=device), device:
             model = architectures.build(architecture, shape=shape, classes=1)
         return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
+    template = network(0)
+    if (logits := architectures.n_logits(template, shape, device)) != 1:
+        raise ValueError(f"architecture {architectures.name_of(architecture)!r}: expected 1 logit, got {logits}")
+    settings = {
+        "architecture": architectures.name_of(architecture),
+        "method": method,
+        "scale": float(scale) if method == "secant" else 0.0,
+        "seed": seed,
+        "x": hashlib.sha256(point.numpy().tobytes()).hexdigest()[:12],
+        "networks": _fingerprint(template),
+    }
+    point = point.to(device)
     covariance = _start(checkpoint, shape, settings, networks, device)
     left = [i for i in networks if not covariance.has(i)]
     if compile is None:
         compile = device.type == "cpu" and len(left) >= COMPILED_FROM and shutil.which("c++") is not None
-    fast = _compiled(network(0)) if compile and method == "secant" else lambda model: model
+    fast = _compiled(template) if compile and method == "secant" else lambda model: model
     with (
         tqdm(total=len(networks), initial=len(networks) - len(left), unit="network", disable=not progress) as bar,
         _saved_at_the_end(covariance, checkpoint),
         # TensorFloat-32 keeps 10 of a float's 23 bits: too few for a difference
-        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+        # and an algorithm chosen by a race would not be the same in every run
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
     ):
         for block in _blocks(left, BLOCK[method]):
             if method == "mixed":
-                covariance._add(torch.zeros_like(covariance.total), mixed_moment(network(block[0]), point), [block])
+                moment = mixed_moment(network(block[0]), point).to(covariance.second)
+                covariance._add(torch.zeros_like(covariance.total), moment, [block])
                 bar.update()
-                continue
-            rows = []
-            for i in range(*block):
-                f = fast(network(i))
-                rows.append(secant(f, point, scale) if method == "secant" else gradient(f, point))
-                bar.update()
-            covariance.update(torch.stack(rows), block)
-            if checkpoint is not None and covariance.count % CHECKPOINT_EVERY < BLOCK[method]:
+            else:
+                rows = []
+                for i in range(*block):
+                    f = fast(network(i))
+                    rows.append(secant(f, point, scale) if method == "secant" else gradient(f, point))
+                    bar.update()
+                covariance.update(torch.stack(rows), block)
+            if checkpoint is not None and covariance.count % CHECKPOINT_EVERY[method] < BLOCK[method]:
                 covariance.save(checkpoint)
     return covariance
 
@@ -373,6 +387,23 @@ def marchenko_pastur_edges(dimensions: int, n: int) -> tuple[float, float]:
     return (1 - root) ** 2, (1 + root) ** 2
 
 
+def marchenko_pastur_cdf(x: Tensor, dimensions: int, n: int) -> Tensor:
+    """Return the share of an isotropic sample covariance's non-zero eigenvalues up to x: (K,) -> (K,) float64.
+
+    The density is sqrt((x_+ - x) (x - x_-)) / x up to a factor, integrated on a fine grid; x is in units of the true
+    eigenvalue.
+
+    Source: Marchenko and Pastur 1967.
+    """
+    low, high = marchenko_pastur_edges(dimensions, n)
+    # denser towards the edges, where the density has its square roots
+    grid = low + (high - low) * (0.5 - 0.5 * torch.linspace(0, math.pi, 20_001, dtype=torch.float64).cos())
+    density = ((high - grid) * (grid - low)).clamp(min=0).sqrt() / grid.clamp(min=1e-12)
+    mass = torch.cumulative_trapezoid(density, grid)
+    index = torch.searchsorted(grid, x.double().clamp(low, high).contiguous()).clamp(1, len(mass))
+    return mass[index - 1] / mass[-1]
+
+
 def _compiled(template: nn.Module) -> Callable[[nn.Module], Network]:
     """Compile one network; every other of its kind then runs as that one with its weights copied in."""
     forward = torch.compile(template)
@@ -382,6 +413,14 @@ def _compiled(template: nn.Module) -> Callable[[nn.Module], Network]:
         return forward
 
     return fast
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Return a short hash of a network: the kinds of its layers, the names, shapes and values of its weights."""
+    digest = hashlib.sha256(repr([type(layer).__qualname__ for layer in model.modules()]).encode())
+    for name, values in model.state_dict().items():
+        digest.update(f"{name} {tuple(values.shape)}".encode() + values.cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _point(x: Tensor | None, shape: Shape, method: Method, seed: int) -> Tensor:
@@ -404,9 +443,15 @@ def _start(
     networks: range,
     device: torch.device,
 ) -> GradientCovariance:
-    """Return the checkpoint's moments if there are any and they are of this run, else empty ones."""
+    """Return the checkpoint's moments if there are any and they are of this run, else empty ones.
+
+    Empty ones are saved: a file that cannot be written should fail now, and not after an hour of work.
+    """
     fresh = GradientCovariance.empty(shape, settings, device)
-    if checkpoint is None or not Path(checkpoint).exists():
+    if checkpoint is None:
+        return fresh
+    if not Path(checkpoint).exists():
+        fresh.save(checkpoint)
         return fresh
     saved = GradientCovariance.load(checkpoint)
     if saved.networks and not all(first in networks and last - 1 in networks for first, last in saved.networks):
@@ -418,6 +463,7 @@ def _start(
         fresh.merge(saved)
     except ValueError as error:
         raise ValueError(f"checkpoint {checkpoint} is of another run, name another file ({error})") from error
+    fresh.save(checkpoint)
     return fresh
 
 

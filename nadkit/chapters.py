@@ -112,11 +112,25 @@ def read_notebook(path: Path) -> dict[str, Any]:
     """
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        if all("cell_type" in cell for cell in notebook["cells"]):
-            return notebook
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise BadInput(f"{path} is not a notebook: it is damaged, or was only written in part")
+    except ValueError:
+        fault = "it is damaged, or was only written in part"
+    else:
+        fault = _fault(notebook)
+    if fault:
+        raise BadInput(f"{path} is not a notebook: {fault}")
+    return notebook
+
+
+def _fault(notebook: object) -> str | None:
+    """Say what of a notebook's form, as far as we rely on it, is wrong; or return None."""
+    if not isinstance(notebook, dict) or not isinstance(notebook.get("metadata", {}), dict):
+        return "expected a mapping, with a mapping 'metadata' in it"
+    if not isinstance(cells := notebook.get("cells"), list):
+        return f"expected a list of 'cells', got {cells!r:.40}"
+    for number, cell in enumerate(cells, start=1):
+        if not isinstance(cell, dict) or "cell_type" not in cell or not isinstance(cell.get("metadata"), dict):
+            return f"cell {number}: expected a mapping with a 'cell_type' and a mapping 'metadata'"
+    return None
 
 
 def cell_source(cell: Mapping[str, Any]) -> str:
@@ -182,12 +196,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping that a YAML or JSON file holds.
 
     Raises:
-        BadInput: there is no such file, or no mapping in it.
+        BadInput: there is no such file, it cannot be read, or there is no mapping in it.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror.lower()}; expected a file of 'name: value' lines") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not readable as YAML or JSON: {error}") from None
     if not isinstance(content, dict):
@@ -198,7 +212,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def validate(chapter: Chapter, profile: str = QUICK, overrides: Mapping[str, Value] | None = None) -> dict[str, Value]:
     """Return the value of every parameter: the override, else the profile's, else the notebook's.
 
-    Overrides may be strings, as a command line has them.
+    Overrides may be strings, as a command line has them. Paths are relative to the current folder, and
+    returned as absolute ones.
 
     Raises:
         BadInput: values are wrong; the message names them all.
@@ -222,8 +237,9 @@ def _convert(chapter: Chapter, values: Mapping[str, Value], known: bool = False)
                 raise ValueError(f"no such parameter; {did_you_mean(name, chapter.parameters)}")
             parameter = chapter.parameters[name]
             converted[name] = parameter.convert(value)
-            if known or not isinstance(parameter.rule, Known):
-                parameter.check(converted[name])
+            parameter.check(converted[name], known=known)
+            if known:
+                converted[name] = parameter.locate(converted[name])
         except ValueError as error:
             problems.append(f"{chapter.name}: {name}: {error}")
     if problems:

@@ -23,6 +23,7 @@ HOLDS, FAILS, UNDECIDED = "holds", "fails", "not decidable at this scale"
 SYMBOLS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
 CSS_CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
 
+Scalar = str | float | bool | None
 Test = Callable[[float], bool]
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
@@ -57,7 +58,8 @@ class Claim:
     """One statement of a paper beside one measurement of ours.
 
     `measured` is None where nothing could be measured; `error` is the half-width of its
-    uncertainty; `needs` maps what the statement needs to (amount of this run, amount required).
+    uncertainty; `needs` maps what the statement needs to (amount of this run, amount required);
+    `same` maps the settings it is about to (this run's, the paper's), which must be equal.
 
     Raises:
         ValueError: no verdict could be computed from these.
@@ -71,6 +73,7 @@ class Claim:
     holds_if: str
     error: float = 0.0
     needs: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+    same: Mapping[str, tuple[Scalar, Scalar]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(?:[-.][a-z0-9]+)*", self.id):
@@ -84,13 +87,17 @@ class Claim:
         self._set("error", _finite(f"claim {self.id}: error", self.error))
         if self.error < 0:
             raise ValueError(f"claim {self.id}: error: expected at least 0, got {self.error}")
-        needs = {
-            name: tuple(_finite(f"claim {self.id}: needs {name}", number) for number in pair)
-            for name, pair in self.needs.items()
-        }
-        if wrong := [name for name, pair in needs.items() if len(pair) != 2]:
-            raise ValueError(f"claim {self.id}: needs {wrong[0]}: expected (actual, required)")
-        self._set("needs", needs)
+        self._set("needs", self._pairs("needs", _finite))
+        self._set("same", self._pairs("same", _scalar))
+
+    def _pairs(self, field: str, convert: Callable[[str, object], Scalar]) -> dict[str, tuple[Scalar, Scalar]]:
+        pairs = {}
+        for name, pair in getattr(self, field).items():
+            what = f"claim {self.id}: {field} {name}"
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ValueError(f"{what}: expected a pair (this run's, the paper's), got {pair!r}")
+            pairs[name] = (convert(what, pair[0]), convert(what, pair[1]))
+        return pairs
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -98,7 +105,7 @@ class Claim:
     @property
     def verdict(self) -> str:
         """HOLDS if the whole interval measured ± error is within the bound, FAILS if none of it is."""
-        if self.measured is None or self._lacking():
+        if self.measured is None or self._obstacles():
             return UNDECIDED
         ends = (self.measured - self.error, self.measured + self.error)
         tests = parse_bound(self.holds_if)
@@ -114,14 +121,15 @@ class Claim:
         """The reason a verdict cannot be given here; empty where it can."""
         if self.verdict != UNDECIDED:
             return ""
-        if lacking := self._lacking():
-            return "; ".join(f"{name}: {a:g} of the {r:g} needed" for name, (a, r) in lacking)
+        if obstacles := self._obstacles():
+            return "; ".join(obstacles)
         if self.measured is None:
             return "not measured"
         return "the uncertainty reaches across the bound"
 
-    def _lacking(self) -> list[tuple[str, tuple[float, float]]]:
-        return [(name, pair) for name, pair in self.needs.items() if pair[0] < pair[1]]
+    def _obstacles(self) -> list[str]:
+        other = [f"{name}: {a}, the claim is about {b}" for name, (a, b) in self.same.items() if a != b]
+        return other + [f"{name}: {a:g} of the {b:g} needed" for name, (a, b) in self.needs.items() if a < b]
 
     @property
     def measurement(self) -> str:
@@ -129,6 +137,26 @@ class Claim:
         if self.measured is None:
             return "-"
         return f"{self.measured:.4g}" + (f" ± {self.error:.2g}" if self.error else "")
+
+
+def _reported(claim: Claim) -> str:
+    match claim.reported:
+        case None:
+            return "-"
+        case float(number):
+            return f"{number:.6g}"
+    return claim.reported
+
+
+def _scalar(what: str, value: object) -> Scalar:
+    # numpy's and torch's scalars become Python's.
+    with contextlib.suppress(AttributeError, RuntimeError, ValueError):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise ValueError(f"{what}: expected a string, a finite number, True, False or None, got {value!r}")
 
 
 def _finite(what: str, number: object) -> float:
@@ -179,10 +207,9 @@ def show(claims: Iterable[Claim]) -> None:
 
 
 def _as_text(claim: Claim) -> str:
-    reported = "-" if claim.reported is None else claim.reported
     lines = [
         f"{SYMBOLS[claim.verdict]} {claim.verdict}: {claim.statement} [{claim.id}]",
-        f"    {claim.source}; reported: {reported}; measured: {claim.measurement}; holds if {claim.holds_if}",
+        f"    {claim.source}; reported: {_reported(claim)}; measured: {claim.measurement}; holds if {claim.holds_if}",
     ]
     return "\n".join(lines + ([f"    {claim.why_undecided}"] if claim.why_undecided else []))
 
@@ -197,10 +224,9 @@ def _as_html(claims: Claims) -> str:
 def _as_row(claim: Claim) -> str:
     verdict = f"{SYMBOLS[claim.verdict]} {claim.verdict}"
     why = f"<br><small>{html.escape(claim.why_undecided)}</small>" if claim.why_undecided else ""
-    reported = "-" if claim.reported is None else str(claim.reported)
     columns = [
         f"{html.escape(claim.statement)}<br><code>{claim.id}</code>",
-        *(html.escape(text) for text in (claim.source, reported)),
+        *(html.escape(text) for text in (claim.source, _reported(claim))),
         *(html.escape(text) for text in (claim.measurement, claim.holds_if)),
         f'<strong class="nadkit-{CSS_CLASSES[claim.verdict]}">{verdict}</strong>{why}',
     ]

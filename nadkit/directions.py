@@ -5,8 +5,11 @@ Axis letters: B batch, K directions, D = C x H x W input dimensions.
 
 import json
 import math
+import operator
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -23,19 +26,23 @@ from nadkit.files import atomic_write
 ORTHONORMAL_TOLERANCE = 1e-3
 """Largest relative error accepted in V V^T c = c; the published float32 arrays are within 1e-5."""
 
+EIGENVALUE_NOISE = 1e-6
+"""Rounding accepted in the sign and the order of eigenvalues, relative to the first."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Basis:
     """K orthonormal directions of an input space of D dimensions, the most important first.
 
     Attributes:
-        vectors: (K, D) float64, orthonormal rows u_k.
+        vectors: (K, D) float64 (converted if need be), orthonormal rows u_k, K >= 1.
         shape: (C, H, W) of the inputs, C H W = D.
         name: what the directions are, for records and plots.
-        eigenvalues: (K,) float64 in descending order, or None where the directions carry none.
+        eigenvalues: (K,) float64, not negative, in descending order, or None where the directions carry none.
 
     Raises:
-        ValueError: the array does not fit the shape, is not finite, or its rows are not orthonormal.
+        ValueError: the array does not fit the shape, is not finite, or its rows are not orthonormal; the eigenvalues
+            are of another number, not finite, negative or not in descending order.
     """
 
     vectors: Tensor
@@ -45,18 +52,20 @@ class Basis:
 
     def __post_init__(self) -> None:
         dimensions = math.prod(self.shape)
+        object.__setattr__(self, "vectors", torch.as_tensor(self.vectors, dtype=torch.float64))
         if self.vectors.ndim != 2 or self.vectors.shape[1] != dimensions:
             raise ValueError(
                 f"{self.name}: expected vectors of shape (K, {dimensions}) for inputs of shape {tuple(self.shape)}, "
                 f"got {tuple(self.vectors.shape)}"
             )
+        if len(self) == 0:
+            raise ValueError(f"{self.name}: expected at least one vector, got none")
         if not torch.isfinite(self.vectors).all():
             raise ValueError(f"{self.name}: expected finite vectors, got NaN or infinity")
-        if self.eigenvalues is not None and self.eigenvalues.shape != (len(self),):
-            raise ValueError(
-                f"{self.name}: expected {len(self)} eigenvalues, one a vector, got {tuple(self.eigenvalues.shape)}"
-            )
         self._require_orthonormal()
+        if self.eigenvalues is not None:
+            object.__setattr__(self, "eigenvalues", torch.as_tensor(self.eigenvalues, dtype=torch.float64))
+            self._require_spectrum(self.eigenvalues)
 
     def _require_orthonormal(self) -> None:
         """Test V V^T c = c on one random c, which costs K D where the whole Gram matrix costs K^2 D."""
@@ -66,6 +75,16 @@ class Basis:
         if error > ORTHONORMAL_TOLERANCE:
             raise ValueError(f"{self.name}: expected orthonormal rows, but |V V^T c - c| / |c| = {error:.2g}")
 
+    def _require_spectrum(self, eigenvalues: Tensor) -> None:
+        if eigenvalues.shape != (len(self),):
+            raise ValueError(
+                f"{self.name}: expected {len(self)} eigenvalues, one a vector, got {tuple(eigenvalues.shape)}"
+            )
+        noise = EIGENVALUE_NOISE * eigenvalues[0]
+        orderly = (eigenvalues >= -noise).all() and (eigenvalues.diff() <= noise).all()
+        if not (orderly and torch.isfinite(eigenvalues).all()):
+            raise ValueError(f"{self.name}: expected eigenvalues that are finite, not negative, in descending order")
+
     def __len__(self) -> int:
         return self.vectors.shape[0]
 
@@ -74,10 +93,9 @@ class Basis:
 
         Raises:
             IndexError: there is no such direction.
+            TypeError: the index is not an integer.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.name}: expected an index from 0 to {len(self) - 1}, got {index}")
-        return self.vectors[index]
+        return self.vectors[self._position(index)]
 
     @property
     def images(self) -> Tensor:
@@ -106,13 +124,14 @@ class Basis:
     def remove(self, x: Tensor, indices: int | Sequence[int]) -> Tensor:
         """Return x without its components along the given directions: x - sum_k <u_k, x> u_k, in the shape of ``x``.
 
+        A direction given twice (as k and k - K, say) is removed once.
+
         Raises:
             IndexError: there is no such direction.
+            TypeError: an index is not an integer.
         """
-        indices = [indices] if isinstance(indices, int) else list(indices)
-        if wrong := [i for i in indices if not -len(self) <= i < len(self)]:
-            raise IndexError(f"{self.name}: expected indices from 0 to {len(self) - 1}, got {wrong[0]}")
-        rows = self.vectors[indices].to(x.device, _floating(x))
+        positions = {self._position(i) for i in np.atleast_1d(indices).tolist()}
+        rows = self.vectors[sorted(positions)].to(x.device, _floating(x))
         flat = self._flat(x)
         return (flat - flat @ rows.T @ rows).reshape(x.shape)
 
@@ -187,8 +206,9 @@ class Basis:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is damaged or holds something else.
+            ValueError: the file is damaged, holds something else, or is a folder.
         """
+        require_file(path)
         try:
             with safe_open(path, framework="pt") as file:
                 plain = json.loads((file.metadata() or {}).get("nadkit", "{}"))
@@ -198,7 +218,10 @@ class Basis:
         kind = plain.pop("class", None)
         if kind != cls.__name__:
             raise ValueError(f"{path}: expected a saved {cls.__name__}, found {kind or 'something else'}")
-        return cls(**tensors, **{**plain, "shape": tuple(plain["shape"])})
+        try:
+            return cls(**tensors, **{**plain, "shape": tuple(plain["shape"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: a damaged {cls.__name__} ({error}); compute it again") from error
 
     def _flat(self, x: Tensor) -> Tensor:
         """View inputs as rows of D numbers: (..., C, H, W) -> (..., D), or one row a channel of a colour image."""
@@ -214,33 +237,58 @@ class Basis:
     def _vectors_like(self, x: Tensor) -> Tensor:
         return self.vectors.to(x.device, _floating(x))
 
+    def _position(self, index: int) -> int:
+        """Return an index, which may count from the end, as a row number from 0 to K - 1."""
+        try:
+            position = operator.index(index)
+        except TypeError:
+            raise TypeError(
+                f"{self.name}: expected an integer index, got {index!r}; for several directions use .vectors or "
+                ".leading(k)"
+            ) from None
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"{self.name}: expected an index from 0 to {len(self) - 1}, got {position}")
+        return position % len(self)
+
     def _require_k(self, k: int) -> None:
         if not 1 <= k <= len(self):
             raise ValueError(f"{self.name}: expected k from 1 to {len(self)}, got {k}")
+
+
+def require_file(path: str | Path) -> None:
+    """Raise ValueError if there is a folder at ``path``."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: expected a file, found a folder")
 
 
 def _floating(x: Tensor) -> torch.dtype:
     return x.dtype if x.is_floating_point() else torch.float32
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class NADs(Basis):
     """Neural anisotropy directions: eigenvectors of E_theta[grad_x f grad_x f^T], in descending order.
 
     Attributes:
-        n_networks: number of random networks behind the covariance.
+        n_networks: number N of random networks behind the covariance.
+        centred: whether the mean derivative was taken away: lambda = s^2 / (N - 1), else s^2 / N.
         settings: how they were computed (architecture, method, scale, seed, ...), for records.
     """
 
     n_networks: int = 0
+    centred: bool = True
     settings: dict[str, str | int | float | bool] | None = None
 
     @property
     def singular_values(self) -> Tensor:
-        """s_k = sqrt((N - 1) lambda_k), what the authors' "eigenvalues" files hold: (K,) float64."""
+        """s_k of the stacked derivatives: (K,) float64; the authors' "eigenvalues" files hold these.
+
+        They are sqrt((N - 1) lambda_k), and sqrt(N lambda_k) where the derivatives are not centred.
+        """
         if self.eigenvalues is None:
             raise ValueError(f"{self.name}: these NADs carry no eigenvalues")
-        return ((self.n_networks - 1) * self.eigenvalues.clamp(min=0)).sqrt()
+        freedom = self.n_networks - 1 if self.centred else self.n_networks
+        return (freedom * self.eigenvalues.clamp(min=0)).sqrt()
 
 
 class Frequency(NamedTuple):
@@ -252,20 +300,14 @@ class Frequency(NamedTuple):
     channel: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FourierBasis(Basis):
     """The complete real Fourier basis of C x H x W images; see `fourier`."""
 
     @property
     def frequencies(self) -> list[Frequency]:
         """The frequency of each row, in order."""
-        channels, height, width = self.shape
-        return [
-            Frequency(fx, fy, "real" if _is_real(fx, fy, height, width) else "imaginary", channel)
-            for channel in range(channels)
-            for fy in range(-(height // 2), height - height // 2)
-            for fx in range(-(width // 2), width - width // 2)
-        ]
+        return _frequencies(self.shape)
 
     def row(self, fx: int, fy: int, part: str = "real", channel: int = 0) -> int:
         """Return the index of the cosine (``"real"``) or sine (``"imaginary"``) of a frequency.
@@ -273,10 +315,9 @@ class FourierBasis(Basis):
         Both (fx, fy) and (-fx, -fy) name the same wave, up to the sign of the sine.
 
         Raises:
-            ValueError: an unknown part, or the sine of a frequency whose sine is zero on every pixel.
+            ValueError: as `fourier_direction`.
         """
-        if part not in ("real", "imaginary"):
-            raise ValueError(f"part: expected 'real' or 'imaginary', got {part!r}")
+        _require_wave(Frequency(fx, fy, part, channel), self.shape)
         _, height, width = self.shape
         for x, y in ((fx, fy), (-fx, -fy)):
             x, y = _wrap(x, width), _wrap(y, height)
@@ -293,9 +334,8 @@ def fourier(shape: Shape = (1, 32, 32)) -> FourierBasis:
     So the published map's cell (x, y) is the cosine of fx = 2 (x - 8), fy = 2 (y - 8).
     """
     channels, height, width = shape
-    empty = FourierBasis(vectors=torch.eye(math.prod(shape), dtype=torch.float64), shape=shape)
-    waves = [fourier_direction(f.fx, f.fy, shape=(1, height, width), part=f.part) for f in empty.frequencies]
-    waves = torch.stack(waves[: height * width])
+    grey = (1, height, width)
+    waves = torch.stack([fourier_direction(f.fx, f.fy, shape=grey, part=f.part) for f in _frequencies(grey)])
     return FourierBasis(vectors=torch.block_diag(*[waves] * channels), shape=shape, name="Fourier")
 
 
@@ -305,10 +345,9 @@ def fourier_direction(fx: int, fy: int, *, shape: Shape = (1, 32, 32), part: str
     The phase is reduced modulo one turn in integers, so that the result is exact to rounding at every frequency.
 
     Raises:
-        ValueError: an unknown part, or a sine that is zero on every pixel.
+        ValueError: a frequency that is no integer, an unknown part or channel, or a sine that is zero on every pixel.
     """
-    if part not in ("real", "imaginary"):
-        raise ValueError(f"part: expected 'real' or 'imaginary', got {part!r}")
+    _require_wave(Frequency(fx, fy, part, channel), shape)
     channels, height, width = shape
     x, y = torch.arange(width), torch.arange(height)
     turns = (fx * height * x[None, :] + fy * width * y[:, None]) % (height * width)
@@ -331,11 +370,16 @@ class Cell(NamedTuple):
 
 
 def map_cells(*, step: int = 1) -> list[Cell]:
-    """Return the independent cells of the published map, every ``step``-th along both axes.
+    """Return the cells of the published map that were trained, every ``step``-th along both axes.
 
-    Of its 16 x 16 cells only 9 x 16 were trained: the map repeats itself under x -> (16 - x) mod 16. The cells
-    returned have fx = 0, 2, ..., 16 and fy = -16, -14, ..., 14; column 0 stands for fx = 16.
+    Of its 16 x 16 cells only 9 x 16 were: the map repeats itself under x -> (16 - x) mod 16. The cells returned have
+    fx = 0, 2, ..., 16 and fy = -16, -14, ..., 14; column 0 stands for fx = 16. In the columns fx = 0 and fx = 16 the
+    frequencies (fx, fy) and (fx, -fy) are the same cosine, so the 144 cells are 130 distinct directions.
+
+    Raises:
+        ValueError: the step is not a positive integer.
     """
+    step = seeds.require_integer("step", step, 1)
     columns = [*range(8, 16), 0][::step]
     return [Cell(x, y, abs(2 * (x - 8)), 2 * (y - 8)) for y in range(0, 16, step) for x in columns]
 
@@ -356,28 +400,43 @@ def random(shape: Shape = (1, 32, 32), *, seed: int = 0) -> Basis:
     return Basis(vectors=(q * r.diagonal().sign()).T.contiguous(), shape=shape, name="random")
 
 
+class Ceiling(NamedTuple):
+    """The overlap to expect of one pair of runs: its mean and its standard deviation from pair to pair."""
+
+    mean: float
+    spread: float
+
+
 def overlap_ceiling(
-    eigenvalues: Tensor, k: int, *, n_networks: tuple[int, int], repeats: int = 4, seed: int = 0
-) -> float:
+    eigenvalues: Tensor, k: int, *, n_networks: tuple[int, int], repeats: int = 8, seed: int = 0
+) -> Ceiling:
     """Return the overlap to expect between two runs of the same experiment, limited by sampling alone.
 
     Two covariances are drawn as if derivatives were Gaussian with the given spectrum, from N_1 and N_2 networks; the
-    mean overlap of their leading k-dimensional subspaces is what a perfect reproduction would show.
+    overlap of their leading k-dimensional subspaces is what a perfect reproduction would show: within ``mean`` +-
+    ``spread``, as a rule.
 
     Args:
         eigenvalues: (K,) the spectrum taken as the true one, in descending order.
         k: dimensions of the leading subspaces.
         n_networks: (N_1, N_2).
-        repeats: simulated pairs to average over.
+        repeats: number of simulated pairs.
+
+    Raises:
+        ValueError: k is not from 1 to K; fewer than two networks a run, or fewer than two repeats.
     """
-    total = 0.0
+    if k not in range(1, len(eigenvalues) + 1):
+        raise ValueError(f"overlap_ceiling: expected k from 1 to {len(eigenvalues)}, got {k}")
+    for name, value in (*(("n_networks", n) for n in n_networks), ("repeats", repeats)):
+        seeds.require_integer(name, value, 2)
+    overlaps = []
     for repeat in range(repeats):
         first, second = (
             _leading_eigenvectors(_sample_covariance(eigenvalues, n, seeds.derive(seed, repeat, side)), k)
             for side, n in enumerate(n_networks)
         )
-        total += ((first.T @ second).square().sum() / k).item()
-    return total / repeats
+        overlaps.append(((first.T @ second).square().sum() / k).item())
+    return Ceiling(statistics.mean(overlaps), statistics.stdev(overlaps))
 
 
 def _sample_covariance(eigenvalues: Tensor, n: int, seed: int) -> Tensor:
@@ -393,6 +452,27 @@ def _sample_covariance(eigenvalues: Tensor, n: int, seed: int) -> Tensor:
 
 def _leading_eigenvectors(matrix: Tensor, k: int) -> Tensor:
     return torch.linalg.eigh(matrix).eigenvectors[:, -k:]
+
+
+def _frequencies(shape: Shape) -> list[Frequency]:
+    """Return the frequencies of the real Fourier basis of C x H x W images, row by row of the centred spectrum."""
+    channels, height, width = shape
+    return [
+        Frequency(fx, fy, "real" if _is_real(fx, fy, height, width) else "imaginary", channel)
+        for channel in range(channels)
+        for fy in range(-(height // 2), height - height // 2)
+        for fx in range(-(width // 2), width - width // 2)
+    ]
+
+
+def _require_wave(wave: Frequency, shape: Shape) -> None:
+    fx, fy, part, channel = wave
+    if not (isinstance(fx, Integral) and isinstance(fy, Integral)):
+        raise ValueError(f"frequency: expected integers, in cycles per image, got ({fx}, {fy})")
+    if part not in ("real", "imaginary"):
+        raise ValueError(f"part: expected 'real' or 'imaginary', got {part!r}")
+    if channel not in range(shape[0]):
+        raise ValueError(f"channel: expected 0 to {shape[0] - 1}, got {channel}")
 
 
 def _wrap(frequency: int, size: int) -> int:

@@ -6,7 +6,8 @@ A declaration is one line, `name: type = value  # help [rule]`:
     method: str = "secant"  # how the derivative is taken [secant, gradient, mixed]
     architecture: str = "lenet"  # the network [architecture]
 
-Types are int, float, str, bool, list[int], list[float] and list[str], each also with `| None`.
+Types are int, float, str, bool, list[int], list[float] and list[str], each also with `| None`. A list
+holds what is to be run: at least one value, none of them twice; where there may be nothing, that is None.
 Rules, for a value or for each element of a list, are choices `[a, b, c]`, a range `[1..100]`,
 `[1..]`, `[..1]` or `[>0]`, and names that the library knows: `[architecture]`, `[images]`,
 `[device]`.
@@ -18,9 +19,13 @@ import importlib
 import io
 import json
 import math
+import os
 import re
+import sys
 import tokenize
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from nadkit.names import did_you_mean, hint
 
@@ -71,7 +76,27 @@ class Known:
         """Raise ValueError unless the library knows `value`."""
         # PyTorch takes seconds to import: only a check that needs it pays.
         module, function = KNOWN[self.kind]
-        getattr(importlib.import_module(module), function)(value)
+        with _importable(os.getcwd()):  # where an architecture of one's own, MODULE:FUNCTION, may lie
+            getattr(importlib.import_module(module), function)(value)
+
+    def locate(self, value: str) -> str:
+        """Return `value` so that it means the same in any folder: `folder:PATH` with an absolute path.
+
+        A path that is not in the current folder is one in a data folder, and stays as it is.
+        """
+        prefix, _, path = value.partition(":")
+        if self.kind == "images" and prefix == "folder" and (folder := Path(path).expanduser()).is_dir():
+            return f"folder:{folder.absolute()}"
+        return value
+
+
+@contextlib.contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 KNOWN = {
@@ -109,11 +134,30 @@ class Parameter:
             hint = " (finite)" if "float" in self.type else ""
             raise ValueError(f"expected {self.type}{hint}, got {value!r}") from None
 
-    def check(self, value: Value) -> None:
-        """Raise ValueError where a value of the right type breaks the rule of this parameter."""
-        if self.rule is not None and value is not None:
-            for item in value if isinstance(value, list) else [value]:
-                self.rule.check(item)
+    def check(self, value: Value, *, known: bool = True) -> None:
+        """Raise ValueError where a value of the right type breaks a rule.
+
+        Names that the library knows are checked only where `known`: it takes this machine to tell.
+        """
+        if isinstance(value, list):
+            _check_list(value, self.type)
+        if self.rule is None or value is None or (isinstance(self.rule, Known) and not known):
+            return
+        for item in value if isinstance(value, list) else [value]:
+            self.rule.check(item)
+
+    def locate(self, value: Value) -> Value:
+        """Return a valid `value` so that it means the same in any folder (see `Known.locate`)."""
+        if not isinstance(self.rule, Known) or value is None:
+            return value
+        return [self.rule.locate(item) for item in value] if isinstance(value, list) else self.rule.locate(value)
+
+
+def _check_list(values: list, type: str) -> None:
+    if not values:
+        raise ValueError(f"expected at least one value{', or none' if 'None' in type else ''}")
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]!r} is there twice")
 
 
 def _items(value: Value) -> list:
@@ -197,8 +241,7 @@ def _parse_parameter(node: ast.stmt, comment: str) -> Parameter:
     # What a command line may write, a notebook may not: there "3" is no number.
     if parameter.convert(default) != default:
         raise ValueError(f"expected {declared}, got {default!r}")
-    if not isinstance(rule, Known):
-        parameter.check(default)
+    parameter.check(default, known=False)
     return parameter
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.colors import to_hex
+from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -51,6 +51,16 @@ def accuracy_maps(maps: Mapping[str, pd.DataFrame], *, low: float = 50.0, high: 
         )
         axis.set(title=title, xlabel="horizontal frequency", ylabel="vertical frequency" if axis is axes[0, 0] else "")
         axis.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def log_map(table: pd.DataFrame, *, label: str) -> Figure:
+    """Return one heat map of positive numbers on a logarithmic colour scale, by vertical and horizontal frequency."""
+    figure = _figure(5, 4.2)
+    axis = figure.subplots()
+    sns.heatmap(table, ax=axis, norm=LogNorm(), cmap=SEQUENTIAL, cbar_kws={"label": label})
+    axis.set(xlabel="horizontal frequency", ylabel="vertical frequency")
+    axis.tick_params(axis="y", rotation=0)
     return figure
 
 

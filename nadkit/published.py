@@ -1,6 +1,9 @@
 """The arrays and accuracies that the authors of neural anisotropy directions published.
 
 Source: github.com/LTS4/neural-anisotropy-directions (Apache-2.0), the code of arXiv 2006.09717.
+
+The five arrays of NADs and LeNet's eigenvalues are verified against the checksums below. The other four eigenvalue
+files have no published checksum: their structure alone is examined.
 """
 
 import hashlib
@@ -19,6 +22,9 @@ from nadkit.files import DataError
 from nadkit.names import hint
 
 NETWORKS = ("LogReg", "LeNet", "VGG11", "ResNet18", "DenseNet121")
+
+PUBLISHED = tuple(network.lower() for network in NETWORKS)
+"""The names of `nadkit.architectures` whose NADs were published."""
 
 SOURCE = "https://raw.githubusercontent.com/LTS4/neural-anisotropy-directions/master/NADs/"
 
@@ -68,7 +74,7 @@ def published_nads(name: str, *, download: bool = True) -> NADs:
     Vectors are (1023, 1024) float64, eigenvalues (1023,) float64. The authors' "eigenvalues" are
     the singular values s of N centred derivatives; the eigenvalues of the covariance are
     s^2 / (N - 1). The files come from ``published/`` in a data folder; else they are downloaded
-    there, unless ``download`` is false. Checksums are verified every time.
+    there, unless ``download`` is false. Checksums, where there are any, are verified every time.
 
     Raises:
         ValueError: the authors published no such network; near misses are suggested.
@@ -88,6 +94,15 @@ def published_nads(name: str, *, download: bool = True) -> NADs:
         )
     except ValueError as error:
         raise _damaged(path, f"orthonormal rows of 1024: {error}") from error
+
+
+def is_at_hand(name: str) -> bool:
+    """Return whether the NADs of that name were published and their files lie in a data folder."""
+    network = {network.lower(): network for network in NETWORKS}.get(name.lower())
+    return (
+        network is not None
+        and files.folder_with([f"published/{network}_NADs.npy", f"published/{network}_eigenvals.npy"]) is not None
+    )
 
 
 def published_fourier_map(name: str) -> Tensor | None:

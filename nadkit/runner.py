@@ -13,9 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import joblib
 import nbformat
 import papermill
+import psutil
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
@@ -65,8 +68,9 @@ class RunFailed(RuntimeError):
 def execute(chapter: Chapter, values: Mapping[str, Any], out: Path, *, profile: str = QUICK) -> dict[str, Any]:
     """Run a chapter with validated values, put the executed notebook at `out`, and return its record.
 
-    The record (chapter, parameters, fingerprint, versions, seconds, ...) is also the notebook's
-    `nadkit` metadata. After Ctrl-C nothing is left behind.
+    The record (chapter, parameters, fingerprint, versions, commit, seconds, ...) is also the notebook's
+    `nadkit` metadata. What can be imported from the current folder, the chapter can import, too. After
+    Ctrl-C nothing is left behind.
 
     Raises:
         RunFailed: the run failed; `out` is as it was before, and what ran is kept beside it as
@@ -81,12 +85,15 @@ def execute(chapter: Chapter, values: Mapping[str, Any], out: Path, *, profile: 
         "fingerprint": fingerprint(chapter, values),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
+        "commit": _commit(chapter.root),
         "platform": platform.platform(),
+        "cpus": joblib.cpu_count(),
     }
     clock = time.perf_counter()
     try:
         with files.atomic_write(out) as part:
-            problem = _run(chapter, values, part)
+            with _findable_from_here(), _no_process_left():
+                problem = _run(chapter, values, part)
             notebook = nbformat.read(part, as_version=4)
             problem = problem or _incomplete(notebook)
             record["seconds"] = round(time.perf_counter() - clock, 1)
@@ -104,7 +111,11 @@ def execute(chapter: Chapter, values: Mapping[str, Any], out: Path, *, profile: 
 
 
 def fingerprint(chapter: Chapter, values: Mapping[str, Any]) -> str:
-    """Return a checksum of all that decides the result: the notebook, its parameters, the library."""
+    """Return a checksum of all that decides the result.
+
+    That is the notebook, its parameters, the library, what it computes with, and the published data
+    that are at hand.
+    """
     cells = [(c["cell_type"], cell_source(c), c["metadata"]) for c in chapter.notebook["cells"]]
     package = Path(__file__).parent
     library = {
@@ -112,8 +123,22 @@ def fingerprint(chapter: Chapter, values: Mapping[str, Any]) -> str:
         for path in sorted(package.rglob("*.py"))
         if path.name not in MACHINE
     }
-    text = json.dumps([cells, dict(values), library], sort_keys=True)
+    versions = _versions() | {"python": platform.python_version().rpartition(".")[0]}
+    versions.pop("nadkit", None)  # its files are in already
+    text = json.dumps([cells, dict(values), library, versions, _published()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _published() -> dict[str, list[tuple[str, int]]]:
+    """Return the published data at hand: data folder -> names and sizes of its files."""
+    return {str(folder.resolve()): sorted(_sizes(folder / "published")) for folder in files.data_folders()}
+
+
+def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    for path in folder.rglob("*"):
+        # What begins with a dot is being written just now.
+        if not path.name.startswith(".") and path.is_file():
+            yield path.relative_to(folder).as_posix(), path.stat().st_size
 
 
 def up_to_date(out: Path, fingerprint: str) -> bool:
@@ -151,12 +176,24 @@ def _record(out: Path) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for package in ("torch", "nadkit"):
-        try:
+    for package in ("torch", "torchvision", "numpy", "nadkit"):
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions
+
+
+def _commit(root: Path) -> str | None:
+    """Return the commit that `root` is at, with a '+' where files differ from it; None outside git."""
+    # Without optional locks it disturbs nobody who works there.
+    git = ["git", "--no-optional-locks", "-C", str(root)]
+    try:
+        head, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=10).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip() + ("+" if changes else "")
 
 
 def _run(chapter: Chapter, values: Mapping[str, Any], part: Path) -> str | None:
@@ -192,6 +229,33 @@ def _run(chapter: Chapter, values: Mapping[str, Any], part: Path) -> str | None:
     except RuntimeError as error:
         return f"the kernel did not start: {error}"
     return None
+
+
+@contextmanager
+def _findable_from_here() -> Iterator[None]:
+    """Let the kernels that start in the block, in another folder, find the modules and data that we find."""
+    given = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [given.get("PYTHONPATH"), os.getcwd()]))
+    if given.get("NADKIT_DATA"):
+        os.environ["NADKIT_DATA"] = str(Path(given["NADKIT_DATA"]).expanduser().absolute())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(given)
+
+
+@contextmanager
+def _no_process_left() -> Iterator[None]:
+    """End what the block started and left running, such as a kernel that Ctrl-C met while it started."""
+    this = psutil.Process()
+    before = this.children(recursive=True)
+    try:
+        yield
+    finally:
+        for process in set(this.children(recursive=True)).difference(before):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _literal(path: Path) -> str:
@@ -247,7 +311,7 @@ def build(
     """Run the chapters that changed, `jobs` at a time, then build the pages in `out/_build/html`.
 
     `out` is `root` where not given. Returned is what became of the chapters and of the pages, under
-    `status`, `chapters`, `html` and `error`.
+    `status`, `chapters`, `html` and `error`. Unless all went well, the pages are as they were.
 
     Raises:
         BadInput: a parameter is wrong; nothing was run.
@@ -271,12 +335,7 @@ def build(
         return {"status": FAILED, "chapters": results, "html": None, "error": error}
     say("building the pages")
     executed = {name: Path(result["notebook"]) for name, result in results.items()}
-    if _stage(root, executed, folder / "stage"):
-        # Sphinx draws only the pages that changed, with their sidebars.
-        shutil.rmtree(folder / ".doctrees", ignore_errors=True)
-    if error := _render(folder):
-        # A page that warned is not read again, and would pass next time.
-        shutil.rmtree(folder / ".doctrees", ignore_errors=True)
+    if error := _update_pages(root, executed, folder):
         return {"status": FAILED, "chapters": results, "html": None, "error": error}
     html = str(folder / "html" / "index.html")
     return {"status": FINISHED, "chapters": results, "html": html, "error": None}
@@ -298,11 +357,11 @@ def _run_all(
     # More threads than cores is slower than one thread each.
     threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} if jobs > 1 else {}
     children: list[subprocess.Popen[str]] = []
+    interrupted, starting = threading.Event(), threading.Lock()
 
-    def run(name: str) -> dict[str, Any]:
-        say(f"{name}: running")
+    def start(name: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "nadkit", "run", name, "--profile", profile, "--json"]
-        child = subprocess.Popen(
+        return subprocess.Popen(
             [*command, "--root", str(root), "--out", str(todo[name])],
             stdout=subprocess.PIPE,
             # The bars of one chapter are welcome on the terminal; of several they are a jumble.
@@ -312,7 +371,14 @@ def _run_all(
             # Ctrl-C reaches us alone, and we pass it on once.
             start_new_session=True,
         )
-        children.append(child)
+
+    def run(name: str) -> dict[str, Any]:
+        with starting:
+            if interrupted.is_set():
+                raise CancelledError
+            say(f"{name}: running")
+            child = start(name)
+            children.append(child)
         output, errors = child.communicate()
         try:
             return json.loads(output)
@@ -332,10 +398,44 @@ def _run_all(
                 say(result.get("error") or f"{name}: {result['status']}{seconds}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            with starting:  # none is overlooked, and none starts from here on
+                interrupted.set()
             for child in children:
                 child.send_signal(signal.SIGINT)
             raise
     return results
+
+
+def _update_pages(root: Path, executed: Mapping[str, Path], folder: Path) -> str | None:
+    """Bring the pages in `folder/html` up to date and return what Sphinx complained of, if anything.
+
+    Sphinx works in a folder of its own and goes on from what it left there, but only after a build
+    that ended well: it does not read again a page that it warned of or was interrupted at.
+    """
+    kept, work = folder / "sphinx", folder / "sphinx.unfinished"
+    shutil.rmtree(work, ignore_errors=True)
+    if kept.exists():
+        os.replace(kept, work)
+    if _stage(root, executed, folder / "stage"):
+        # Sphinx draws only the pages that changed, with their sidebars.
+        shutil.rmtree(work, ignore_errors=True)
+    if error := _render(folder / "stage", work):
+        return error
+    _publish(work / "_build" / "html", folder / "html")
+    os.replace(work, kept)
+    return None
+
+
+def _publish(pages: Path, html: Path) -> None:
+    """Put a copy of `pages` in the place of the folder `html`, in one go."""
+    new, old = html.with_name("html.new"), html.with_name("html.old")
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(pages, new)
+    shutil.rmtree(old, ignore_errors=True)
+    if html.exists():
+        os.replace(html, old)
+    os.replace(new, html)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _stage(root: Path, executed: Mapping[str, Path], stage: Path) -> bool:
@@ -372,13 +472,12 @@ def _heading(page: Path) -> str | None:
     return found and found[0].decode()
 
 
-def _render(folder: Path) -> str | None:
-    """Build the pages from the staging folder and return what Sphinx complained of, if anything."""
+def _render(stage: Path, out: Path) -> str | None:
+    """Build the pages of the folder `stage` in `out/_build/html` and return what Sphinx complained of, if anything."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     strict = ["-W", "-n", "--keep-going", "-q"]
-    stage = folder / "stage"
     done = subprocess.run(
-        [*command, str(stage), "--path-output", str(folder.parent), *strict],
+        [*command, str(stage), "--path-output", str(out), *strict],
         capture_output=True,
         text=True,
     )

@@ -7,13 +7,19 @@ and continued, or done in another order, without a change in any result.
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import torch
 
 
 def derive(seed: int, *path: int | str) -> int:
-    """Return the 63-bit seed that belongs to ``path`` below ``seed`` (a hash: neighbouring seeds are unrelated)."""
+    """Return the 63-bit seed that belongs to ``path`` below ``seed`` (a hash: neighbouring seeds are unrelated).
+
+    Raises:
+        ValueError: the seed is negative or not an integer.
+    """
+    seed = require_integer("seed", seed, 0)
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in path]
     # as a spawn key, not as entropy: there, trailing zeros would not count
     sequence = np.random.SeedSequence(seed, spawn_key=words)
@@ -29,9 +35,36 @@ def generator(seed: int, *path: int | str, device: str | torch.device = "cpu") -
 def seeded(seed: int, *path: int | str, device: str | torch.device = "cpu") -> Iterator[None]:
     """Run a block under torch's global generators seeded for ``path``, and give them back as they were.
 
-    Layers draw their initial weights and dropout masks from the global generators only.
+    These are the CPU's and that of ``device``; those of other devices stay untouched. Layers draw their
+    initial weights and dropout masks from the global generators only.
     """
-    device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(derive(seed, *path))
+    generators = [torch.default_generator, *_default_generators(torch.device(device))]
+    states = [g.get_state() for g in generators]
+    try:
+        for g in generators:
+            g.manual_seed(derive(seed, *path))
         yield
+    finally:
+        for g, state in zip(generators, states, strict=True):
+            g.set_state(state)
+
+
+def require_integer(name: str, value: int, least: int) -> int:
+    """Return ``value`` as a Python integer.
+
+    Raises:
+        ValueError: it is no integer, or smaller than ``least``.
+    """
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}: expected an integer, at least {least}, got {value!r}")
+    return int(value)
+
+
+def _default_generators(device: torch.device) -> list[torch.Generator]:
+    """Return the global generator of a CUDA or MPS device; the CPU's is `torch.default_generator`."""
+    if device.type == "mps":
+        return [torch.mps._get_default_mps_generator()]
+    if device.type != "cuda":
+        return []
+    torch.cuda.init()
+    return [torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]]

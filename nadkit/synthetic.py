@@ -14,7 +14,7 @@ SIGMA = {"map": 3.0, "index": 1.0}
 """Noise levels of the paper's experiments: the Fourier map (figure 1) and the accuracy by NAD index."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Separable:
     """D(v): linearly separable data, x = shift y v + w with y = +-1 and w ~ N(0, sigma^2 (I - v v^T)).
 
@@ -23,7 +23,7 @@ class Separable:
     <v, x> is the label.
 
     Attributes:
-        v: (D,) or (C, H, W), the direction; it is normalised.
+        v: (D,) or (C, H, W), the direction, a tensor, array or list; it is normalised.
         shape: (C, H, W) of the inputs.
         sigma: standard deviation of the noise in every direction but v.
         epsilon: size of the signal.
@@ -34,7 +34,8 @@ class Separable:
     Source: Ortiz-Jimenez et al. 2020, section 2.
 
     Raises:
-        ValueError: v does not fit the shape, is zero or not finite; sigma, epsilon or a count is out of range.
+        ValueError: v does not fit the shape, is zero or not finite; sigma, epsilon, a count or the seed is out of
+            range.
     """
 
     v: Tensor
@@ -47,6 +48,7 @@ class Separable:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "v", torch.as_tensor(self.v))
         if self.v.numel() != math.prod(self.shape):
             raise ValueError(
                 f"v: expected {math.prod(self.shape)} numbers for inputs of shape {tuple(self.shape)}, "
@@ -62,8 +64,8 @@ class Separable:
             raise ValueError(f"sigma: expected a finite number, at least 0, got {self.sigma}")
         if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
             raise ValueError(f"epsilon: expected a positive finite number, got {self.epsilon}")
-        if min(self.n_train, self.n_test) < 2:
-            raise ValueError(f"n_train, n_test: expected at least 2 each, got {self.n_train}, {self.n_test}")
+        for name, least in (("n_train", 2), ("n_test", 2), ("seed", 0)):
+            seeds.require_integer(name, getattr(self, name), least)
 
     @property
     def shift(self) -> float:
@@ -71,7 +73,13 @@ class Separable:
         return self.epsilon if self.convention == "paper" else self.epsilon / 2
 
     def sample(self, split: Literal["train", "test"], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-        """Return inputs (n, C, H, W) float32 and labels (n,) int64, where 1 stands for y = +1 and 0 for y = -1."""
+        """Return inputs (n, C, H, W) float32 and labels (n,) int64, where 1 stands for y = +1 and 0 for y = -1.
+
+        Raises:
+            ValueError: an unknown split.
+        """
+        if split not in ("train", "test"):
+            raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
         n = {"train": self.n_train, "test": self.n_test}[split]
         generator = seeds.generator(self.seed, "separable", split, device=device)
         v = self.v.flatten().double()

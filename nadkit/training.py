@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal, get_args
 
 import joblib
@@ -25,6 +26,10 @@ Data = tuple[Tensor, Tensor]
 Strategy = Literal["auto", "loop", "processes", "vmap"]
 
 EVALUATION_BATCH = 1000
+
+
+class Diverged(RuntimeError):
+    """The training loss is no longer a finite number; the message says since when and what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +59,24 @@ class Recipe:
     stop_at_loss: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "clip"):
+        for name in ("epochs", "batch_size"):
+            seeds.require_integer(name, getattr(self, name), 1)
+        for name in ("learning_rate", "clip", "stop_at_loss"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: expected a positive number, got {value}")
+            if not (value is None and name != "learning_rate") and not (_is_finite(value) and value > 0):
+                raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
         for name in ("momentum", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected a number, at least 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not (_is_finite(value) and value >= 0):
+                raise ValueError(f"{name}: expected a finite number, at least 0, got {value!r}")
 
     def rate(self, step: int, total: int) -> float:
         """Return the learning rate of ``step`` out of ``total``."""
         return self.learning_rate * (1 - step / total)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 SEPARABLE = Recipe()
@@ -109,13 +121,16 @@ def fit(
     ``evaluate_every``-th epoch and after the last.
 
     Raises:
-        ValueError: inputs and labels do not match, hold NaN, or a label has no logit.
+        ValueError: inputs and labels do not match, hold NaN, or a label has no logit; the test inputs have another
+            shape than the training inputs; the network does not accept them.
+        Diverged: the loss became NaN or infinite.
     """
     device = pick(device)
+    seeds.require_integer("evaluate_every", evaluate_every, 1)
     (x, y), test = _on_device(train, device, "train"), _on_device(test, device, "test")
     # channels_last halves the time of convolutions with few channels on one CPU thread
     model.to(device, memory_format=torch.channels_last)
-    _require_logits(model, x, y)
+    _require_fit(model, (x, y), test)
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
     )
@@ -134,6 +149,7 @@ def fit(
                 rate = recipe.rate(epoch * per_epoch + i, recipe.epochs * per_epoch)
                 sums += _step(model, optimizer, to_float(x[batch]), y[batch], rate, recipe)
             loss, accuracy = (sums / len(x)).tolist()
+            _require_finite(loss, epoch, recipe)
             history.train_loss.append(loss)
             history.train_accuracy.append(accuracy)
             done = recipe.stop_at_loss is not None and loss <= recipe.stop_at_loss
@@ -203,16 +219,21 @@ def fit_many(
     Raises:
         ValueError: an unknown strategy or architecture; for ``"vmap"``, problems of different sizes or a recipe that
             stops early.
+        Diverged: the loss of a network became NaN or infinite.
     """
     device = pick(device)
     architectures.factory(architecture)  # a wrong name should fail here, not in a worker
     if strategy not in get_args(Strategy):
         raise ValueError(f"strategy: expected one of {', '.join(get_args(Strategy))}, got {strategy!r}")
+    if workers is not None:
+        seeds.require_integer("workers", workers, 1)
+    if not problems:
+        return []
     if strategy == "vmap":
         return _fit_vmap(architecture, problems, recipe, seed, device, progress)
     parallel = strategy == "processes" or (strategy == "auto" and device.type == "cpu")
     jobs = (workers or torch.get_num_threads()) if parallel else 1
-    run = joblib.Parallel(min(jobs, len(problems)) or 1, return_as="generator")
+    run = joblib.Parallel(min(jobs, len(problems)), return_as="generator")
     task = joblib.delayed(_fit_one)
     histories = run(task(architecture, p, recipe, seed, i, device) for i, p in enumerate(problems))
     return list(tqdm(histories, total=len(problems), unit="network", disable=not progress, leave=False))
@@ -269,7 +290,7 @@ def _fit_vmap(
     total = recipe.epochs * math.ceil(x.shape[1] / recipe.batch_size)
     step = 0
     with seeds.seeded(seed, "dropout", device=device):
-        for _ in tqdm(range(recipe.epochs), unit="epoch", disable=not progress, leave=False):
+        for epoch in tqdm(range(recipe.epochs), unit="epoch", disable=not progress, leave=False):
             sums = torch.zeros(2, len(problems), device=device)
             order = torch.stack([torch.randperm(x.shape[1], generator=g, device=device) for g in orders])
             for batch in order.split(recipe.batch_size, dim=1):
@@ -278,6 +299,7 @@ def _fit_vmap(
                 sums += torch.stack([loss * batch.shape[1], right])
                 step += 1
             for history, (loss, accuracy) in zip(histories, (sums / x.shape[1]).T.tolist(), strict=True):
+                _require_finite(loss, epoch, recipe)
                 history.train_loss.append(loss)
                 history.train_accuracy.append(accuracy)
     for i, (model, problem) in enumerate(zip(models, problems, strict=True)):
@@ -304,20 +326,35 @@ def _sgd_step(params: dict, grads: dict, velocity: dict, recipe: Recipe, rate: f
         p -= rate * g
 
 
+def _require_finite(loss: float, epoch: int, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"training diverged in epoch {epoch + 1} (loss {loss}); lower the learning rate ({recipe.learning_rate}) "
+            f"or clip ({recipe.clip})"
+        )
+
+
 def _on_device(data: Data, device: torch.device, split: str) -> Data:
     """Move a split to the device, having checked that training on it can mean anything."""
     x, y = data
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise ValueError(f"{split} data: expected two tensors, got {type(x).__name__} and {type(y).__name__}")
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"{split} data: expected one label an input, got {len(x)} inputs and {len(y)} labels")
+    if y.dtype != torch.int64 or y.ndim != 1:
+        raise ValueError(f"{split} labels: expected (N,) torch.int64, got {tuple(y.shape)} {y.dtype}")
     if x.is_floating_point() and not torch.isfinite(x).all():
         raise ValueError(f"{split} data: expected finite inputs, got NaN or infinity")
     return x.to(device), y.to(device)
 
 
-@torch.no_grad()
-def _require_logits(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """A label without a logit would otherwise end in an unreadable error on the device."""
-    classes = model.eval()(to_float(x[:1])).shape[1]
-    low, high = y.min().item(), y.max().item()
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels: expected 0 to {classes - 1} for {classes} logits, got {low} to {high}")
+def _require_fit(model: nn.Module, train: Data, test: Data) -> None:
+    """A label without a logit, for one, would otherwise end in an unreadable error on the device."""
+    shape = train[0].shape[1:]
+    if test[0].shape[1:] != shape:
+        raise ValueError(f"test data: expected inputs of shape {tuple(shape)} as in training, got {test[0].shape[1:]}")
+    classes = architectures.n_logits(model, shape, train[0].device)
+    for split, (_, y) in (("train", train), ("test", test)):
+        low, high = y.min().item(), y.max().item()
+        if low < 0 or high >= classes:
+            raise ValueError(f"{split} labels: expected 0 to {classes - 1} for {classes} logits, got {low} to {high}")

@@ -1,15 +1,20 @@
 """NADs: against slow float64 oracles, closed forms, and the published array."""
 
+import functools
+import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from nadkit import anisotropy, architectures, directions, seeds
 from nadkit.anisotropy import GradientCovariance, compute_nads, gradient_covariance
+from nadkit.files import DataError
 
 SHAPE = (1, 4, 4)
 DATA = Path(os.environ.get("NADKIT_DATA", "."))
@@ -85,8 +90,33 @@ def test_mixed_derivative_against_autograd():
     torch.testing.assert_close(anisotropy.mixed_moment(model, x), jacobian @ jacobian.T)
 
 
+def test_mixed_derivative_of_lenet_against_autograd():
+    """A few entries: J J^T between unit vectors at four pixels."""
+    with seeds.seeded(0):
+        model = architectures.build("lenet", shape=(1, 16, 16), classes=1).double().eval()
+    x = torch.randn(1, 16, 16, dtype=torch.float64, generator=seeds.generator(0, "x"))
+    z = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(model(z[None]).squeeze(), z, create_graph=True)
+    pixels = [0, 37, 120, 136]
+    rows = []
+    for i in pixels:
+        parts = torch.autograd.grad(g.flatten()[i], list(model.parameters()), retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([part.flatten() for part in parts]))
+    jacobian = torch.stack(rows)
+    found = anisotropy.mixed_moment(model, x)[pixels][:, pixels]
+    assert found.diagonal().min() > 0
+    torch.testing.assert_close(found, jacobian @ jacobian.T)
+
+
+def test_memory_does_not_grow_with_the_networks():
+    few, many = (
+        sum(t.nbytes for t in vars(covariance(range(n))).values() if isinstance(t, torch.Tensor)) for n in (3, 30)
+    )
+    assert few == many == 8 * (16 + 16 * 16)
+
+
 def test_a_known_covariance_gives_its_known_directions():
-    """Weights N(0, 4^-i) have the pixels as NADs and 4^-i as eigenvalues, by all three methods alike."""
+    """Weights w_i ~ N(0, 4^-i) have the pixels as NADs; their eigenvalues are 4^-i, and 1 by mixed derivatives."""
     pixels = directions.pixel(SHAPE)
     for method in ("secant", "gradient"):
         nads = compute_nads(decaying, shape=SHAPE, n_networks=2000, method=method, scale=1.0, device="cpu")
@@ -94,6 +124,7 @@ def test_a_known_covariance_gives_its_known_directions():
         assert nads.eigenvalues[:5] == pytest.approx([4.0**-i for i in range(5)], rel=0.15)
     linear = compute_nads(decaying, shape=SHAPE, n_networks=1, method="mixed", device="cpu")
     assert linear.eigenvalues == pytest.approx([1.0] * 16)  # d^2 f / dx dw is the identity
+    assert linear.singular_values == pytest.approx([1.0] * 16)
 
 
 def test_linear_networks_are_isotropic_within_sampling_error():
@@ -136,6 +167,30 @@ def test_merging_refuses_what_would_count_twice_or_differ():
         covariance(range(2)).merge(covariance(range(2, 4), x=torch.ones(SHAPE)))
 
 
+def wide(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, classes))
+
+
+def relu_network(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, classes))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (lambda shape, classes: wide(shape, classes), lambda shape, classes: tanh_network(shape, classes)),
+        (functools.partial(wide), functools.partial(tanh_network)),
+        (functools.partial(relu_network), functools.partial(tanh_network)),  # as many weights, other layers
+    ],
+)
+def test_factories_of_one_name_are_not_merged(pair):
+    one, other = (gradient_covariance(f, shape=SHAPE, networks=range(1), device="cpu") for f in pair)
+    assert one.settings["architecture"] == other.settings["architecture"]
+    json.dumps(one.settings)
+    with pytest.raises(ValueError, match="equal settings"):
+        one.merge(other)
+
+
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     path = tmp_path / "moments.safetensors"
     monkeypatch.setitem(anisotropy.BLOCK, "secant", 2)
@@ -143,7 +198,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
 
     def interrupted(shape, classes):
         built.append(shape)
-        if len(built) == 6:
+        if len(built) == 7:
             raise KeyboardInterrupt
         return tanh_network(shape, classes)
 
@@ -153,10 +208,38 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
         gradient_covariance(interrupted, **options)
     assert GradientCovariance.load(path).networks == [(0, 4)]
     resumed = gradient_covariance(interrupted, **options)
-    assert len(built) == 6 + 3  # only the missing three
+    assert len(built) == 7 + 1 + 3  # only the missing three; network 0 once, to know the run again
     torch.testing.assert_close(resumed.second, covariance(range(7)).second)
     assert gradient_covariance(interrupted, **options).count == 7
-    assert len(built) == 9
+    assert len(built) == 11 + 1
+
+
+def test_mixed_derivatives_are_saved_every_16_networks(tmp_path, monkeypatch):
+    path, counts = tmp_path / "moments.safetensors", []
+    save = GradientCovariance.save
+    monkeypatch.setattr(GradientCovariance, "save", lambda self, p: (counts.append(self.count), save(self, p)))
+    covariance(range(35), method="mixed", checkpoint=path)
+    assert counts == [0, 16, 32, 35]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(anisotropy, "secant", pytest.fail)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="cannot write"):
+        covariance(checkpoint=tmp_path / "file" / "moments.safetensors")
+    with pytest.raises(ValueError, match="expected a file, found a folder"):
+        covariance(checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["shape", "settings", "networks"])
+def test_a_checkpoint_without_its_description_is_damaged(tmp_path, missing):
+    path = tmp_path / "moments.safetensors"
+    plain = {"shape": SHAPE, "settings": {}, "networks": []}
+    del plain[missing]
+    tensors = {"total": torch.zeros(16), "second": torch.zeros(16, 16)}
+    safetensors.torch.save_file(tensors, path, {"nadkit": json.dumps(plain)})
+    with pytest.raises(ValueError, match="damaged"):
+        GradientCovariance.load(path)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
@@ -179,6 +262,7 @@ def test_the_same_seed_gives_the_same_nads():
     assert not torch.equal(nads[0].vectors, nads[2].vectors)
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiling_does_not_change_the_numbers():
     plain, compiled = (
         gradient_covariance("lenet", shape=(1, 16, 16), networks=range(3), device="cpu", compile=c).covariance()
@@ -221,12 +305,30 @@ def test_nads_are_complete_ordered_and_carry_their_settings():
         ({"x": torch.zeros(1, 4, 5)}, "expected shape"),
         ({"x": torch.full(SHAPE, torch.nan)}, "NaN"),
         ({"n_networks": 1}, "at least 2"),
+        ({"n_networks": 0, "method": "mixed"}, "at least 1"),
+        ({"n_networks": 2.5}, "n_networks: expected an integer"),
+        ({"seed": -1}, "seed: expected an integer"),
         ({"device": "tpu9"}, "device"),
     ],
 )
 def test_impossible_requests_are_explained(options, message):
     with pytest.raises(ValueError, match=message):
         compute_nads(tanh_network, **{"shape": SHAPE, "n_networks": 3} | options)
+
+
+def test_too_few_networks_are_refused_before_any_work():
+    with pytest.raises(ValueError, match="at least 2"):
+        compute_nads(lambda **_: pytest.fail("built a network"), shape=SHAPE, n_networks=1, device="cpu")
+
+
+def test_a_network_of_many_logits_is_refused():
+    with pytest.raises(ValueError, match="'<lambda>': expected 1 logit, got 10"):
+        compute_nads(lambda shape, classes: tanh_network(shape, 10), shape=SHAPE, n_networks=3, device="cpu")
+
+
+def test_networks_without_pooling_have_a_name():
+    nads = compute_nads("lenet-nopool", shape=(1, 9, 9), n_networks=2, device="cpu")
+    assert nads.settings["architecture"] == "lenet-nopool"
 
 
 def test_networks_that_do_not_see_the_input_are_explained():
@@ -237,12 +339,15 @@ def test_networks_that_do_not_see_the_input_are_explained():
         compute_nads(dead, shape=SHAPE, n_networks=3, device="cpu")
 
 
-def test_networks_that_blow_up_are_named():
+@pytest.mark.parametrize(("method", "networks"), [("secant", "0 to 2"), ("gradient", "0 to 2"), ("mixed", "0 to 0")])
+def test_networks_that_blow_up_are_named(method, networks):
     def broken(shape, classes):
-        return nn.Sequential(nn.Flatten(), nn.Linear(16, 1).apply(lambda m: nn.init.constant_(m.weight, torch.inf)))
+        model = tanh_network(shape, classes)
+        nn.init.constant_(model[3].weight, torch.nan)
+        return model
 
-    with pytest.raises(ValueError, match=r"networks 0 to 2.*NaN or infinite"):
-        compute_nads(broken, shape=SHAPE, n_networks=3, device="cpu")
+    with pytest.raises(ValueError, match=f"networks {networks}.*NaN or infinite"):
+        compute_nads(broken, shape=SHAPE, n_networks=3, method=method, device="cpu")
 
 
 @pytest.mark.gpu
@@ -254,7 +359,18 @@ def test_a_gpu_finds_the_same_directions():
         for device in ("cpu", "cuda")
     )
     ceiling = directions.overlap_ceiling(cpu.eigenvalues, 10, n_networks=(1000, 1000))
-    assert gpu.overlap(cpu, 10) > 0.9 * ceiling
+    assert gpu.overlap(cpu, 10) > 0.9 * ceiling.mean
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", ["secant", "gradient"])
+def test_a_gpu_gives_the_same_numbers_again(method):
+    one, two = (
+        gradient_covariance("resnet18", shape=(1, 16, 16), networks=range(3), method=method, device="cuda")
+        for _ in range(2)
+    )
+    assert torch.equal(one.second, two.second)
 
 
 @pytest.mark.slow
@@ -264,4 +380,17 @@ def test_lenet_nads_approach_the_published_ones_up_to_sampling():
     nads = compute_nads("lenet", n_networks=300, device="cpu")
     for k in (1, 10, 50):
         ceiling = directions.overlap_ceiling(published.eigenvalues, k, n_networks=(300, published.n_networks))
-        assert nads.overlap(published, k) > 0.85 * ceiling
+        assert nads.overlap(published, k) > 0.85 * ceiling.mean
+
+
+@pytest.mark.parametrize(("dimensions", "n"), [(60, 240), (240, 60), (120, 120)])
+def test_marchenko_pastur_law_against_a_gaussian_matrix(dimensions, n):
+    g = torch.randn(n, dimensions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(g.T @ g / n)[-min(n, dimensions) :]
+    share = (torch.arange(len(eigenvalues)) + 0.5) / len(eigenvalues)
+    distance = (anisotropy.marchenko_pastur_cdf(eigenvalues, dimensions, n) - share).abs().max()
+    assert distance < 0.04
+    assert (anisotropy.marchenko_pastur_cdf(1.3 * eigenvalues, dimensions, n) - share).abs().max() > 0.1
+    low, high = anisotropy.marchenko_pastur_edges(dimensions, n)
+    ends = torch.tensor([low, high, high + 1])
+    assert anisotropy.marchenko_pastur_cdf(ends, dimensions, n).tolist() == pytest.approx([0, 1, 1], abs=1e-6)

@@ -1,5 +1,7 @@
 """Architectures: sizes known from the papers' code, initialisation, shapes, and names."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -14,13 +16,13 @@ def tiny(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
 
 
-@pytest.mark.parametrize("name", architectures.NAMES)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_number_of_weights(name):
     model = architectures.build(name, shape=(3, 32, 32), classes=10)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", architectures.NAMES)
+@pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.parametrize(("shape", "classes"), [((1, 32, 32), 1), ((3, 40, 36), 7)])
 def test_any_input_shape_and_class_count(name, shape, classes):
     model = architectures.build(name, shape=shape, classes=classes).eval()
@@ -30,12 +32,22 @@ def test_any_input_shape_and_class_count(name, shape, classes):
 
 @pytest.mark.parametrize("name", ["lenet", "vgg11", "resnet18"])
 def test_without_pooling_no_layer_subsamples(name):
-    model = architectures.build(name, shape=(1, 32, 32), classes=2, pooling=False)
+    model = architectures.build(f"{name}-nopool", shape=(1, 32, 32), classes=2)
     pools = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
     assert not any(isinstance(m, pools) for m in model.modules())
     assert all(m.stride == (1, 1) for m in model.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
         assert model.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["lenet", "lenet-nopool"])
+def test_pooling_is_left_out_by_name_or_by_argument(name):
+    assert name in architectures.NAMES
+    one, other = (
+        architectures.build(*names, shape=(1, 16, 16), classes=2, **options).state_dict()
+        for names, options in ((["lenet-nopool"], {}), ([name], {"pooling": False}))
+    )
+    assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in other.items()}
 
 
 def test_initialisation_of_vgg_is_that_of_the_authors():
@@ -79,11 +91,33 @@ def test_torchvision_models_take_any_channels():
         ("no_such_module:make", "no_such_module"),
         ("math:no_such_function", "no_such_function"),
         ("math:pi", "expected a callable"),
+        ("lenet-nopol", "did you mean 'lenet-nopool'"),
+        ("densenet121-nopool", "unknown architecture"),
+        (".relative:make", "'.relative:make'.*TypeError"),
+        (":make", "':make'.*ValueError"),
     ],
 )
 def test_unknown_names_are_explained(name, message):
     with pytest.raises(ValueError, match=message):
         architectures.check(name)
+
+
+def test_a_module_that_fails_while_it_is_imported_is_named(tmp_path, monkeypatch):
+    (tmp_path / "nadkit_test_broken.py").write_text("1 / 0")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(ValueError, match=r"nadkit_test_broken.*ZeroDivisionError: division by zero"):
+        architectures.check("nadkit_test_broken:make")
+
+
+def test_the_number_of_logits_is_found_by_trying():
+    assert architectures.n_logits(tiny((1, 4, 4), 3), (1, 4, 4)) == 3
+    for model, message in [
+        (nn.Linear(4, 3), r"\(2, 1, 4, 4\) to logits \(2, classes\), got shape \(2, 1, 4, 3\)"),
+        (tiny((1, 5, 5), 3), r"does not accept inputs of shape \(2, 1, 4, 4\)"),
+        (nn.LSTM(4, 3), "does not accept"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            architectures.n_logits(model, (1, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +129,9 @@ def test_unknown_names_are_explained(name, message):
         ({"architecture": "lenet", "shape": (32, 32), "classes": 2}, "channels, height, width"),
         ({"architecture": "lenet", "shape": (1, 32, 32), "classes": 0}, "classes"),
         ({"architecture": "densenet121", "shape": (1, 32, 32), "classes": 2, "pooling": False}, "without pooling"),
+        ({"architecture": tiny, "shape": (1, 8, 8), "classes": 2, "pooling": False}, "in your factory"),
+        ({"architecture": lambda: None, "shape": (1, 8, 8), "classes": 2}, "expected a factory.shape"),
+        ({"architecture": lambda shape, classes: 3, "shape": (1, 8, 8), "classes": 2}, "torch.nn.Module, got int"),
         ({"architecture": "torchvision:alexnet", "shape": (3, 32, 32), "classes": 2}, "does not accept"),
     ],
 )

@@ -12,6 +12,7 @@ import yaml
 
 from nadkit import claims
 from nadkit.chapters import (
+    cell_source,
     find_chapters,
     find_profiles,
     load,
@@ -87,6 +88,15 @@ def test_every_chapter_claims_something_under_an_id_of_its_own(built):
     assert all(run.claims for run in runs)
     ids = [claim.id for run in runs for claim in run.claims]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_lists_the_claims_that_it_tests(built, name):
+    opening = next(cell for cell in load(ROOT, name).notebook["cells"] if cell["cell_type"] == "markdown")
+    _, _, rest = cell_source(opening).partition("Claims tested here")
+    listed = re.findall(r"`([^`]+)`", rest.partition("\n\n")[0])
+    (run,) = claims.read(built / "executed" / PROFILE / f"{name}.ipynb")
+    assert sorted(listed) == sorted(claim.id for claim in run.claims)
 
 
 # ---- the pages -----------------------------------------------------------------------------------

@@ -92,6 +92,36 @@ def test_a_damaged_chapter_is_named(book):
         load(book, "inputs/bias")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"cells": {"a": 1}}, r"expected a list of 'cells', got \{'a': 1\}"),
+        ({"metadata": {}}, "expected a list of 'cells', got None"),
+        ({"cells": [], "metadata": None}, "expected a mapping, with a mapping 'metadata'"),
+        ({"cells": ["cell_type"]}, "cell 1: expected a mapping with a 'cell_type'"),
+        ({"cells": [{"cell_type": "code", "metadata": {}}, {"cell_type": "code"}]}, "cell 2: .*'metadata'"),
+        ({"cells": [{"cell_type": "code", "metadata": None}]}, "cell 1: .*'metadata'"),
+    ],
+)
+def test_a_malformed_chapter_is_named_with_its_fault(book, content, message):
+    (book / "book" / "inputs" / "bias.ipynb").write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=rf"bias\.ipynb is not a notebook: {message}"):
+        load(book, "inputs/bias")
+
+
+@pytest.mark.parametrize("sizes", ["", "4,4"])
+def test_a_list_of_nothing_or_of_one_thing_twice_is_refused(book, sizes):
+    with pytest.raises(BadInput, match=r"inputs/nads: sizes: (expected at least one value|4 is there twice)"):
+        validate(load(book, "inputs/nads"), overrides={"sizes": sizes})
+
+
+def test_a_folder_of_images_reaches_the_chapter_as_an_absolute_path(make_book, monkeypatch, tmp_path):
+    chapter = load(make_book(one=make_notebook(parameters='data: str = "digits"  # which [images]')), "one")
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert validate(chapter, overrides={"data": "folder:pets"}) == {"data": f"folder:{tmp_path / 'pets'}"}
+
+
 def test_overrides_beat_the_profile_which_beats_the_notebook(book):
     chapter = load(book, "inputs/nads")
     quick = {"n": 3, "scale": 0.5, "method": "mean", "sizes": [1, 2]}
@@ -156,6 +186,8 @@ def test_a_file_cannot_redefine_quick(book):
 def test_a_missing_file_of_parameters_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"absent\.yml: no such file"):
         read_mapping(tmp_path / "absent.yml")
+    with pytest.raises(BadInput, match="is a directory; expected a file"):
+        read_mapping(tmp_path)
 
 
 def test_a_description_is_plain_data(book):

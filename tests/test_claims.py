@@ -53,6 +53,46 @@ def test_too_small_a_run_decides_nothing():
     assert claim(1.0, needs={"networks": (1000, 1000)}).verdict == HOLDS
 
 
+@pytest.mark.parametrize(
+    ("actual", "paper", "why"),
+    [
+        (0.1, 3.0, "sigma: 0.1, the claim is about 3.0"),
+        ("ours", "paper", "sigma: ours, the claim is about paper"),
+        (None, 3, "sigma: None, the claim is about 3"),
+        (np.float64(0.5), np.int64(2), "sigma: 0.5, the claim is about 2"),
+        (3, 3.0, ""),
+        (np.str_("paper"), "paper", ""),
+        (np.bool_(True), True, ""),
+    ],
+)
+def test_a_run_of_other_settings_decides_nothing(actual, paper, why):
+    other = claim(1.0, same={"sigma": (actual, paper), "convention": ("a", "a")})
+    assert (other.verdict, other.why_undecided) == (UNDECIDED if why else HOLDS, why)
+    assert json.dumps(other.same)
+
+
+def test_all_that_stands_against_a_verdict_is_said():
+    both = claim(None, same={"sigma": (1, 3)}, needs={"seeds": (1, 3)})
+    assert both.why_undecided == "sigma: 1, the claim is about 3; seeds: 1 of the 3 needed"
+
+
+def test_a_table_says_which_setting_is_another():
+    data, metadata = Claims([claim(same={"convention": ("a<b", "paper")})])._repr_mimebundle_()
+    assert "convention: a&lt;b, the claim is about paper" in data["text/html"]
+    assert "convention: a<b, the claim is about paper" in data["text/plain"]
+    assert metadata[MIME]["claims"][0]["why_undecided"] == "convention: a<b, the claim is about paper"
+
+
+@pytest.mark.parametrize(
+    ("reported", "text"),
+    [(0.25, "0.25"), (10_000, "10000"), (np.float32(0.99), "0.99"), ("about half", "about half"), (None, "-")],
+)
+def test_what_was_reported_may_be_a_number_or_words(reported, text):
+    data, _ = Claims([claim(reported=reported)])._repr_mimebundle_()
+    assert f"reported: {text};" in data["text/plain"]
+    assert f"<td>{text}</td>" in data["text/html"]
+
+
 def test_what_was_not_measured_is_undecided():
     assert claim(None).verdict == UNDECIDED
     assert claim(None).why_undecided == "not measured"
@@ -85,6 +125,11 @@ def test_only_bounds_are_conditions(holds_if):
         ("id", "Top 1"),
         ("needs", {"networks": (1, math.nan)}),
         ("needs", {"networks": (1,)}),
+        ("needs", {"networks": 1}),
+        ("same", {"sigma": (1,)}),
+        ("same", {"sigma": "ab"}),
+        ("same", {"sigma": (math.nan, 3.0)}),
+        ("same", {"sizes": ([1, 2], [1, 2])}),
     ],
 )
 def test_a_claim_that_no_verdict_can_come_from_is_refused(field, value):
@@ -126,7 +171,8 @@ def executed(path: Path, *stores: list[Claim], status: str = "finished") -> Path
 
 
 def test_claims_come_back_from_the_notebook_they_were_shown_in(tmp_path):
-    made = [claim(0.5, error=0.25, needs={"networks": (20, 10)}), claim(None, id="other")]
+    settings = {"sigma": (0.1, 3.0), "convention": ("paper", "paper"), "whitened": (None, True)}
+    made = [claim(0.5, error=0.25, needs={"networks": (20, 10)}), claim(None, id="other", same=settings)]
     (run,) = read(executed(tmp_path / "a.ipynb", made))
     assert list(run.claims) == made
     assert run.record["chapter"] == "inputs/nads"

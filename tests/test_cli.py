@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import CODE, make_notebook
@@ -84,6 +85,45 @@ def test_run_then_claims(book, capsys):
     assert data[1]["run"]["profile"] == "smoke"
 
 
+def test_claims_say_why_a_run_of_other_settings_decides_nothing(make_book, monkeypatch, capsys):
+    code = CLAIM.replace('">= 3"', '">= 3", same={"scale": (scale, 3.0)}')
+    monkeypatch.chdir(make_book(one=make_notebook(code=(code,))))
+    assert main(["run", "one"]) == 0
+    capsys.readouterr()
+    assert main(["claims", "runs"]) == 0
+    assert "? not decidable at this scale: n is large" in (out := capsys.readouterr().out)
+    assert "scale: 0.5, the claim is about 3.0" in out
+    _, data, _ = ask(capsys, "claims", "runs")
+    (claim,) = data[0]["claims"]
+    assert claim["why_undecided"] == "scale: 0.5, the claim is about 3.0"
+    assert claim["same"] == {"scale": [0.5, 3.0]}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "No module named 'my_own_networks'"),
+        ("1 / 0", "division by zero"),
+        ("raise ValueError('of mine')", "of mine"),
+        ("tiny = 3", "expected a callable"),
+        ("def tiny(): ...", None),
+    ],
+)
+def test_an_architecture_of_ones_own_lies_in_the_current_folder(make_book, monkeypatch, capsys, source, message):
+    parameters = 'network: str = "lenet"  # which [architecture]'
+    code = "import importlib\nimportlib.import_module(network.partition(':')[0])"
+    monkeypatch.chdir(make_book(one=make_notebook(parameters=parameters, code=(code,))))
+    monkeypatch.delitem(sys.modules, "my_own_networks", raising=False)
+    if source:
+        Path("my_own_networks.py").write_text(source)
+    result, data, err = ask(capsys, "run", "one", "-p", "network=my_own_networks:tiny")
+    sys.modules.pop("my_own_networks", None)
+    assert result == (2 if message else 0), err
+    assert "Traceback" not in err
+    if message:
+        assert message in data["error"]
+
+
 def test_a_failed_run_has_its_own_exit_code(make_book, monkeypatch, capsys):
     monkeypatch.chdir(make_book(bad=make_notebook(code=("1 / 0",))))
     code, data, err = ask(capsys, "run", "bad")
@@ -120,6 +160,9 @@ def test_build(book, capsys):
         (["run", "one", "-p", "m=3"], "part/one: m: no such parameter"),
         (["run", "one", "-p", "n=2.0"], "part/one: n: expected int, got '2.0'"),
         (["run", "one", "--params", "absent.yml"], "absent.yml: no such file"),
+        (["run", "one", "--params", "book"], "book: is a directory; expected a file of 'name: value' lines"),
+        (["run", "one", "-p", "sizes="], "part/one: sizes: expected at least one value"),
+        (["run", "one", "-p", "sizes=1,2,1"], "part/one: sizes: 1 is there twice"),
         (["run", "one", "--params", "odd.yml"], "part/one: 3: no such parameter"),
         (["run", "one", "--out", "book/part/one.ipynb"], "expected a place outside 'book'"),
         (["run", "one", "--profile", "smok"], "did you mean 'smoke'?"),

@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from nadkit import directions
@@ -60,8 +62,31 @@ def test_map_cells_are_the_independent_half_of_the_published_map():
         torch.testing.assert_close(directions.fourier_direction(cell.fx, cell.fy), published)
 
 
+def test_map_cells_are_130_distinct_directions():
+    """In the columns fx = 0 and fx = 16 the rows fy and -fy are one cosine: 14 cells are there twice."""
+    waves = torch.stack([directions.fourier_direction(c.fx, c.fy) for c in directions.map_cells()])
+    same = (waves @ waves.T).abs() > 0.999
+    assert (same.sum(1) <= 2).all()
+    assert (1 / same.sum(1)).sum().item() == pytest.approx(130)
+
+
 def test_map_cells_can_be_thinned():
     assert [(c.x, c.y) for c in directions.map_cells(step=8)] == [(8, 0), (0, 0), (8, 8), (0, 8)]
+    for step in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="step"):
+            directions.map_cells(step=step)
+
+
+@pytest.mark.parametrize("find", [lambda *a, **k: directions.fourier((2, 4, 4)).row(*a, **k), None])
+def test_waves_that_do_not_exist_are_refused(find):
+    find = find or (lambda *a, **k: directions.fourier_direction(*a, shape=(2, 4, 4), **k))
+    for channel in (2, -1):
+        with pytest.raises(ValueError, match="channel: expected 0 to 1"):
+            find(1, 1, channel=channel)
+    for frequency in ((1.5, 0), (0, 2.0)):
+        with pytest.raises(ValueError, match="frequency: expected integers"):
+            find(*frequency)
+    find(np.int64(1), np.int64(1))
 
 
 def test_a_sine_that_vanishes_is_refused():
@@ -109,6 +134,14 @@ def test_remove_takes_away_just_that(basis):
     torch.testing.assert_close(basis.remove(x, []), x)
 
 
+@pytest.mark.parametrize("indices", [[2, 2, 5], [2, 5, -22], np.array([2, 5, 5]), torch.tensor([5, 2]), range(2, 6, 3)])
+def test_a_direction_is_removed_once_however_it_is_given(basis, indices):
+    x = torch.randn(5, 1, 6, 4, dtype=torch.float64)
+    torch.testing.assert_close(basis.remove(x, indices), basis.remove(x, [2, 5]))
+    torch.testing.assert_close(basis.remove(x, np.int64(-1)), basis.remove(x, 23))
+    assert torch.equal(basis[np.int64(-1)], basis[23])
+
+
 def test_flip_reverses_the_coordinates(basis):
     x = torch.randn(5, 1, 6, 4, dtype=torch.float64)
     torch.testing.assert_close(basis.coordinates(basis.flip(x)), basis.coordinates(x).flip(-1))
@@ -154,14 +187,27 @@ def test_the_ceiling_agrees_with_a_direct_simulation():
         direct.append(((bases[0] @ bases[1].T).square().sum() / 3).item())
     direct = torch.tensor(direct)
     ceiling = directions.overlap_ceiling(eigenvalues, 3, n_networks=(30, 50), repeats=200)
-    assert ceiling == pytest.approx(direct.mean().item(), abs=4 * direct.std().item() * (2 / 200) ** 0.5)
+    assert ceiling.mean == pytest.approx(direct.mean().item(), abs=4 * direct.std().item() * (2 / 200) ** 0.5)
+    assert ceiling.spread == pytest.approx(direct.std().item(), rel=0.3)
 
 
 def test_the_ceiling_rises_with_the_networks_and_takes_few():
     eigenvalues = torch.logspace(0, -2, 12)
     few, some, many = (directions.overlap_ceiling(eigenvalues, 3, n_networks=(n, n)) for n in (5, 50, 50_000))
-    assert few < some < many
-    assert many > 0.999
+    assert few.mean < some.mean < many.mean
+    assert many.mean > 0.999
+    assert many.spread < some.spread
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"k": 0}, "k from 1 to 12"), ({"k": 13}, "k from 1"), ({"n": 1}, "n_networks"), ({"repeats": 1}, "repeats")],
+)
+def test_impossible_ceilings_are_explained(options, message):
+    options = {"k": 3, "n": 5} | options
+    n = options.pop("n")
+    with pytest.raises(ValueError, match=message):
+        directions.overlap_ceiling(torch.ones(12), **options, n_networks=(5, n))
 
 
 def test_nads_give_the_singular_values_of_the_derivatives():
@@ -170,6 +216,17 @@ def test_nads_give_the_singular_values_of_the_derivatives():
     eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred / 49)
     nads = NADs(vectors=vectors.T.flip(0), eigenvalues=eigenvalues.flip(0), shape=(1, 2, 3), n_networks=50)
     torch.testing.assert_close(nads.singular_values, torch.linalg.svdvals(centred))
+
+
+def test_nads_that_are_not_centred_give_their_singular_values(tmp_path):
+    g = torch.tensor([[3.0, 0.0, 4.0, 0.0]])
+    eigenvalues, vectors = torch.linalg.eigh(g.T @ g)
+    nads = NADs(
+        vectors=vectors.T.flip(0), eigenvalues=eigenvalues.flip(0), shape=(1, 2, 2), n_networks=1, centred=False
+    )
+    nads.save(tmp_path / "nads.safetensors")
+    for found in (nads, NADs.load(tmp_path / "nads.safetensors")):
+        assert found.singular_values.tolist() == pytest.approx([5, 0, 0, 0], abs=1e-2)
 
 
 def test_saving_and_loading_gives_the_same(tmp_path, basis):
@@ -199,6 +256,11 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path, basis):
         Basis.load(path)
     with pytest.raises(FileNotFoundError):
         Basis.load(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="found a folder"):
+        Basis.load(tmp_path)
+    safetensors.torch.save_file({"vectors": basis.vectors}, path, {"nadkit": '{"class": "Basis"}'})
+    with pytest.raises(ValueError, match=r"damaged Basis .*shape"):
+        Basis.load(path)
 
 
 def test_a_failed_save_leaves_the_earlier_file(tmp_path, basis, monkeypatch):
@@ -224,11 +286,35 @@ def test_a_failed_save_leaves_the_earlier_file(tmp_path, basis, monkeypatch):
         (torch.eye(4) * torch.nan, "finite"),
         (torch.eye(4) * 2, "orthonormal"),
         (torch.ones(2, 4) / 2, "orthonormal"),
+        (torch.ones(0, 4), "at least one vector"),
     ],
 )
 def test_what_is_not_a_basis_is_refused(vectors, message):
     with pytest.raises(ValueError, match=message):
         Basis(vectors=vectors, shape=(1, 2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_bases_are_float64(dtype):
+    basis = Basis(vectors=torch.eye(4, dtype=dtype), shape=(1, 2, 2), eigenvalues=torch.tensor([4, 3, 2, 1]))
+    assert basis.vectors.dtype == basis.eigenvalues.dtype == torch.float64
+
+
+@pytest.mark.parametrize("eigenvalues", [[3, 2, 1, -1], [1, 2, 0, 0], [3, 2, 1, torch.nan], [torch.inf, 2, 1, 0]])
+def test_what_is_not_a_spectrum_is_refused(eigenvalues):
+    with pytest.raises(ValueError, match="finite, not negative, in descending order"):
+        Basis(vectors=torch.eye(4), shape=(1, 2, 2), eigenvalues=torch.tensor(eigenvalues))
+
+
+def test_rounding_in_a_spectrum_is_accepted():
+    Basis(vectors=torch.eye(4), shape=(1, 2, 2), eigenvalues=torch.tensor([1, 0, 1e-9, -1e-9]))
+
+
+def test_bases_are_compared_by_identity(basis):
+    nads = NADs(vectors=basis.vectors, shape=basis.shape)
+    for one in (basis, nads, directions.fourier((1, 2, 2))):
+        assert one == one
+        assert one != dataclasses.replace(one)
 
 
 def test_misfits_are_explained(basis):
@@ -238,6 +324,11 @@ def test_misfits_are_explained(basis):
         basis.reconstruct(torch.zeros(3, 23))
     with pytest.raises(IndexError, match="from 0 to 23"):
         basis[24]
+    with pytest.raises(IndexError, match="from 0 to 23"):
+        basis.remove(torch.zeros(1, 6, 4), [0, -25])
+    for wrong in (slice(0, 2), 1.0):
+        with pytest.raises(TypeError, match=r"expected an integer index.*\.vectors or \.leading"):
+            basis[wrong]
     with pytest.raises(ValueError, match="expected k from 1 to 24"):
         basis.leading(25)
     with pytest.raises(ValueError, match="overlap"):

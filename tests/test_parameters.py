@@ -1,5 +1,6 @@
 """Parameters: the grammar of a declaration, and values that agree with it."""
 
+import importlib
 import sys
 import types
 
@@ -81,6 +82,8 @@ def test_a_fractional_range_is_read():
         ("v: list[int] = [1, 'a']", r"expected list\[int\]"),
         ("x: float = 1e999", "finite"),
         ("n: int = 0  # n [1..10]", r"in the range \[1..10\], got 0"),
+        ("v: list[int] = []", "expected at least one value"),
+        ("v: list[str] = ['a', 'a']  # v [architecture]", "'a' is there twice"),
         ("n: int = 1  # n [10..1]", r"expected a rule for int .*, got \[10..1\]"),
         ("n: int = 1  # n [..]", "expected a rule"),
         ("n: int = 1  # n [a, b]", "expected a rule"),
@@ -162,6 +165,25 @@ def test_a_rule_holds_for_every_element_of_a_list():
         parameter.check([1, -2])
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("list[str]", [], "expected at least one value$"),
+        ("list[int] | None", [], "expected at least one value, or none"),
+        ("list[str]", ["lenet", "vgg11", "lenet"], "'lenet' is there twice"),
+        ("list[float]", [0.5, 0.5], "0.5 is there twice"),
+    ],
+)
+@pytest.mark.parametrize("rule", [None, Known("architecture")])
+def test_a_list_is_of_distinct_things_to_run(kind, value, message, rule):
+    with pytest.raises(ValueError, match=message):
+        Parameter("p", kind, None, "", rule).check(value, known=False)
+
+
+def test_a_list_may_be_none_where_it_says_so():
+    Parameter("p", "list[int] | None", None).check(None)
+
+
 def test_a_near_miss_among_choices_is_suggested():
     with pytest.raises(ValueError, match="did you mean 'secant'"):
         parse("m: str = 'secant'  # m [secant, gradient]").check("secnt")
@@ -175,6 +197,28 @@ def test_the_library_is_asked_only_when_a_name_is_checked(monkeypatch):
     parameter = parse("data: str = 'digits'  # data [images]")
     with pytest.raises(ValueError, match="the library has no digits"):
         parameter.check("digits")
+
+
+def test_the_current_folder_is_importable_while_a_name_is_checked(monkeypatch, tmp_path):
+    (tmp_path / "my_own_networks.py").write_text("def tiny(): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "nadkit.architectures", types.SimpleNamespace(check=importlib.import_module))
+    monkeypatch.delitem(sys.modules, "my_own_networks", raising=False)
+    before = list(sys.path)
+    Known("architecture").check("my_own_networks")
+    assert sys.modules.pop("my_own_networks").__file__ == str(tmp_path / "my_own_networks.py")
+    assert sys.path == before
+
+
+def test_a_relative_folder_of_images_becomes_absolute(monkeypatch, tmp_path):
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    one, several = parse("s: str = 'digits'  # [images]"), parse("s: list[str] = ['digits']  # [images]")
+    assert one.locate("folder:pets") == f"folder:{tmp_path / 'pets'}"
+    assert several.locate(["digits", "folder:pets"]) == ["digits", f"folder:{tmp_path / 'pets'}"]
+    assert one.locate("folder:in-a-data-folder") == "folder:in-a-data-folder"
+    assert parse("s: str = 'a'").locate("folder:pets") == "folder:pets"
+    assert parse("s: str | None = None  # [images]").locate(None) is None
 
 
 def test_names_of_devices_are_checked():

@@ -43,6 +43,12 @@ def test_large_maps_carry_no_numbers():
     assert list(axes[0].texts) == []
 
 
+def test_log_map_spans_decades():
+    (axis, _) = draw(plots.log_map(pd.DataFrame([[0.01, 1.0], [10.0, 100.0]]), label="variance"))
+    assert axis.collections[0].norm.vmin == 0.01
+    assert axis.collections[0].norm(1.0) == pytest.approx(0.5)
+
+
 def test_hover_map_is_well_formed_and_escapes(table):
     root = ET.fromstring(plots.hover_map(table, label="<lenet>"))
     titles = [element.text for element in root.iter("title")]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from conftest import CODE, make_notebook
 
@@ -49,11 +50,47 @@ def test_overrides_reach_the_notebook_and_its_record(make_book, tmp_path):
     assert record["parameters"] == {"n": 4, "scale": 0.5, "method": "sum", "sizes": [5, 6]}
     assert (record["chapter"], record["profile"]) == ("part/one", "quick")
     assert (record["status"], record["versions"]["python"][0]) == ("finished", "3")
+    assert {"torch", "torchvision", "numpy"} < record["versions"].keys()
+    assert (record["commit"], record["cpus"]) == (None, runner.joblib.cpu_count())
     assert "papermill" not in notebook.metadata
     (injected,) = [c for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
     assert "hide-input" in injected.metadata.tags
     assert "scale" not in injected.source
     assert files_below(tmp_path / "runs") == ["a {braced} folder/one.ipynb"]
+
+
+def test_a_chapter_finds_what_its_caller_finds(make_book, tmp_path, monkeypatch):
+    (tmp_path / "here" / "data").mkdir(parents=True)
+    (tmp_path / "here" / "my_own_networks.py").write_text("depth = 7\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("NADKIT_DATA", "data")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "given"))
+    before = dict(os.environ)
+    code = "import os, sys, my_own_networks\nprint(my_own_networks.depth, os.environ['NADKIT_DATA'], *sys.path)"
+    run(make_book(one=make_notebook(code=(code,))), "one", tmp_path / "one.ipynb")
+    found = printed(tmp_path / "one.ipynb").split()
+    assert found[:2] == ["7", str(tmp_path / "here" / "data")]
+    assert str(tmp_path / "given") in found
+    assert dict(os.environ) == before
+
+
+def test_the_record_names_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
+    def git(*command: str) -> str:
+        user = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(["git", *user, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init")
+    assert runner._commit(tmp_path) is None
+    (tmp_path / "a.txt").write_text("a")
+    git("add", ".")
+    git("commit", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    assert runner._commit(tmp_path) == head
+    (tmp_path / "b.txt").write_text("b")
+    assert runner._commit(tmp_path) == f"{head}+"
+    monkeypatch.setenv("PATH", "")
+    assert runner._commit(tmp_path) is None
 
 
 def test_the_notebooks_own_values_need_no_injected_cell(make_book, tmp_path):
@@ -146,6 +183,40 @@ def test_an_interrupt_stops_the_kernel_and_leaves_nothing(make_book, tmp_path, c
     wait_until(lambda: not is_alive(int((tmp_path / "pid").read_text())))
 
 
+@pytest.mark.parametrize("when", ["the processes start", "the kernels start", "the cells run"])
+def test_an_interrupted_build_leaves_no_process(make_book, tmp_path, when):
+    code = "import os, pathlib, time\npathlib.Path(f'{os.environ[\"MARKS\"]}/{os.getpid()}').touch()\ntime.sleep(60)"
+    root = make_book(**{name: make_notebook(code=(code,)) for name in "abc"})
+    (tmp_path / "marks").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nadkit", "build", "--jobs", "2", "--root", str(root), "--out", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"MARKS": str(tmp_path / "marks")},
+    )
+    started: set[psutil.Process] = set()
+
+    def reached() -> bool:
+        # A run of a chapter is a child, its kernel a grandchild.
+        started.update(psutil.Process(process.pid).children(recursive=True))
+        marks = len(list((tmp_path / "marks").iterdir()))
+        return {"the processes start": len(started) >= 1, "the kernels start": len(started) >= 3}.get(when, marks == 2)
+
+    wait_until(reached)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    wait_until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in started))
+
+
+def test_what_a_chapter_started_is_ended_with_it():
+    with runner._no_process_left():
+        child = subprocess.Popen(["sleep", "60"])
+    assert child.wait(timeout=5) == -signal.SIGKILL
+
+
 def wait_until(condition, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -226,6 +297,36 @@ def test_the_fingerprint_follows_the_library_and_not_the_machine(make_book, monk
     assert fingerprint(chapter, {}) != same
 
 
+def test_the_fingerprint_follows_versions(make_book, monkeypatch):
+    chapter = load(make_book(one=make_notebook()), "one")
+    marks = [fingerprint(chapter, {})]
+    version = runner.importlib.metadata.version
+    for package in ("torch", "torchvision", "numpy"):
+        monkeypatch.setattr(runner.importlib.metadata, "version", lambda p, p0=package: version(p) + "9" * (p == p0))
+        marks.append(fingerprint(chapter, {}))
+    monkeypatch.undo()
+    monkeypatch.setattr(runner.platform, "python_version", lambda: "3.99.0")
+    marks.append(fingerprint(chapter, {}))
+    assert len(set(marks)) == len(marks)
+    monkeypatch.setattr(runner.platform, "python_version", lambda: "3.99.1")
+    assert fingerprint(chapter, {}) == marks[-1]
+
+
+def test_the_fingerprint_follows_the_published_data_at_hand(make_book, monkeypatch, tmp_path):
+    chapter = load(make_book(one=make_notebook()), "one")
+    cache, mine = tmp_path / "cache", tmp_path / "mine"
+    monkeypatch.setattr(runner.files, "data_folders", lambda: [mine, cache])
+    marks = [fingerprint(chapter, {})]
+    for folder, content in [(cache, "1"), (mine, "1"), (mine, "12")]:
+        (folder / "published" / "nads").mkdir(parents=True, exist_ok=True)
+        (folder / "published" / "nads" / "lenet.npy").write_text(content)
+        marks.append(fingerprint(chapter, {}))
+    assert len(set(marks)) == 4
+    (mine / "published" / ".lenet-part.npy").write_text("half")
+    (mine / "other.npy").write_text("of no chapter's")
+    assert fingerprint(chapter, {}) == marks[-1]
+
+
 def test_only_a_finished_run_with_the_fingerprint_is_up_to_date(tmp_path):
     path = tmp_path / "one.ipynb"
     assert not up_to_date(path, "abc")
@@ -303,3 +404,65 @@ def test_a_warning_fails_the_build_every_time(make_book, tmp_path):
         assert "book/one.ipynb" in result["error"]
         assert "undefined label: 'nowhere'" in result["error"]
         assert "\x1b" not in result["error"]
+
+
+def pages(out: Path) -> dict[str, bytes]:
+    """What the pages hold that people read, and when they were written."""
+    html = out / "_build" / "html"
+    return {name: ((html / name).stat().st_mtime_ns, (html / name).read_bytes()) for name in files_below(html)}
+
+
+def test_the_pages_stay_as_they_were_until_all_is_well(make_book, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    build(make_book(one=make_notebook("One"), two=make_notebook("Two")), out=out)
+    before = pages(out)
+
+    warns = make_notebook("One")
+    warns.cells[0].source += "\n\nSee {ref}`nowhere`."
+    root = make_book(one=warns, two=make_notebook("Deux"))
+    assert "nowhere" in build(root, out=out)["error"]
+    assert pages(out) == before
+
+    def interrupt(stage: Path, work: Path) -> None:
+        (work / "_build" / "html" / "book").mkdir(parents=True)
+        (work / "_build" / "html" / "book" / "two.html").write_text("half a pa")
+        raise KeyboardInterrupt
+
+    root = make_book(one=make_notebook("Un"), two=make_notebook("Deux"))
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_render", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(root, out=out)
+    assert pages(out) == before
+
+    assert build(root, out=out)["error"] is None
+    for page in ("one", "two"):
+        text = (out / "_build" / "html" / "book" / f"{page}.html").read_text()
+        assert "Deux" in text
+        assert "Un" in text
+    assert sorted(p.name for p in (out / "_build").iterdir()) == ["executed", "html", "sphinx", "stage"]
+
+
+def test_a_build_interrupted_while_it_copies_draws_every_sidebar_again(make_book, tmp_path, monkeypatch):
+    build(make_book(one=make_notebook("One"), two=make_notebook("Two")), out=tmp_path)
+    root = make_book(one=make_notebook("Un"), two=make_notebook("Two"))
+    stage = runner._stage
+
+    def interrupt(*arguments: object) -> None:
+        stage(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_stage", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(root, out=tmp_path)
+    build(root, out=tmp_path)
+    assert "Un" in (tmp_path / "_build" / "html" / "book" / "two.html").read_text()
+
+
+def test_the_page_of_a_chapter_that_is_gone_goes_too(make_book, tmp_path):
+    build(make_book(one=make_notebook("One"), two=make_notebook("Two")), out=tmp_path)
+    root = make_book(one=make_notebook("One"))
+    (root / "book" / "two.ipynb").unlink()
+    build(root, out=tmp_path)
+    assert [name for name in pages(tmp_path) if name.endswith("two.html")] == []

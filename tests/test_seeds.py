@@ -1,5 +1,6 @@
 """Random draws have addresses."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,7 +39,50 @@ def test_auto_picks_a_device_that_works():
     assert torch.zeros(1, device=devices.pick("auto")).item() == 0
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu0"])
+def test_seeding_one_device_leaves_the_others_alone(monkeypatch):
+    """torch.manual_seed would reseed every GPU of the machine."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
+    monkeypatch.setattr(torch, "manual_seed", pytest.fail)
+    with seeds.seeded(5, "weights", device="cpu"):
+        torch.rand(3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpus_generator_is_seeded_and_given_back():
+    draws = {}
+    for device in ("cpu", "cuda"):
+        torch.cuda.manual_seed(11)
+        with seeds.seeded(5, device=device):
+            draws[device] = torch.randn(3, device="cuda")
+        draws[f"after {device}"] = torch.randn(3, device="cuda")
+    torch.cuda.manual_seed(11)
+    first, second = torch.randn(3, device="cuda"), torch.randn(3, device="cuda")
+    assert torch.equal(draws["cpu"], first)
+    assert torch.equal(draws["after cpu"], second)
+    assert not torch.equal(draws["cuda"], first)
+    assert torch.equal(draws["after cuda"], first)
+
+
+def test_the_generator_comes_back_after_an_error():
+    torch.manual_seed(11)
+    expected = torch.get_rng_state()
+    with pytest.raises(KeyError), seeds.seeded(5):
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", None])
+def test_an_impossible_seed_is_explained(seed):
+    with pytest.raises(ValueError, match="seed: expected an integer, at least 0, got"):
+        seeds.derive(seed, "x")
+
+
+def test_numpy_integers_are_seeds():
+    assert seeds.derive(np.int64(3), "x") == seeds.derive(3, "x")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu0", "meta", "xpu", None])
 def test_an_unusable_device_is_named(name):
     with pytest.raises(ValueError, match="device"):
         devices.pick(name)

@@ -63,6 +63,19 @@ def test_v_is_normalised_and_may_be_an_image():
     v = problem().v
     x, _ = problem(v=7 * v.view(SHAPE)).sample("test")
     torch.testing.assert_close(x, problem().sample("test")[0])
+    for same in (v.tolist(), v.numpy()):
+        torch.testing.assert_close(problem(v=same).sample("test")[0], x)
+
+
+def test_problems_are_compared_by_identity():
+    one = problem()
+    assert one == one
+    assert one != problem()
+
+
+def test_an_unknown_split_is_explained():
+    with pytest.raises(ValueError, match="expected 'train' or 'test', got 'valid'"):
+        problem().sample("valid")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +89,9 @@ def test_v_is_normalised_and_may_be_an_image():
         ({"epsilon": 0.0}, "epsilon"),
         ({"epsilon": float("inf")}, "epsilon"),
         ({"convention": "text"}, "'paper' or 'code'"),
-        ({"n_train": 1}, "at least 2"),
+        ({"n_train": 1}, "n_train: expected an integer, at least 2"),
+        ({"n_test": 10.5}, "n_test: expected an integer"),
+        ({"seed": -1}, "seed: expected an integer, at least 0"),
     ],
 )
 def test_impossible_problems_are_explained(options, message):

@@ -122,6 +122,13 @@ def test_bf16_trains_and_keeps_float32_weights():
     assert history.train_loss[-1] < 0.8 * history.train_loss[0]
 
 
+@pytest.mark.parametrize("strategy", ["loop", "processes", "vmap"])
+def test_divergence_is_reported(strategy):
+    recipe = Recipe(epochs=3, learning_rate=1e38, clip=None)
+    with pytest.raises(training.Diverged, match=r"diverged in epoch [12] \(loss .*lower the learning rate"):
+        fit_many(with_batch_norm, problems(2), recipe, device="cpu", strategy=strategy, workers=2)
+
+
 def test_the_same_seed_gives_the_same_numbers():
     runs = [fit_many("lenet", problems(1, shape=(1, 16, 16), v=torch.ones(256)), RECIPE, seed=s) for s in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
@@ -144,7 +151,8 @@ def test_strategies_agree(architecture):
 def test_a_network_does_not_depend_on_its_company():
     three, two = (fit_many("logreg", problems(n), RECIPE, device="cpu") for n in (3, 2))
     assert three[:2] == two
-    assert fit_many("logreg", [], RECIPE, device="cpu") == []
+    for strategy in ("loop", "processes", "vmap"):
+        assert fit_many("logreg", [], RECIPE, device="cpu", strategy=strategy) == []
 
 
 def test_learning_succeeds_where_it_should():
@@ -167,14 +175,25 @@ def test_bad_data_are_explained():
     model = with_batch_norm(SHAPE, 3)
     poisoned = x.clone()
     poisoned[3, 0, 1, 1] = torch.nan
-    for train, message in [
+    for bad, message in [
         ((x, y[:-1]), "200 inputs and 199 labels"),
         ((x[:0], y[:0]), "0 inputs"),
         ((poisoned, y), "NaN"),
-        ((x, y + 1), "expected 0 to 2 for 3 logits, got 1 to 3"),
+        ((x, y + 1), "labels: expected 0 to 2 for 3 logits, got 1 to 3"),
+        ((x, y.float()), "torch.int64"),
+        ((x, y[:, None]), r"got \(200, 1\)"),
+        ((x.numpy(), y), "expected two tensors, got ndarray and Tensor"),
     ]:
-        with pytest.raises(ValueError, match=message):
-            fit(model, train, test, RECIPE, device="cpu")
+        with pytest.raises(ValueError, match=f"^train .*{message}"):
+            fit(model, bad, test, RECIPE, device="cpu")
+        with pytest.raises(ValueError, match=f"^test .*{message}"):
+            fit(model, test, bad, RECIPE, device="cpu")
+    with pytest.raises(ValueError, match=r"test data: expected inputs of shape \(1, 6, 6\)"):
+        fit(model, test, (x[..., 1:], y), RECIPE, device="cpu")
+    with pytest.raises(ValueError, match="does not accept inputs"):
+        fit(nn.Sequential(nn.Flatten(), nn.Linear(35, 3)), test, test, RECIPE, device="cpu")
+    with pytest.raises(ValueError, match="evaluate_every"):
+        fit(model, test, test, RECIPE, device="cpu", evaluate_every=0)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +205,15 @@ def test_bad_data_are_explained():
         ({"clip": 0.0}, "clip"),
         ({"momentum": -0.1}, "momentum"),
         ({"weight_decay": float("nan")}, "weight_decay"),
+        ({"epochs": 2.5}, "epochs: expected an integer"),
+        ({"epochs": None}, "epochs"),
+        ({"batch_size": 32.0}, "batch_size: expected an integer"),
+        ({"learning_rate": None}, "learning_rate"),
+        ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"clip": float("inf")}, "clip"),
+        ({"momentum": None}, "momentum"),
+        ({"stop_at_loss": 0.0}, "stop_at_loss"),
+        ({"stop_at_loss": float("nan")}, "stop_at_loss"),
     ],
 )
 def test_impossible_recipes_are_explained(options, message):
@@ -196,6 +224,8 @@ def test_impossible_recipes_are_explained(options, message):
 def test_impossible_requests_are_explained():
     with pytest.raises(ValueError, match="strategy"):
         fit_many("logreg", problems(1), RECIPE, strategy="threads")
+    with pytest.raises(ValueError, match="workers: expected an integer, at least 1, got 0"):
+        fit_many("logreg", problems(1), RECIPE, workers=0)
     with pytest.raises(ValueError, match="did you mean 'logreg'"):
         fit_many("logrep", problems(1), RECIPE)
     with pytest.raises(ValueError, match="stop early"):

@@ -4,6 +4,7 @@ An *architecture* is one of
 
 - a name in `NAMES`, for instance ``"lenet"``;
 - ``"torchvision:NAME"``, any torchvision model that accepts the image shape;
+- such a name with ``-nopool`` (LeNet, VGG11 and ResNet18): no layer subsamples or averages over positions;
 - ``"MODULE:FUNCTION"``, an importable factory of your own;
 - a factory itself, any callable ``factory(shape=(C, H, W), classes=K)`` that returns a fresh `torch.nn.Module`.
 """
@@ -21,7 +22,7 @@ from nadkit.architectures.resnet import ResNet18
 from nadkit.architectures.vgg import VGG11
 from nadkit.names import hint
 
-__all__ = ["NAMES", "Architecture", "Shape", "build", "check", "factory", "name_of"]
+__all__ = ["NAMES", "Architecture", "Shape", "build", "check", "factory", "n_logits", "name_of"]
 
 Shape = tuple[int, int, int]
 Architecture = str | Callable[..., nn.Module]
@@ -32,34 +33,58 @@ _REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "vgg11": VGG11,
     "resnet18": ResNet18,
     "densenet121": DenseNet121,
+    "lenet-nopool": functools.partial(LeNet, pooling=False),
+    "vgg11-nopool": functools.partial(VGG11, pooling=False),
+    "resnet18-nopool": functools.partial(ResNet18, pooling=False),
 }
 NAMES = tuple(_REGISTRY)
-"""The registered names, in the order of the paper's figures."""
-
-_WITHOUT_POOLING = ("lenet", "vgg11", "resnet18")
+"""The registered names: the networks of the paper's figures in their order, then those without pooling."""
 
 
 def build(architecture: Architecture, *, shape: Shape, classes: int, pooling: bool = True) -> nn.Module:
     """Return a freshly initialised network: (B, C, H, W) float -> (B, classes) logits.
 
     Weights come from torch's global generator, on torch's default device; wrap the call in `nadkit.seeds.seeded` (and
-    ``with torch.device(...)``) to choose them. ``pooling=False`` leaves out every layer that subsamples or averages
-    over positions (LeNet, VGG11 and ResNet18).
+    ``with torch.device(...)``) to choose them. ``pooling=False`` with the name ``"lenet"`` is ``"lenet-nopool"``, and
+    so on.
 
     Raises:
-        ValueError: an unknown name, a shape the network cannot take, or no variant without pooling.
+        ValueError: an unknown name, a shape the network cannot take, no variant without pooling, or a factory that does
+            not take ``shape`` and ``classes`` or does not return a module.
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape: expected (channels, height, width), all positive, got {shape}")
     if classes < 1:
         raise ValueError(f"classes: expected at least 1, got {classes}")
-    options = {}
-    if not pooling:
-        if isinstance(architecture, str) and architecture not in _WITHOUT_POOLING:
-            known = ", ".join(_WITHOUT_POOLING)
-            raise ValueError(f"architecture {architecture!r} has no variant without pooling; those that do: {known}")
-        options["pooling"] = False
-    return factory(architecture)(shape=tuple(shape), classes=classes, **options)
+    make = factory(architecture if pooling else _without_pooling(architecture))
+    try:
+        model = make(shape=tuple(shape), classes=classes)
+    except TypeError as error:
+        raise ValueError(
+            f"architecture {name_of(architecture)!r}: expected a factory(shape=(C, H, W), classes=K), but: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"architecture {name_of(architecture)!r}: expected a torch.nn.Module, got {type(model).__name__}"
+        )
+    return model
+
+
+@torch.no_grad()
+def n_logits(model: nn.Module, shape: Shape, device: str | torch.device = "cpu") -> int:
+    """Return the number K of logits of a network, which is left in eval mode, by trying it on zeros.
+
+    Raises:
+        ValueError: it does not map (2, C, H, W) to (2, K).
+    """
+    try:
+        out = model.eval()(torch.zeros(2, *shape, device=device))
+    except Exception as error:
+        raise ValueError(f"the network does not accept inputs of shape (2, {_text(shape)}): {error}") from error
+    if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != 2:
+        found = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+        raise ValueError(f"expected a network that maps (2, {_text(shape)}) to logits (2, classes), got {found}")
+    return out.shape[1]
 
 
 def factory(architecture: Architecture) -> Callable[..., nn.Module]:
@@ -90,6 +115,21 @@ def name_of(architecture: Architecture) -> str:
     return architecture if isinstance(architecture, str) else getattr(architecture, "__name__", "custom")
 
 
+def _without_pooling(architecture: Architecture) -> str:
+    """Return the name of the variant without pooling."""
+    if not isinstance(architecture, str):
+        raise ValueError("pooling=False goes with a name only; leave the layers out in your factory")
+    name = f"{architecture.removesuffix('-nopool')}-nopool"
+    if name not in NAMES:
+        known = ", ".join(n for n in NAMES if n.endswith("-nopool"))
+        raise ValueError(f"architecture {architecture!r} has no variant without pooling; those that do: {known}")
+    return name
+
+
+def _text(shape: Shape) -> str:
+    return ", ".join(map(str, shape))
+
+
 def _known() -> str:
     return ", ".join(NAMES) + ", torchvision:NAME, MODULE:FUNCTION"
 
@@ -97,9 +137,10 @@ def _known() -> str:
 def _imported(module: str, function: str) -> Callable[..., nn.Module]:
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing runs the module, which may fail in any way
         raise ValueError(
-            f"architecture '{module}:{function}': {error}; expected MODULE:FUNCTION with an importable module"
+            f"architecture '{module}:{function}': importing {module!r} failed with {type(error).__name__}: {error}; "
+            "expected MODULE:FUNCTION with an importable module"
         ) from error
     if not callable(found):
         raise ValueError(f"architecture '{module}:{function}': expected a callable, got {type(found).__name__}")

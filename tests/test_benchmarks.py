@@ -1,0 +1,48 @@
+"""The plain reference that speeds are compared with gives the same results."""
+
+import pytest
+import torch
+
+from benchmarks import reference, timing
+from nadkit import architectures, directions, seeds
+from nadkit.anisotropy import compute_nads
+from nadkit.synthetic import Separable
+from nadkit.training import Recipe, fit_many
+
+SHAPE = (1, 16, 16)
+
+
+def test_reference_nads_are_ours():
+    models = []
+    for i in range(8):
+        with seeds.seeded(0, "network", i):
+            models.append(architectures.build("lenet", shape=SHAPE, classes=1))
+    vectors, eigenvalues = reference.nads(models, torch.randn(SHAPE, generator=seeds.generator(0, "point")), 100.0)
+    nads = compute_nads("lenet", shape=SHAPE, n_networks=8, device="cpu")
+    assert nads.eigenvalues[:7].tolist() == pytest.approx(eigenvalues[:7].tolist(), rel=1e-4)
+    assert (nads.vectors[:7].numpy() * vectors[:7]).sum(1) ** 2 == pytest.approx([1] * 7, abs=1e-3)
+
+
+def test_reference_training_learns_what_ours_learns():
+    problem = Separable(v=directions.pixel(SHAPE)[9], shape=SHAPE, sigma=1.0, n_train=2000, n_test=1000)
+    recipe = Recipe(epochs=4)
+    torch.manual_seed(0)
+    plain = reference.train(
+        architectures.build("logreg", shape=SHAPE, classes=2),
+        problem.sample("train"),
+        problem.sample("test"),
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        clip=recipe.clip,
+        workers=0,
+    )
+    (ours,) = fit_many("logreg", [problem], recipe, device="cpu")
+    assert plain == pytest.approx(ours.test_accuracy[-1], abs=0.03)
+    assert plain > 0.9
+
+
+def test_contenders_take_turns():
+    calls = []
+    seconds = timing.in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
+    assert calls == ["a", "b"] * 3
+    assert "1.00 x a" in timing.table(seconds, reference="a", unit="call")
