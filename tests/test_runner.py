@@ -211,10 +211,21 @@ def test_an_interrupted_build_leaves_no_process(make_book, tmp_path, when):
     wait_until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in started))
 
 
-def test_what_a_chapter_started_is_ended_with_it():
-    with runner._no_process_left():
-        child = subprocess.Popen(["sleep", "60"])
-    assert child.wait(timeout=5) == -signal.SIGKILL
+def test_a_kernel_that_an_interrupt_met_while_it_started_is_ended(make_book, tmp_path, monkeypatch):
+    started = []
+
+    def start(*_: object, **__: object) -> None:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.papermill, "execute_notebook", start)
+    other = subprocess.Popen(["sleep", "60"])
+    with pytest.raises(KeyboardInterrupt):
+        run(make_book(one=make_notebook()), "one", tmp_path / "one.ipynb")
+    assert started[0].wait(timeout=5) == -signal.SIGKILL
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 def wait_until(condition, seconds: float = 30) -> None:
