@@ -399,9 +399,9 @@ def marchenko_pastur_cdf(x: Tensor, dimensions: int, n: int) -> Tensor:
     # denser towards the edges, where the density has its square roots
     grid = low + (high - low) * (0.5 - 0.5 * torch.linspace(0, math.pi, 20_001, dtype=torch.float64).cos())
     density = ((high - grid) * (grid - low)).clamp(min=0).sqrt() / grid.clamp(min=1e-12)
-    mass = torch.cumulative_trapezoid(density, grid)
-    index = torch.searchsorted(grid, x.double().clamp(low, high).contiguous()).clamp(1, len(mass))
-    return mass[index - 1] / mass[-1]
+    mass = torch.cat([density.new_zeros(1), torch.cumulative_trapezoid(density, grid)])
+    index = torch.searchsorted(grid, x.double().clamp(low, high).contiguous()).clamp(max=len(grid) - 1)
+    return mass[index] / mass[-1]
 
 
 def _compiled(template: nn.Module) -> Callable[[nn.Module], Network]:
