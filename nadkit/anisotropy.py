@@ -6,7 +6,6 @@ Source: Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Neural Anisotropy 
 """
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -15,18 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 from tqdm import tqdm
 
-from nadkit import architectures, seeds
+from nadkit import architectures, seeds, storage
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
-from nadkit.directions import NADs, require_file
-from nadkit.files import atomic_write
+from nadkit.directions import NADs
 from nadkit.published import published_nads
 
 __all__ = [
@@ -151,11 +147,8 @@ class GradientCovariance:
 
     def save(self, path: str | Path) -> None:
         """Write the moments to a safetensors file, whole or not at all."""
-        plain = {"shape": self.shape, "settings": self.settings, "networks": self.networks}
-        tensors = {"total": self.total.cpu(), "second": self.second.cpu()}
-        content = safetensors.torch.save(tensors, {"nadkit": json.dumps(plain)})
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_bytes(content)
+        facts = {"shape": self.shape, "settings": self.settings, "networks": self.networks}
+        storage.write(path, type(self).__name__, {"total": self.total, "second": self.second}, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -165,15 +158,12 @@ class GradientCovariance:
             FileNotFoundError: no such file.
             ValueError: the file is damaged, holds something else, or is a folder.
         """
-        require_file(path)
+        tensors, facts = storage.read(path, cls.__name__)
         try:
-            with safe_open(path, framework="pt") as file:
-                plain = json.loads(file.metadata()["nadkit"])
-                total, second = file.get_tensor("total"), file.get_tensor("second")
-            shape, networks = tuple(plain["shape"]), [tuple(pair) for pair in plain["networks"]]
-            return cls(shape=shape, settings=plain["settings"], networks=networks, total=total, second=second)
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a saved covariance, or a damaged one; delete it to start afresh") from error
+            shape, networks = tuple(facts["shape"]), [tuple(pair) for pair in facts["networks"]]
+            return cls(shape=shape, settings=facts["settings"], networks=networks, **tensors)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: a damaged covariance; delete it to start afresh ({error})") from error
 
 
 def compute_nads(

@@ -3,7 +3,6 @@
 Axis letters: B batch, K directions, D = C x H x W input dimensions.
 """
 
-import json
 import math
 import operator
 import statistics
@@ -14,14 +13,11 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nadkit import seeds
+from nadkit import seeds, storage
 from nadkit.architectures import Shape
-from nadkit.files import atomic_write
 
 ORTHONORMAL_TOLERANCE = 1e-3
 """Largest relative error accepted in V V^T c = c; the published float32 arrays are within 1e-5."""
@@ -194,11 +190,8 @@ class Basis:
         tensors = {"vectors": self.vectors}
         if self.eigenvalues is not None:
             tensors["eigenvalues"] = self.eigenvalues
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("vectors", "eigenvalues")}
-        metadata = {"nadkit": json.dumps({"class": type(self).__name__, **plain})}
-        content = safetensors.torch.save({k: v.cpu().contiguous() for k, v in tensors.items()}, metadata)
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_bytes(content)
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("vectors", "eigenvalues")}
+        storage.write(path, type(self).__name__, tensors, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -208,18 +201,9 @@ class Basis:
             FileNotFoundError: no such file.
             ValueError: the file is damaged, holds something else, or is a folder.
         """
-        require_file(path)
+        tensors, facts = storage.read(path, cls.__name__)
         try:
-            with safe_open(path, framework="pt") as file:
-                plain = json.loads((file.metadata() or {}).get("nadkit", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file, or a damaged one ({error})") from error
-        kind = plain.pop("class", None)
-        if kind != cls.__name__:
-            raise ValueError(f"{path}: expected a saved {cls.__name__}, found {kind or 'something else'}")
-        try:
-            return cls(**tensors, **{**plain, "shape": tuple(plain["shape"])})
+            return cls(**tensors, **{**facts, "shape": tuple(facts["shape"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: a damaged {cls.__name__} ({error}); compute it again") from error
 
@@ -253,12 +237,6 @@ class Basis:
     def _require_k(self, k: int) -> None:
         if not 1 <= k <= len(self):
             raise ValueError(f"{self.name}: expected k from 1 to {len(self)}, got {k}")
-
-
-def require_file(path: str | Path) -> None:
-    """Raise ValueError if there is a folder at ``path``."""
-    if Path(path).is_dir():
-        raise ValueError(f"{path}: expected a file, found a folder")
 
 
 def _floating(x: Tensor) -> torch.dtype:

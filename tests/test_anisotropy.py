@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 
-from nadkit import anisotropy, architectures, directions, seeds
+from nadkit import anisotropy, architectures, directions, seeds, storage
 from nadkit.anisotropy import GradientCovariance, compute_nads, gradient_covariance
 from nadkit.files import DataError
 
@@ -237,7 +236,7 @@ def test_a_checkpoint_without_its_description_is_damaged(tmp_path, missing):
     plain = {"shape": SHAPE, "settings": {}, "networks": []}
     del plain[missing]
     tensors = {"total": torch.zeros(16), "second": torch.zeros(16, 16)}
-    safetensors.torch.save_file(tensors, path, {"nadkit": json.dumps(plain)})
+    storage.write(path, "GradientCovariance", tensors, plain)
     with pytest.raises(ValueError, match="damaged"):
         GradientCovariance.load(path)
 

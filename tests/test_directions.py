@@ -4,10 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
-from nadkit import directions
+from nadkit import directions, storage
 from nadkit.directions import Basis, NADs
 from nadkit.files import DataError
 
@@ -258,7 +257,7 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path, basis):
         Basis.load(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="found a folder"):
         Basis.load(tmp_path)
-    safetensors.torch.save_file({"vectors": basis.vectors}, path, {"nadkit": '{"class": "Basis"}'})
+    storage.write(path, "Basis", {"vectors": basis.vectors}, {})
     with pytest.raises(ValueError, match=r"damaged Basis .*shape"):
         Basis.load(path)
 
