@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -401,7 +400,7 @@ def _run_all(
             with starting:  # none is overlooked, and none starts from here on
                 interrupted.set()
             for child in children:
-                child.send_signal(signal.SIGINT)
+                child.terminate()  # a shell's background jobs are deaf to SIGINT
             raise
     return results
 

@@ -172,6 +172,7 @@ def test_an_interrupt_stops_the_kernel_and_leaves_nothing(make_book, tmp_path, c
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
+        preexec_fn=hear_interrupts,
     )
     wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     process.send_signal(signal.SIGINT)
@@ -194,6 +195,7 @@ def test_an_interrupted_build_leaves_no_process(make_book, tmp_path, when):
         text=True,
         cwd=tmp_path,
         env=os.environ | {"MARKS": str(tmp_path / "marks")},
+        preexec_fn=hear_interrupts,
     )
     started: set[psutil.Process] = set()
 
@@ -226,6 +228,11 @@ def test_a_kernel_that_an_interrupt_met_while_it_started_is_ended(make_book, tmp
     assert other.poll() is None
     other.kill()
     other.wait()
+
+
+def hear_interrupts() -> None:
+    """Undo what a shell does to its background jobs, which inherit an ignored SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(condition, seconds: float = 30) -> None:
