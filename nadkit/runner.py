@@ -295,6 +295,18 @@ def _finish(notebook: nbformat.NotebookNode, record: Mapping[str, Any]) -> None:
         cell.metadata.pop("papermill", None)
         if "injected-parameters" in cell_tags(cell):
             cell.metadata.tags.append("hide-input")
+        if cell.cell_type == "code":
+            cell.outputs = _last_frames(cell.outputs)
+
+
+def _last_frames(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Keep of progress bars what a terminal would show in the end; thousands of frames would swell the notebook."""
+    streams = [output for output in outputs if output.get("name") == "stderr"]
+    if not streams:
+        return outputs
+    lines = "".join(stream.text for stream in streams).split("\n")
+    streams[0].text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+    return [output for output in outputs if output.get("name") != "stderr" or output is streams[0]]
 
 
 # ---- the book ------------------------------------------------------------------------------------

@@ -484,3 +484,20 @@ def test_the_page_of_a_chapter_that_is_gone_goes_too(make_book, tmp_path):
     (root / "book" / "two.ipynb").unlink()
     build(root, out=tmp_path)
     assert [name for name in pages(tmp_path) if name.endswith("two.html")] == []
+
+
+def test_of_a_progress_bar_the_last_frame_is_kept(make_book, tmp_path):
+    code = (
+        "import sys, time\n"
+        "print('before')\n"
+        "for i in range(3):\n"
+        "    print(f'\\r{i} of 2', end='', file=sys.stderr, flush=True)\n"
+        "    time.sleep(0.2)\n"
+        "print('\\nwarning', file=sys.stderr)\n"
+        "print('after')"
+    )
+    run(make_book(one=make_notebook(code=(code,))), "one", tmp_path / "one.ipynb")
+    (cell,) = [c for c in nbformat.read(tmp_path / "one.ipynb", as_version=4).cells if "before" in c.source]
+    streams = {name: [o.text for o in cell.outputs if o.name == name] for name in ("stdout", "stderr")}
+    assert streams["stderr"] == ["2 of 2\nwarning\n"]
+    assert "".join(streams["stdout"]) == "before\nafter\n"
