@@ -30,7 +30,7 @@ clean:
 
 .venv/installed-dev: pyproject.toml | $(BIN)/python
 	@echo 'installing what the tests need into .venv (PyTorch is large: this takes minutes)'
-	@$(PIP) --editable '.[book,dev]'
+	@$(PIP) --editable '.[book,cluster,dev]'
 	@touch $@
 
 $(BIN)/python:

@@ -218,13 +218,22 @@ def validate(chapter: Chapter, profile: str = QUICK, overrides: Mapping[str, Val
     Raises:
         BadInput: values are wrong; the message names them all.
     """
-    return _convert(chapter, profile_values(chapter, profile) | dict(overrides or {}), known=True)
+    return convert(chapter, profile_values(chapter, profile) | dict(overrides or {}))
 
 
 def profile_values(chapter: Chapter, profile: str = QUICK) -> dict[str, Value]:
     """Return the value of every parameter in a profile, which need not be possible on this machine."""
     defaults = {name: parameter.default for name, parameter in chapter.parameters.items()}
     return defaults | read_profile(chapter.root, profile).get(chapter.name, {})
+
+
+def convert(chapter: Chapter, values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return some parameters' values, which may be strings, as their types.
+
+    Raises:
+        BadInput: values are wrong; the message names them all.
+    """
+    return _convert(chapter, values, known=True)
 
 
 def _convert(chapter: Chapter, values: Mapping[str, Value], known: bool = False) -> dict[str, Value]:

@@ -13,12 +13,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nadkit import __version__, chapters
 from nadkit.chapters import QUICK, BadInput
 from nadkit.names import did_you_mean
 
+if TYPE_CHECKING:
+    from nadkit.sweep import Plan
+
+MOST_ROWS = 40
 OK, FAILED, BAD_INPUT, CLAIM_FAILS, INTERRUPTED = 0, 1, 2, 3, 130
 EXIT_CODES = """exit codes:
   0    all is well
@@ -143,6 +147,70 @@ def _build(options: argparse.Namespace) -> Answer:
     return Answer(f"the book is at {data['html']}", data)
 
 
+def _sweep(options: argparse.Namespace) -> Answer:
+    from nadkit import executors, sweep
+
+    chapter = chapters.load(_root(options), options.chapter)
+    fixed = chapters.read_mapping(options.params) if options.params else {}
+    axes: dict[str, list] = {}
+    for name, text in options.p:
+        values = sweep.parse_values(chapter, name, text)
+        if name in axes:
+            raise BadInput(f"-p {name}: given twice")
+        if values == [text.strip()]:
+            fixed[name] = text
+        else:
+            axes[name] = values
+    zipped = {name: sweep.parse_values(chapter, name, text) for name, text in options.zip}
+    where = {"profile": options.profile, "out": options.out}
+    plan = sweep.make_plan(chapter, axes, zipped=zipped, fixed=fixed, **where)
+    if options.dry_run:
+        return _sweep_answer(plan, "nothing was run")
+    live = sys.stderr.isatty()
+    try:
+        if plan.counts[sweep.TO_RUN]:
+            with executors.connect(options.cluster, options.workers, options.gpus) as executor:
+                plan = sweep.run(plan, executor, say=None if live else _say, progress=live)
+    except sweep.SweepStopped as error:
+        return _problem(f"the sweep stopped: {error}\n{_how_to_resume(plan)}", FAILED, folder=str(plan.folder))
+    except KeyboardInterrupt:
+        return _problem(f"interrupted\n{_how_to_resume(plan)}", INTERRUPTED, folder=str(plan.folder))
+    return _sweep_answer(plan, f"to read them as one table: nadkit collect {plan.folder}")
+
+
+def _how_to_resume(plan: "Plan") -> str:
+    return f"finished runs are in {plan.folder}; the same command runs what is missing"
+
+
+def _sweep_answer(plan: "Plan", last: str) -> Answer:
+    """Return the table of a sweep: every point, or where they are many, the failed ones and the first."""
+    from nadkit.runner import FAILED as POINT_FAILED
+
+    failed = [point for point in plan.points if point.status == POINT_FAILED]
+    chosen = plan.points if len(plan.points) <= MOST_ROWS else (failed or plan.points)[:MOST_ROWS]
+    rows = [
+        [
+            *(_words(value) for value in point.swept.values()),
+            point.status,
+            "" if point.seconds is None else f"{point.seconds:.1f} s",
+            (point.error or "").partition("\n")[0],
+        ]
+        for point in chosen
+    ]
+    head = [*plan.swept, "status", "time", "error" if failed else ""]
+    counts = ", ".join(f"{n} {status}" for status, n in plan.counts.items())
+    more = f"... and {len(plan.points) - len(rows)} points more\n" if len(rows) < len(plan.points) else ""
+    text = f"{_table([head, *rows])}\n{more}\n{plan.chapter.name}: {counts}; in {plan.folder}\n{last}"
+    data = {
+        "chapter": plan.chapter.name,
+        "profile": plan.profile,
+        "folder": str(plan.folder),
+        "counts": dict(plan.counts),
+        "points": [point.to_json() for point in plan.points],
+    }
+    return Answer(text, data, FAILED if failed else OK)
+
+
 def _claims(options: argparse.Namespace) -> Answer:
     from nadkit import claims
 
@@ -155,6 +223,10 @@ def _claims(options: argparse.Namespace) -> Answer:
 
 def _root(options: argparse.Namespace) -> Path:
     return chapters.find_root(options.root)
+
+
+def _words(value: object) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -208,14 +280,15 @@ def _parser() -> argparse.ArgumentParser:
     listing = command("list", _list, "the chapters of the book")
     show = command("show", _show, "a chapter's parameters, and their values per profile")
     run = command("run", _run, "run one chapter")
+    sweep = command("sweep", _sweep, "run one chapter at every point of a grid of parameters")
     build = command("build", _build, "run the chapters that changed, then build the book's pages")
     reading = command("claims", _claims, "what executed chapters claim, and whether it holds")
 
-    for sub in (listing, show, run, build):
+    for sub in (listing, show, run, sweep, build):
         sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
-    for sub in (show, run):
+    for sub in (show, run, sweep):
         sub.add_argument("chapter", metavar="CHAPTER", help="its name, as 'nadkit list' has it")
-    for sub in (run, build):
+    for sub in (run, sweep, build):
         sub.add_argument("--profile", default=QUICK, help="a set of parameters (default: quick)")
 
     run.add_argument(
@@ -226,7 +299,33 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="one parameter; lists as 1,2,3; beats --params, which beats --profile",
     )
-    run.add_argument("--params", type=Path, metavar="FILE", help="parameters in YAML or JSON")
+    sweep.add_argument(
+        "-p",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="values of one parameter: 1,2,5 or 0:10 or 0:10:2; lists are parted by ';'; a single one is for all runs",
+    )
+    sweep.add_argument(
+        "--zip",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="as -p, but the values of all --zip go together: first with first, second with second",
+    )
+    for sub in (run, sweep):
+        sub.add_argument("--params", type=Path, metavar="FILE", help="parameters in YAML or JSON")
+    sweep.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the notebooks go (default: a folder of its own below 'sweeps')"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="check everything, show the points, run nothing")
+    sweep.add_argument("--workers", type=_jobs, metavar="N", help="runs at the same time (default: at most 4)")
+    sweep.add_argument("--gpus", type=_gpus, default=(), metavar="0,1", help="GPUs that the workers share, one each")
+    sweep.add_argument(
+        "--cluster", metavar="WHERE", help="run on a Dask cluster, tcp://HOST:PORT or tls://HOST:PORT, or on slurm"
+    )
     run.add_argument(
         "--out",
         type=Path,
@@ -246,6 +345,13 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
     return name.strip(), value
+
+
+def _gpus(text: str) -> tuple[int, ...]:
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"expected numbers of GPUs such as 0,1, got {text!r}")
+    return tuple(map(int, numbers))
 
 
 def _jobs(text: str) -> int:

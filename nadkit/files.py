@@ -7,6 +7,7 @@ renamed.
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import urllib.request
@@ -99,6 +100,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files that killed processes left in ``folder``; nobody may be writing there."""
+    for path in Path(folder).iterdir():
+        if re.fullmatch(r"\..+-[0-9a-f]{8}(\.\w+)?", path.name):
+            path.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:

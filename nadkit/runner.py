@@ -2,7 +2,6 @@
 
 import filecmp
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -39,16 +38,17 @@ from nadkit.chapters import (
     find_chapters,
     load,
     profile_values,
-    read_notebook,
     validate,
 )
+from nadkit.fingerprints import experiment, fingerprint, versions
 from nadkit.names import did_you_mean
 from nadkit.parameters import Value
 
 FINISHED, FAILED, UNCHANGED = "finished", "failed", "unchanged"
-# What runs a chapter is no part of its result: editing these reruns nothing.
-MACHINE = {"__main__.py", "chapters.py", "cli.py", "parameters.py", "runner.py"}
 TRACEBACK_LINES = 12
+# The variable that tells a chapter where its checkpoints go.
+CHECKPOINTS = "NADKIT_CHECKPOINTS"
+END = 32_768  # bytes at the end of a notebook that hold its metadata, nearly always
 # More chapters than this at once fight over memory, or over the only GPU.
 MOST_JOBS = 4
 
@@ -61,38 +61,49 @@ class RunFailed(RuntimeError):
         self.notebook = notebook
 
 
+class KernelDied(RunFailed):
+    """The kernel ended under a chapter, perhaps for lack of memory: another try may go well."""
+
+
+class CannotWrite(RunFailed):
+    """The result of a run cannot be stored, perhaps because the disk is full."""
+
+
 # ---- one chapter ---------------------------------------------------------------------------------
 
 
-def execute(chapter: Chapter, values: Mapping[str, Any], out: Path, *, profile: str = QUICK) -> dict[str, Any]:
+def execute(
+    chapter: Chapter,
+    values: Mapping[str, Any],
+    out: Path,
+    *,
+    profile: str = QUICK,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Run a chapter with validated values, put the executed notebook at `out`, and return its record.
 
     The record (chapter, parameters, fingerprint, versions, commit, seconds, ...) is also the notebook's
-    `nadkit` metadata. What can be imported from the current folder, the chapter can import, too. After
-    Ctrl-C nothing is left behind.
+    `nadkit` metadata. What can be imported from `folder` (default: the current one), the chapter can
+    import, too; it sees the variables of `environment`. After Ctrl-C nothing is left behind but the chapter's
+    own checkpoints, from which the next try of the same run goes on.
 
     Raises:
-        RunFailed: the run failed; `out` is as it was before, and what ran is kept beside it as
+        KernelDied: its kernel ended before its time.
+        CannotWrite: the result cannot be stored.
+        RunFailed: the run failed otherwise; `out` is as it was before, and what ran is kept beside it as
             `NAME.failed.ipynb`.
     """
     out = out.absolute()
     kept = out.with_name(f"{out.stem}.failed.ipynb")
-    record = {
-        "chapter": chapter.name,
-        "profile": profile,
-        "parameters": dict(values),
-        "fingerprint": fingerprint(chapter, values),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(),
-        "commit": _commit(chapter.root),
-        "platform": platform.platform(),
-        "cpus": joblib.cpu_count(),
-    }
+    checkpoints = out.with_name(f".{out.stem}.checkpoints")
     clock = time.perf_counter()
     try:
-        with files.atomic_write(out) as part:
-            with _findable_from_here(), _no_process_left():
-                problem = _run(chapter, values, part)
+        with _environment(folder or Path.cwd(), environment or {}), files.atomic_write(out) as part:
+            record = _new_record(chapter, values, profile)
+            os.environ[CHECKPOINTS] = str(checkpoints / record["fingerprint"][:16])
+            with _no_process_left():
+                problem, cause = _run(chapter, values, part)
             notebook = nbformat.read(part, as_version=4)
             problem = problem or _incomplete(notebook)
             record["seconds"] = round(time.perf_counter() - clock, 1)
@@ -101,48 +112,32 @@ def execute(chapter: Chapter, values: Mapping[str, Any], out: Path, *, profile: 
             nbformat.write(notebook, part)
             if problem:
                 os.replace(part, kept)
-                message = f"{chapter.name}: {problem}\nWhat ran is kept in {kept}"
-                raise RunFailed(message, notebook=kept)
+                raise cause(f"{chapter.name}: {problem}\nWhat ran is kept in {kept}", notebook=kept)
     except files.DataError as error:  # no space left, or no folder to write to
-        raise RunFailed(f"{chapter.name}: {error}") from error
+        raise CannotWrite(f"{chapter.name}: {error}") from error
     kept.unlink(missing_ok=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return record
 
 
-def fingerprint(chapter: Chapter, values: Mapping[str, Any]) -> str:
-    """Return a checksum of all that decides the result.
-
-    That is the notebook, its parameters, the library, what it computes with, and the published data
-    that are at hand.
-    """
-    cells = [(c["cell_type"], cell_source(c), c["metadata"]) for c in chapter.notebook["cells"]]
-    package = Path(__file__).parent
-    library = {
-        path.relative_to(package).as_posix(): files.sha256(path)
-        for path in sorted(package.rglob("*.py"))
-        if path.name not in MACHINE
+def _new_record(chapter: Chapter, values: Mapping[str, Any], profile: str) -> dict[str, Any]:
+    return {
+        "chapter": chapter.name,
+        "profile": profile,
+        "parameters": dict(values),
+        "fingerprint": fingerprint(chapter, values),
+        "experiment": experiment(chapter),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "commit": _commit(chapter.root),
+        "platform": platform.platform(),
+        "cpus": joblib.cpu_count(),
     }
-    versions = _versions() | {"python": platform.python_version().rpartition(".")[0]}
-    versions.pop("nadkit", None)  # its files are in already
-    text = json.dumps([cells, dict(values), library, versions, _published()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _published() -> dict[str, list[tuple[str, int]]]:
-    """Return the published data at hand: data folder -> names and sizes of its files."""
-    return {str(folder.resolve()): sorted(_sizes(folder / "published")) for folder in files.data_folders()}
-
-
-def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
-    for path in folder.rglob("*"):
-        # What begins with a dot is being written just now.
-        if not path.name.startswith(".") and path.is_file():
-            yield path.relative_to(folder).as_posix(), path.stat().st_size
 
 
 def up_to_date(out: Path, fingerprint: str) -> bool:
     """Return whether `out` holds a finished run with this fingerprint."""
-    record = _record(out)
+    record = read_record(out)
     return record.get("status") == FINISHED and record.get("fingerprint") == fingerprint
 
 
@@ -153,32 +148,40 @@ def run_name(chapter: Chapter, profile: str, values: Mapping[str, Any]) -> str:
     """
     usual = profile_values(chapter, profile)
     changed = {name: value for name, value in values.items() if value != usual[name]}
-    words = {name: _words(value) for name, value in changed.items()}
-    exact = ",".join([profile, *(f"{name}={'+'.join(w)}" for name, w in words.items())])
+    return f"{chapter.name}/{file_name(changed, profile)}.ipynb"
+
+
+def file_name(values: Mapping[str, Value], *before: str) -> str:
+    """Return words and `name=value` pairs as the stem of a file name, with a checksum where they do not fit."""
+    words = {name: _words(value) for name, value in values.items()}
+    exact = ",".join([*before, *(f"{name}={'+'.join(w)}" for name, w in words.items())])
     plain = all(re.fullmatch(r"[\w.-]+", word, re.ASCII) for w in words.values() for word in w)
-    if not plain or len(exact) > 100:
-        mark = hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:10]
-        exact = f"{re.sub(r'[^0-9A-Za-z_.,=+-]', '_', exact)[:80]}~{mark}"
-    return f"{chapter.name}/{exact}.ipynb"
+    if plain and len(exact) <= 100:
+        return exact
+    mark = hashlib.sha256(json.dumps(dict(values)).encode()).hexdigest()[:10]
+    return f"{re.sub(r'[^0-9A-Za-z_.,=+-]', '_', exact)[:80]}~{mark}"
 
 
 def _words(value: Value) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _record(out: Path) -> dict[str, Any]:
+def read_record(out: Path) -> dict[str, Any]:
+    """Return the record of the executed notebook at `out`; of none, or a damaged one, nothing.
+
+    nbformat writes the metadata after the cells: it is enough to read the end of a file.
+    """
     try:
-        return read_notebook(out)["metadata"]["nadkit"]
-    except (OSError, BadInput, KeyError):
-        return {}
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "numpy", "nadkit"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
+        with open(out, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            for length in (END, size):
+                file.seek(max(0, size - length))
+                _, found, metadata = file.read().rpartition(b'\n "metadata": {')
+                if found:
+                    return json.loads(b'{"metadata": {' + metadata)["metadata"]["nadkit"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {}
 
 
 def _commit(root: Path) -> str | None:
@@ -195,8 +198,8 @@ def _commit(root: Path) -> str | None:
     return head.strip() + ("+" if changes else "")
 
 
-def _run(chapter: Chapter, values: Mapping[str, Any], part: Path) -> str | None:
-    """Run the chapter into `part` and return what went wrong, if anything."""
+def _run(chapter: Chapter, values: Mapping[str, Any], part: Path) -> tuple[str | None, type[RunFailed]]:
+    """Run the chapter into `part` and return what went wrong, if anything, and what to raise then."""
     spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
     live = sys.stderr.isatty()
     # Papermill reports every failure to its log as well: we report it once, in our words.
@@ -215,28 +218,30 @@ def _run(chapter: Chapter, values: Mapping[str, Any], part: Path) -> str | None:
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:
-        return _describe_error(error)
+        return _describe_error(error), RunFailed
     except DeadKernelError:
-        return f"the kernel died (out of memory?) in {_last_started(part)}"
+        return f"the kernel died (out of memory?) in {_last_started(part)}", KernelDied
     except NoSuchKernel as error:
         installed = KernelSpecManager().find_kernel_specs()
-        return (
+        problem = (
             f"the notebook asks for the Jupyter kernel {error.name!r}, which is not installed: "
             f"{did_you_mean(error.name, installed)} Chapters use 'python3', the environment that "
             "nadkit itself runs in"
         )
+        return problem, RunFailed
     except RuntimeError as error:
-        return f"the kernel did not start: {error}"
-    return None
+        return f"the kernel did not start: {error}", RunFailed
+    return None, RunFailed
 
 
 @contextmanager
-def _findable_from_here() -> Iterator[None]:
-    """Let the kernels that start in the block, in another folder, find the modules and data that we find."""
+def _environment(folder: Path, more: Mapping[str, str]) -> Iterator[None]:
+    """Let the kernels that start in the block find the modules in `folder` and the data that we find."""
     given = dict(os.environ)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [given.get("PYTHONPATH"), os.getcwd()]))
-    if given.get("NADKIT_DATA"):
-        os.environ["NADKIT_DATA"] = str(Path(given["NADKIT_DATA"]).expanduser().absolute())
+    os.environ.update(more)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [given.get("PYTHONPATH"), str(folder)]))
+    if data := os.environ.get("NADKIT_DATA"):
+        os.environ["NADKIT_DATA"] = str(folder.joinpath(Path(data).expanduser()).absolute())
     try:
         yield
     finally:

@@ -264,3 +264,19 @@ def test_a_full_disk_is_told_from_a_bad_network(server, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"cannot write file in .* No space left"):
         fetch(f"{server}/whole", tmp_path / "file", progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    names = ["a-0123abcd.json", ".hidden.json", ".lock", ".a.checkpoints", "a.json"]
+    for name in names:
+        (tmp_path / name).write_text("kept")
+    with files.atomic_write(tmp_path / "b.json") as part:
+        part.write_text("half")
+        files.remove_leftovers(tmp_path)
+        assert not part.exists()
+        part.write_text("whole")
+    with files.atomic_write(tmp_path / "no_suffix") as part:
+        part.write_text("half")
+        files.remove_leftovers(tmp_path)
+        part.write_text("whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "b.json", "no_suffix"])

@@ -10,13 +10,14 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MACHINE = {"chapters", "cli", "parameters", "runner"}
+MACHINE = {"chapters", "cli", "executors", "fingerprints", "parameters", "results", "runner", "scorecard", "sweep"}
 SCIENCE = {
     "anisotropy",
     "architectures",
     "devices",
     "directions",
     "images",
+    "parallel",
     "plots",
     "published",
     "seeds",

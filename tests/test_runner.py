@@ -16,7 +16,7 @@ from conftest import CODE, make_notebook
 
 from nadkit import runner
 from nadkit.chapters import load, validate
-from nadkit.runner import RunFailed, build, execute, fingerprint, run_name, up_to_date
+from nadkit.runner import RunFailed, build, execute, run_name, up_to_date
 
 
 def run(root: Path, name: str, out: Path, **overrides) -> dict:
@@ -250,7 +250,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-# ---- names and fingerprints ----------------------------------------------------------------------
+# ---- names ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -285,64 +285,6 @@ def test_odd_and_long_values_give_safe_and_distinct_names(make_book):
         folder, file = name.split("/")
         assert folder == "one"
         assert len(file) < 120
-
-
-def test_the_fingerprint_follows_source_tags_and_parameters_alone(make_book):
-    def mark(notebook: nbformat.NotebookNode, **overrides) -> str:
-        chapter = load(make_book(one=notebook), "one")
-        return fingerprint(chapter, validate(chapter, overrides=overrides))
-
-    same = mark(make_notebook())
-    decorated = make_notebook()
-    decorated.cells[-1].outputs = [nbformat.v4.new_output("stream", text="old")]
-    decorated.cells[-1].execution_count = 9
-    assert mark(decorated) == same
-    tagged = make_notebook()
-    tagged.cells[-1].metadata["tags"] = ["hide-input"]
-    others = [mark(tagged), mark(make_notebook(code=("1",))), mark(make_notebook(), n=4)]
-    assert len({same, *others}) == 4
-
-
-def test_the_fingerprint_follows_the_library_and_not_the_machine(make_book, monkeypatch):
-    chapter = load(make_book(one=make_notebook()), "one")
-    asked = []
-    sha256 = runner.files.sha256
-    monkeypatch.setattr(runner.files, "sha256", lambda p: (asked.append(p.name), sha256(p))[1])
-    same = fingerprint(chapter, {})
-    assert "claims.py" in asked
-    assert not {"cli.py", "runner.py", "chapters.py", "parameters.py"} & set(asked)
-    monkeypatch.setattr(runner.files, "sha256", lambda path: "edited")
-    assert fingerprint(chapter, {}) != same
-
-
-def test_the_fingerprint_follows_versions(make_book, monkeypatch):
-    chapter = load(make_book(one=make_notebook()), "one")
-    marks = [fingerprint(chapter, {})]
-    version = runner.importlib.metadata.version
-    for package in ("torch", "torchvision", "numpy"):
-        monkeypatch.setattr(runner.importlib.metadata, "version", lambda p, p0=package: version(p) + "9" * (p == p0))
-        marks.append(fingerprint(chapter, {}))
-    monkeypatch.undo()
-    monkeypatch.setattr(runner.platform, "python_version", lambda: "3.99.0")
-    marks.append(fingerprint(chapter, {}))
-    assert len(set(marks)) == len(marks)
-    monkeypatch.setattr(runner.platform, "python_version", lambda: "3.99.1")
-    assert fingerprint(chapter, {}) == marks[-1]
-
-
-def test_the_fingerprint_follows_the_published_data_at_hand(make_book, monkeypatch, tmp_path):
-    chapter = load(make_book(one=make_notebook()), "one")
-    cache, mine = tmp_path / "cache", tmp_path / "mine"
-    monkeypatch.setattr(runner.files, "data_folders", lambda: [mine, cache])
-    marks = [fingerprint(chapter, {})]
-    for folder, content in [(cache, "1"), (mine, "1"), (mine, "12")]:
-        (folder / "published" / "nads").mkdir(parents=True, exist_ok=True)
-        (folder / "published" / "nads" / "lenet.npy").write_text(content)
-        marks.append(fingerprint(chapter, {}))
-    assert len(set(marks)) == 4
-    (mine / "published" / ".lenet-part.npy").write_text("half")
-    (mine / "other.npy").write_text("of no chapter's")
-    assert fingerprint(chapter, {}) == marks[-1]
 
 
 def test_only_a_finished_run_with_the_fingerprint_is_up_to_date(tmp_path):

@@ -1,0 +1,160 @@
+"""Checksums that say whether a result still belongs to its chapter.
+
+A *fingerprint* covers all that a run's notebook depends on: where it differs, a run is made again. The
+checksum of the *experiment* covers only what its numbers depend on, less prose: where it differs, a recorded
+result is stale.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import io
+import json
+import platform
+import tokenize
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nadkit import files
+from nadkit.chapters import Chapter, cell_source, cell_tags
+from nadkit.parameters import Value
+
+# What runs a chapter is no part of its result: editing these reruns nothing.
+MACHINE = {
+    "__main__",
+    "chapters",
+    "cli",
+    "executors",
+    "fingerprints",
+    "parameters",
+    "runner",
+    "scorecard",
+    "sweep",
+}
+# What shows, stores and names results is no part of their numbers.
+PRESENTATION = MACHINE | {"claims", "files", "names", "plots", "results", "storage"}
+PACKAGE = Path(__file__).parent
+
+
+def fingerprint(chapter: Chapter, values: Mapping[str, Value]) -> str:
+    """Return a checksum of all that decides the result of a run.
+
+    That is the notebook, its parameters, the library, what it computes with, and the published data
+    that are at hand.
+    """
+    return fingerprinter(chapter)(values)
+
+
+def fingerprinter(chapter: Chapter) -> Callable[[Mapping[str, Value]], str]:
+    """Return the function from values to their `fingerprint`; what they share is read only once."""
+    shared = [code_print(chapter), _published()]
+    return lambda values: _checksum([*shared, dict(values)])
+
+
+def code_print(chapter: Chapter) -> str:
+    """Return a checksum of what all runs of a chapter share: the notebook, the library, and versions."""
+    cells = [(c["cell_type"], cell_source(c), c["metadata"]) for c in chapter.notebook["cells"]]
+    library = {
+        path.relative_to(PACKAGE).as_posix(): files.sha256(path)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.stem not in MACHINE
+    }
+    python = platform.python_version().rpartition(".")[0]
+    computing = versions() | {"python": python}
+    computing.pop("nadkit", None)  # its files are in already
+    return _checksum([cells, library, computing])
+
+
+def experiment(chapter: Chapter) -> str:
+    """Return a checksum of a chapter's experiment: its code, and that of the science it imports.
+
+    Left out are the cells tagged `parameters` or `presentation`, comments, docstrings, and the modules
+    that only show or store.
+    """
+    sources = [
+        cell_source(cell)
+        for cell in chapter.notebook["cells"]
+        if cell["cell_type"] == "code" and not {"parameters", "presentation"} & set(cell_tags(cell))
+    ]
+    library = {path.relative_to(PACKAGE).as_posix(): bare(path.read_text()) for path in _science(sources)}
+    return _checksum([[bare(source) for source in sources], library])
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that compute."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "nadkit"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def bare(source: str) -> str:
+    """Return Python code without comments, docstrings and empty lines; what is no Python, as it is."""
+    lines = source.splitlines()
+    try:
+        tree = ast.parse(source)
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (SyntaxError, tokenize.TokenError):  # a notebook may hold commands of IPython
+        return source
+    for token in tokens:
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _science(sources: Iterable[str]) -> list[Path]:
+    """Return the files of the library that pieces of code import, transitively, less what only presents."""
+    found: set[str] = set()
+    left = {module for source in sources for module in _imports(source)}
+    while left := left - found - PRESENTATION:
+        found |= left
+        left = {name for module in left for path in _files(module) for name in _imports(path.read_text())}
+    return sorted(path for module in found for path in _files(module))
+
+
+def _files(module: str) -> list[Path]:
+    folder = PACKAGE / module
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [*PACKAGE.glob(f"{module}.py")]
+
+
+def _imports(source: str) -> Iterator[str]:
+    """Give the modules `nadkit.NAME` that Python code imports."""
+    code = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:  # the run will say so
+        return
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module="nadkit"):
+                names = [f"nadkit.{alias.name}" for alias in node.names]
+            case ast.ImportFrom(module=str(name)):
+                names = [name]
+            case ast.Import():
+                names = [alias.name for alias in node.names]
+            case _:
+                names = []
+        yield from (name.split(".")[1] for name in names if name.startswith("nadkit."))
+
+
+def _published() -> dict[str, list[tuple[str, int]]]:
+    """Return the published data at hand: data folder -> names and sizes of its files."""
+    return {str(folder.resolve()): sorted(_sizes(folder / "published")) for folder in files.data_folders()}
+
+
+def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    for path in folder.rglob("*"):
+        # What begins with a dot is being written just now.
+        if not path.name.startswith(".") and path.is_file():
+            yield path.relative_to(folder).as_posix(), path.stat().st_size
+
+
+def _checksum(content: Any) -> str:  # noqa: ANN401
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

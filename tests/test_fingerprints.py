@@ -1,0 +1,156 @@
+"""Checksums of runs and of experiments: what they follow, and what they leave alone."""
+
+import shutil
+
+import nbformat
+import pytest
+from conftest import make_notebook
+
+from nadkit import fingerprints
+from nadkit.chapters import load, validate
+from nadkit.fingerprints import bare, experiment, fingerprint, fingerprinter
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_follows_source_tags_and_parameters_alone(make_book):
+    def mark(notebook: nbformat.NotebookNode, **overrides) -> str:
+        chapter = load(make_book(one=notebook), "one")
+        return fingerprint(chapter, validate(chapter, overrides=overrides))
+
+    same = mark(make_notebook())
+    decorated = make_notebook()
+    decorated.cells[-1].outputs = [nbformat.v4.new_output("stream", text="old")]
+    decorated.cells[-1].execution_count = 9
+    assert mark(decorated) == same
+    tagged = make_notebook()
+    tagged.cells[-1].metadata["tags"] = ["hide-input"]
+    others = [mark(tagged), mark(make_notebook(code=("1",))), mark(make_notebook(), n=4)]
+    assert len({same, *others}) == 4
+
+
+def test_the_fingerprint_follows_the_library_and_not_the_machine(make_book, monkeypatch):
+    chapter = load(make_book(one=make_notebook()), "one")
+    asked = []
+    sha256 = fingerprints.files.sha256
+    monkeypatch.setattr(fingerprints.files, "sha256", lambda p: (asked.append(p.name), sha256(p))[1])
+    same = fingerprint(chapter, {})
+    assert "claims.py" in asked
+    assert not {"cli.py", "runner.py", "chapters.py", "parameters.py"} & set(asked)
+    monkeypatch.setattr(fingerprints.files, "sha256", lambda path: "edited")
+    assert fingerprint(chapter, {}) != same
+
+
+def test_the_fingerprint_follows_versions(make_book, monkeypatch):
+    chapter = load(make_book(one=make_notebook()), "one")
+    marks = [fingerprint(chapter, {})]
+    version = fingerprints.importlib.metadata.version
+    for package in ("torch", "torchvision", "numpy"):
+        monkeypatch.setattr(
+            fingerprints.importlib.metadata, "version", lambda p, p0=package: version(p) + "9" * (p == p0)
+        )
+        marks.append(fingerprint(chapter, {}))
+    monkeypatch.undo()
+    monkeypatch.setattr(fingerprints.platform, "python_version", lambda: "3.99.0")
+    marks.append(fingerprint(chapter, {}))
+    assert len(set(marks)) == len(marks)
+    monkeypatch.setattr(fingerprints.platform, "python_version", lambda: "3.99.1")
+    assert fingerprint(chapter, {}) == marks[-1]
+
+
+def test_the_fingerprint_follows_the_published_data_at_hand(make_book, monkeypatch, tmp_path):
+    chapter = load(make_book(one=make_notebook()), "one")
+    cache, mine = tmp_path / "cache", tmp_path / "mine"
+    monkeypatch.setattr(fingerprints.files, "data_folders", lambda: [mine, cache])
+    marks = [fingerprint(chapter, {})]
+    for folder, content in [(cache, "1"), (mine, "1"), (mine, "12")]:
+        (folder / "published" / "nads").mkdir(parents=True, exist_ok=True)
+        (folder / "published" / "nads" / "lenet.npy").write_text(content)
+        marks.append(fingerprint(chapter, {}))
+    assert len(set(marks)) == 4
+    (mine / "published" / ".lenet-part.npy").write_text("half")
+    (mine / "other.npy").write_text("of no chapter's")
+    assert fingerprint(chapter, {}) == marks[-1]
+
+
+def test_many_fingerprints_are_those_of_one_each(make_book):
+    chapter = load(make_book(one=make_notebook()), "one")
+    together = fingerprinter(chapter)
+    for n in (1, 2):
+        assert together({"n": n}) == fingerprint(chapter, {"n": n})
+    assert together({"n": 1}) != together({"n": 2})
+
+
+# ---- experiments ---------------------------------------------------------------------------------
+
+SCIENCE = "from nadkit import training, plots\nresult = training.SEPARABLE  # of one\n"
+
+
+def mark(make_book, code: str = SCIENCE, **changes) -> str:
+    notebook = make_notebook(code=(code,), **changes)
+    return experiment(load(make_book(one=notebook), "one"))
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"title": "Another title"},
+        {"parameters": "n: int = 5  # of what\n"},
+        {"code": SCIENCE.replace("of one", "of many")},
+        {"code": "# a comment\n\n" + SCIENCE},
+    ],
+)
+def test_prose_and_parameters_are_no_part_of_the_experiment(make_book, same):
+    assert mark(make_book, **same) == mark(make_book)
+
+
+def test_code_is_part_of_the_experiment_unless_it_presents(make_book):
+    notebook = make_notebook(code=(SCIENCE, "draw(result)"))
+    first = experiment(load(make_book(one=notebook), "one"))
+    notebook.cells[-1].source = "draw(result, colour=1)"
+    changed = experiment(load(make_book(one=notebook), "one"))
+    assert changed != first
+    notebook.cells[-1].metadata["tags"] = ["presentation"]
+    assert experiment(load(make_book(one=notebook), "one")) == mark(make_book)
+
+
+@pytest.mark.parametrize(
+    ("module", "counts"),
+    [
+        ("training", True),
+        ("architectures/lenet", True),  # training imports it
+        ("seeds", True),
+        ("plots", False),
+        ("sweep", False),
+        ("anisotropy", False),  # this chapter does without
+    ],
+)
+def test_the_science_that_a_chapter_imports_is_part_of_its_experiment(make_book, monkeypatch, tmp_path, module, counts):
+    before = mark(make_book)
+    copy = tmp_path / "nadkit"
+    shutil.copytree(fingerprints.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprints, "PACKAGE", copy)
+    assert mark(make_book) == before
+    path = copy / f"{module}.py"
+    path.write_text(path.read_text() + "\n# a comment\n")
+    assert mark(make_book) == before
+    path.write_text(path.read_text() + "\nAN_EDIT = 1\n")
+    assert (mark(make_book) != before) is counts
+
+
+def test_bare_code_has_no_words():
+    source = """\
+\"\"\"A module.\"\"\"
+x = "# no comment"  # a comment
+
+def f(a):
+    \'\'\'Several
+    lines.\'\'\'
+    return f"{a} # none either"
+"""
+    assert bare(source) == 'x = "# no comment"\ndef f(a):\n    return f"{a} # none either"'
+    assert bare("%matplotlib inline\n# kept") == "%matplotlib inline\n# kept"
+
+
+def test_a_cell_with_commands_of_ipython_still_tells_its_imports(make_book):
+    assert mark(make_book, "%matplotlib inline\nfrom nadkit import training") != mark(make_book, "%matplotlib inline")
