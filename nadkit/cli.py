@@ -139,9 +139,9 @@ def _run(options: argparse.Namespace) -> Answer:
 
 
 def _build(options: argparse.Namespace) -> Answer:
-    from nadkit import runner
+    from nadkit import builder
 
-    data = runner.build(_root(options), options.profile, options.jobs, options.out, say=_say)
+    data = builder.build(_root(options), options.profile, options.jobs, options.out, say=_say)
     if data["error"]:
         return _problem(data["error"], FAILED, **{k: v for k, v in data.items() if k != "error"})
     return Answer(f"the book is at {data['html']}", data)

@@ -24,6 +24,7 @@ from nadkit.parameters import Value
 # What runs a chapter is no part of its result: editing these reruns nothing.
 MACHINE = {
     "__main__",
+    "builder",
     "chapters",
     "cli",
     "executors",
@@ -80,6 +81,12 @@ def experiment(chapter: Chapter) -> str:
     ]
     library = {path.relative_to(PACKAGE).as_posix(): bare(path.read_text()) for path in _science(sources)}
     return _checksum([[bare(source) for source in sources], library])
+
+
+def recorded(chapter: Chapter) -> str:
+    """Return a checksum of a chapter's recorded results, which its pages show beside the live ones."""
+    folder = chapter.root / "book" / "recorded" / chapter.name
+    return _checksum({path.name: files.sha256(path) for path in folder.glob("*.json")})
 
 
 def versions() -> dict[str, str]:

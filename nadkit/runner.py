@@ -1,8 +1,6 @@
-"""Running chapters through papermill, and building the book from what they gave."""
+"""Running one chapter through papermill."""
 
-import filecmp
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -11,10 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,16 +27,12 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from nadkit import files
 from nadkit.chapters import (
     QUICK,
-    BadInput,
     Chapter,
     cell_source,
     cell_tags,
-    find_chapters,
-    load,
     profile_values,
-    validate,
 )
-from nadkit.fingerprints import experiment, fingerprint, versions
+from nadkit.fingerprints import experiment, fingerprint, recorded, versions
 from nadkit.names import did_you_mean
 from nadkit.parameters import Value
 
@@ -49,8 +41,6 @@ TRACEBACK_LINES = 12
 # The variable that tells a chapter where its checkpoints go.
 CHECKPOINTS = "NADKIT_CHECKPOINTS"
 END = 32_768  # bytes at the end of a notebook that hold its metadata, nearly always
-# More chapters than this at once fight over memory, or over the only GPU.
-MOST_JOBS = 4
 
 
 class RunFailed(RuntimeError):
@@ -127,6 +117,7 @@ def _new_record(chapter: Chapter, values: Mapping[str, Any], profile: str) -> di
         "parameters": dict(values),
         "fingerprint": fingerprint(chapter, values),
         "experiment": experiment(chapter),
+        "recorded": recorded(chapter),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "commit": _commit(chapter.root),
@@ -312,194 +303,3 @@ def _last_frames(outputs: list[nbformat.NotebookNode]) -> list[nbformat.Notebook
     lines = "".join(stream.text for stream in streams).split("\n")
     streams[0].text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
     return [output for output in outputs if output.get("name") != "stderr" or output is streams[0]]
-
-
-# ---- the book ------------------------------------------------------------------------------------
-
-
-def build(
-    root: Path,
-    profile: str = QUICK,
-    jobs: int | None = None,
-    out: Path | None = None,
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Run the chapters that changed, `jobs` at a time, then build the pages in `out/_build/html`.
-
-    `out` is `root` where not given. Returned is what became of the chapters and of the pages, under
-    `status`, `chapters`, `html` and `error`. Unless all went well, the pages are as they were.
-
-    Raises:
-        BadInput: a parameter is wrong; nothing was run.
-    """
-    if importlib.util.find_spec("jupyter_book") is None:
-        raise BadInput("jupyter-book is not installed: pip install -e '.[book]'")
-    folder = (out or root).absolute() / "_build"
-    results, todo = {}, {}
-    for chapter in [load(root, name) for name in find_chapters(root)]:
-        values = validate(chapter, profile)
-        notebook = folder / "executed" / profile / f"{chapter.name}.ipynb"
-        results[chapter.name] = {"status": UNCHANGED, "notebook": str(notebook)}
-        if up_to_date(notebook, fingerprint(chapter, values)):
-            say(f"{chapter.name}: unchanged")
-        else:
-            todo[chapter.name] = notebook
-    results |= _run_all(root, todo, profile, jobs, say)
-    failed = [name for name, result in results.items() if result["status"] == FAILED]
-    if failed:
-        error = f"failed: {', '.join(failed)}. The pages were not built"
-        return {"status": FAILED, "chapters": results, "html": None, "error": error}
-    say("building the pages")
-    executed = {name: Path(result["notebook"]) for name, result in results.items()}
-    if error := _update_pages(root, executed, folder):
-        return {"status": FAILED, "chapters": results, "html": None, "error": error}
-    html = str(folder / "html" / "index.html")
-    return {"status": FINISHED, "chapters": results, "html": html, "error": None}
-
-
-def _run_all(
-    root: Path,
-    todo: Mapping[str, Path],
-    profile: str,
-    jobs: int | None,
-    say: Callable[[str], None],
-) -> dict[str, dict[str, Any]]:
-    """Run chapters side by side, each by a `nadkit run` of its own.
-
-    Papermill is one to a process; and a chapter that takes its process down takes nothing else with it.
-    """
-    cores = joblib.cpu_count()
-    jobs = max(1, min(jobs or min(cores, MOST_JOBS), len(todo)))
-    # More threads than cores is slower than one thread each.
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} if jobs > 1 else {}
-    children: list[subprocess.Popen[str]] = []
-    interrupted, starting = threading.Event(), threading.Lock()
-
-    def start(name: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "nadkit", "run", name, "--profile", profile, "--json"]
-        return subprocess.Popen(
-            [*command, "--root", str(root), "--out", str(todo[name])],
-            stdout=subprocess.PIPE,
-            # The bars of one chapter are welcome on the terminal; of several they are a jumble.
-            stderr=None if jobs == 1 else subprocess.PIPE,
-            text=True,
-            env=threads | os.environ,
-            # Ctrl-C reaches us alone, and we pass it on once.
-            start_new_session=True,
-        )
-
-    def run(name: str) -> dict[str, Any]:
-        with starting:
-            if interrupted.is_set():
-                raise CancelledError
-            say(f"{name}: running")
-            child = start(name)
-            children.append(child)
-        output, errors = child.communicate()
-        try:
-            return json.loads(output)
-        except ValueError:
-            tail = "\n".join((errors or "").splitlines()[-TRACEBACK_LINES:])
-            error = f"{name}: its process ended with code {child.returncode}\n{tail}".strip()
-            return {"status": FAILED, "notebook": None, "error": error}
-
-    results = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run, name): name for name in todo}
-        try:
-            for future in as_completed(futures):
-                name, result = futures[future], future.result()
-                results[name] = result
-                seconds = f" in {result['seconds']:.0f} s" if "seconds" in result else ""
-                say(result.get("error") or f"{name}: {result['status']}{seconds}")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            with starting:  # none is overlooked, and none starts from here on
-                interrupted.set()
-            for child in children:
-                child.terminate()  # a shell's background jobs are deaf to SIGINT
-            raise
-    return results
-
-
-def _update_pages(root: Path, executed: Mapping[str, Path], folder: Path) -> str | None:
-    """Bring the pages in `folder/html` up to date and return what Sphinx complained of, if anything.
-
-    Sphinx works in a folder of its own and goes on from what it left there, but only after a build
-    that ended well: it does not read again a page that it warned of or was interrupted at.
-    """
-    kept, work = folder / "sphinx", folder / "sphinx.unfinished"
-    shutil.rmtree(work, ignore_errors=True)
-    if kept.exists():
-        os.replace(kept, work)
-    if _stage(root, executed, folder / "stage"):
-        # Sphinx draws only the pages that changed, with their sidebars.
-        shutil.rmtree(work, ignore_errors=True)
-    if error := _render(folder / "stage", work):
-        return error
-    _publish(work / "_build" / "html", folder / "html")
-    os.replace(work, kept)
-    return None
-
-
-def _publish(pages: Path, html: Path) -> None:
-    """Put a copy of `pages` in the place of the folder `html`, in one go."""
-    new, old = html.with_name("html.new"), html.with_name("html.old")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(pages, new)
-    shutil.rmtree(old, ignore_errors=True)
-    if html.exists():
-        os.replace(html, old)
-    os.replace(new, html)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _stage(root: Path, executed: Mapping[str, Path], stage: Path) -> bool:
-    """Bring the staging folder up to date and return whether the sidebar, thus every page, changed.
-
-    Only what changed is touched: Sphinx reads only that.
-    """
-    book = root / "book"
-    wanted = {name: root / name for name in ("_config.yml", "_toc.yml")}
-    for path in book.rglob("*"):
-        parts = path.relative_to(book).parts
-        hidden = any(part.startswith(".") for part in parts) or parts[0] == "profiles"
-        if path.is_file() and path.suffix != ".ipynb" and not hidden:
-            wanted[path.relative_to(root).as_posix()] = path
-    wanted |= {f"book/{name}.ipynb": path for name, path in executed.items()}
-    old = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
-    for name in old - wanted.keys():
-        (stage / name).unlink()
-    sidebar = old != wanted.keys()
-    for name, path in wanted.items():
-        copy = stage / name
-        if name in old and filecmp.cmp(path, copy, shallow=False):
-            continue
-        if name in old:
-            sidebar |= name.startswith("_") or _heading(path) != _heading(copy)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    return sidebar
-
-
-def _heading(page: Path) -> str | None:
-    """Return the first heading of a Markdown file or notebook, as it stands in the file."""
-    found = re.search(rb"^\W*# .*$", page.read_bytes(), flags=re.MULTILINE)
-    return found and found[0].decode()
-
-
-def _render(stage: Path, out: Path) -> str | None:
-    """Build the pages of the folder `stage` in `out/_build/html` and return what Sphinx complained of, if anything."""
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
-    strict = ["-W", "-n", "--keep-going", "-q"]
-    done = subprocess.run(
-        [*command, str(stage), "--path-output", str(out), *strict],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode == 0:
-        return None
-    # The reader knows the source, not our copy of it.
-    lines = strip_color(done.stderr).replace(f"{stage}{os.sep}", "").splitlines()
-    warnings = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL", line)]
-    return "\n".join(["Sphinx warns:", *(warnings or lines[-TRACEBACK_LINES:])])

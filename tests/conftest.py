@@ -35,6 +35,18 @@ def make_notebook(
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec})
 
 
+def printed(path: Path) -> str:
+    """What an executed notebook printed."""
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def files_below(folder: Path) -> list[str]:
+    """The files in a folder and below it."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
 @pytest.fixture
 def make_book(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a book of the given chapters and profiles and returns its folder."""

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from nadkit import claims
+from nadkit.builder import build
 from nadkit.chapters import (
     cell_source,
     find_chapters,
@@ -20,7 +21,6 @@ from nadkit.chapters import (
     read_profile,
     validate,
 )
-from nadkit.runner import build
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = list(find_chapters(ROOT))

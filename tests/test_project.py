@@ -10,7 +10,18 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MACHINE = {"chapters", "cli", "executors", "fingerprints", "parameters", "results", "runner", "scorecard", "sweep"}
+MACHINE = {
+    "builder",
+    "chapters",
+    "cli",
+    "executors",
+    "fingerprints",
+    "parameters",
+    "results",
+    "runner",
+    "scorecard",
+    "sweep",
+}
 SCIENCE = {
     "anisotropy",
     "architectures",

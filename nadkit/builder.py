@@ -1,0 +1,242 @@
+"""Building the book: running the chapters that changed, and making pages of what they gave."""
+
+import filecmp
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import joblib
+from papermill.exceptions import strip_color
+
+from nadkit import claims, results, scorecard
+from nadkit.chapters import QUICK, BadInput, find_chapters, load, validate
+from nadkit.fingerprints import fingerprint, recorded
+from nadkit.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
+
+# More chapters than this at once fight over memory, or over the only GPU.
+MOST_JOBS = 4
+SCORECARD = "scorecard.json"
+
+
+def build(
+    root: Path,
+    profile: str = QUICK,
+    jobs: int | None = None,
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run the chapters that changed, `jobs` at a time, then build the pages in `out/_build/html`.
+
+    `out` is `root` where not given. Returned is what became of the chapters and of the pages, under
+    `status`, `chapters`, `html` and `error`. Unless all went well, the pages are as they were.
+
+    Raises:
+        BadInput: a parameter is wrong; nothing was run.
+    """
+    if importlib.util.find_spec("jupyter_book") is None:
+        raise BadInput("jupyter-book is not installed: pip install -e '.[book]'")
+    folder = (out or root).absolute() / "_build"
+    chapters, todo = {}, {}
+    for chapter in [load(root, name) for name in find_chapters(root)]:
+        values = validate(chapter, profile)
+        notebook = folder / "executed" / profile / f"{chapter.name}.ipynb"
+        chapters[chapter.name] = {"status": UNCHANGED, "notebook": str(notebook)}
+        shown = read_record(notebook).get("recorded")
+        if up_to_date(notebook, fingerprint(chapter, values)) and shown == recorded(chapter):
+            say(f"{chapter.name}: unchanged")
+        else:
+            todo[chapter.name] = notebook
+    chapters |= _run_all(root, todo, profile, jobs, say)
+    failed = [name for name, result in chapters.items() if result["status"] == FAILED]
+    if failed:
+        error = f"failed: {', '.join(failed)}. The pages were not built"
+        return {"status": FAILED, "chapters": chapters, "html": None, "error": error}
+    say("building the pages")
+    executed = {name: Path(result["notebook"]) for name, result in chapters.items()}
+    made = {f"book/{name}.ipynb": path for name, path in executed.items()}
+    try:
+        made |= _make_scorecard(root, executed, folder)
+    except BadInput as error:
+        return {"status": FAILED, "chapters": chapters, "html": None, "error": str(error)}
+    if error := _update_pages(root, made, folder):
+        return {"status": FAILED, "chapters": chapters, "html": None, "error": error}
+    html = str(folder / "html" / "index.html")
+    return {"status": FINISHED, "chapters": chapters, "html": html, "error": None}
+
+
+def _run_all(
+    root: Path,
+    todo: Mapping[str, Path],
+    profile: str,
+    jobs: int | None,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Run chapters side by side, each by a `nadkit run` of its own.
+
+    Papermill is one to a process; and a chapter that takes its process down takes nothing else with it.
+    """
+    cores = joblib.cpu_count()
+    jobs = max(1, min(jobs or min(cores, MOST_JOBS), len(todo)))
+    # More threads than cores is slower than one thread each.
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} if jobs > 1 else {}
+    children: list[subprocess.Popen[str]] = []
+    interrupted, starting = threading.Event(), threading.Lock()
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "nadkit", "run", name, "--profile", profile, "--json"]
+        return subprocess.Popen(
+            [*command, "--root", str(root), "--out", str(todo[name])],
+            stdout=subprocess.PIPE,
+            # The bars of one chapter are welcome on the terminal; of several they are a jumble.
+            stderr=None if jobs == 1 else subprocess.PIPE,
+            text=True,
+            env=threads | os.environ,
+            # Ctrl-C reaches us alone, and we pass it on once.
+            start_new_session=True,
+        )
+
+    def run(name: str) -> dict[str, Any]:
+        with starting:
+            if interrupted.is_set():
+                raise CancelledError
+            say(f"{name}: running")
+            child = start(name)
+            children.append(child)
+        output, errors = child.communicate()
+        try:
+            return json.loads(output)
+        except ValueError:
+            tail = "\n".join((errors or "").splitlines()[-TRACEBACK_LINES:])
+            error = f"{name}: its process ended with code {child.returncode}\n{tail}".strip()
+            return {"status": FAILED, "notebook": None, "error": error}
+
+    results = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run, name): name for name in todo}
+        try:
+            for future in as_completed(futures):
+                name, result = futures[future], future.result()
+                results[name] = result
+                seconds = f" in {result['seconds']:.0f} s" if "seconds" in result else ""
+                say(result.get("error") or f"{name}: {result['status']}{seconds}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            with starting:  # none is overlooked, and none starts from here on
+                interrupted.set()
+            for child in children:
+                child.terminate()  # a shell's background jobs are deaf to SIGINT
+            raise
+    return results
+
+
+def _make_scorecard(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+    """Write the scorecard as Markdown and as JSON, and return where the first belongs; a book may be without.
+
+    Raises:
+        BadInput: a claim names a paper that is not in the bibliography, or a record is damaged.
+    """
+    if not (root / "book" / "practice" / "scorecard.md").exists():
+        return {}
+    records = [record for name in executed for record in results.recorded(name, root)]
+    rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], records)
+    scorecard.require_cited(rows, scorecard.bibliography((root / "book" / "references.bib").read_text()))
+    (folder / SCORECARD).write_text(json.dumps(scorecard.to_json(rows), indent=1) + "\n")
+    included = folder / "scorecard.md"
+    included.write_text(scorecard.markdown(rows))
+    return {"book/practice/_generated/scorecard.md": included}
+
+
+def _update_pages(root: Path, made: Mapping[str, Path], folder: Path) -> str | None:
+    """Bring the pages in `folder/html` up to date and return what Sphinx complained of, if anything.
+
+    `made` are the files that are not as they stand in the sources: path in the staging folder -> file.
+
+    Sphinx works in a folder of its own and goes on from what it left there, but only after a build
+    that ended well: it does not read again a page that it warned of or was interrupted at.
+    """
+    kept, work = folder / "sphinx", folder / "sphinx.unfinished"
+    shutil.rmtree(work, ignore_errors=True)
+    if kept.exists():
+        os.replace(kept, work)
+    if _stage(root, made, folder / "stage"):
+        # Sphinx draws only the pages that changed, with their sidebars.
+        shutil.rmtree(work, ignore_errors=True)
+    if error := _render(folder / "stage", work):
+        return error
+    _publish(work / "_build" / "html", folder)
+    os.replace(work, kept)
+    return None
+
+
+def _publish(pages: Path, folder: Path) -> None:
+    """Put a copy of `pages`, with the scorecard's data, in the place of `folder/html`, in one go."""
+    html, new, old = (folder / name for name in ("html", "html.new", "html.old"))
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(pages, new)
+    if (folder / SCORECARD).exists():
+        shutil.copyfile(folder / SCORECARD, new / SCORECARD)
+    shutil.rmtree(old, ignore_errors=True)
+    if html.exists():
+        os.replace(html, old)
+    os.replace(new, html)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _stage(root: Path, made: Mapping[str, Path], stage: Path) -> bool:
+    """Bring the staging folder up to date and return whether the sidebar, thus every page, changed.
+
+    Only what changed is touched: Sphinx reads only that.
+    """
+    book = root / "book"
+    wanted = {name: root / name for name in ("_config.yml", "_toc.yml")}
+    for path in book.rglob("*"):
+        parts = path.relative_to(book).parts
+        hidden = any(part.startswith(".") for part in parts) or parts[0] in ("profiles", "recorded")
+        if path.is_file() and path.suffix != ".ipynb" and not hidden:
+            wanted[path.relative_to(root).as_posix()] = path
+    wanted |= made
+    old = {path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()}
+    for name in old - wanted.keys():
+        (stage / name).unlink()
+    sidebar = old != wanted.keys()
+    for name, path in wanted.items():
+        copy = stage / name
+        if name in old and filecmp.cmp(path, copy, shallow=False):
+            continue
+        if name in old:
+            sidebar |= name.startswith("_") or _heading(path) != _heading(copy)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return sidebar
+
+
+def _heading(page: Path) -> str | None:
+    """Return the first heading of a Markdown file or notebook, as it stands in the file."""
+    found = re.search(rb"^\W*# .*$", page.read_bytes(), flags=re.MULTILINE)
+    return found and found[0].decode()
+
+
+def _render(stage: Path, out: Path) -> str | None:
+    """Build the pages of the folder `stage` in `out/_build/html` and return what Sphinx complained of, if anything."""
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    strict = ["-W", "-n", "--keep-going", "-q"]
+    done = subprocess.run(
+        [*command, str(stage), "--path-output", str(out), *strict],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        return None
+    # The reader knows the source, not our copy of it.
+    lines = strip_color(done.stderr).replace(f"{stage}{os.sep}", "").splitlines()
+    warnings = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL", line)]
+    return "\n".join(["Sphinx warns:", *(warnings or lines[-TRACEBACK_LINES:])])
