@@ -128,7 +128,7 @@ def _run(options: argparse.Namespace) -> Answer:
     if out.resolve().is_relative_to(chapter.root.resolve() / "book"):
         raise BadInput(f"--out {out}: expected a place outside 'book', which holds the sources")
     try:
-        record = runner.execute(chapter, values, out, profile=options.profile)
+        record = _execute(options, chapter, values, out)
     except runner.RunFailed as error:
         notebook = str(error.notebook) if error.notebook else None
         return _problem(str(error), FAILED, chapter=chapter.name, notebook=notebook)
@@ -136,6 +136,57 @@ def _run(options: argparse.Namespace) -> Answer:
     text = f"{chapter.name} finished in {record['seconds']} s: {out}"
     data = {**record, "notebook": str(out.absolute()), "claims": made.to_json()}
     return Answer(f"{text}\n\n{made}" if made else text, data)
+
+
+def _execute(options: argparse.Namespace, chapter: chapters.Chapter, values: Mapping[str, Any], out: Path) -> dict:
+    """Run a chapter, which splits its work over the workers that the options name."""
+    from nadkit import executors, runner
+
+    where = (options.cluster, options.workers, options.gpus)
+    if options.cluster:
+        with executors.connect(*where):  # or the chapter would find out late
+            pass
+    return runner.execute(chapter, values, out, profile=options.profile, environment=executors.in_environment(*where))
+
+
+def _collect(options: argparse.Namespace) -> Answer:
+    from nadkit import results
+
+    table = results.collect(options.folder)
+    if options.out:
+        results.write(table, options.out)
+        text = f"{len(table)} runs with {len(table.columns)} columns: {options.out}"
+    else:
+        text = table.to_csv(index=False).strip()
+    return Answer(text, json.loads(table.to_json(orient="records")))
+
+
+def _record(options: argparse.Namespace) -> Answer:
+    from nadkit import fingerprints, results, runner
+
+    root = _root(options)
+    chapter = chapters.load(root, options.chapter)
+    if options.run_file:
+        if options.p or options.params:
+            raise BadInput("--from: the run has its parameters; expected no others")
+        notebook = options.run_file
+        if (of := runner.read_record(notebook).get("chapter", chapter.name)) != chapter.name:
+            raise BadInput(f"--from {notebook}: it is a run of {of}, not of {chapter.name}")
+    else:
+        overrides = chapters.read_mapping(options.params) if options.params else {}
+        values = chapters.validate(chapter, options.profile, overrides | dict(options.p))
+        notebook = options.out / runner.run_name(chapter, options.profile, values)
+        if runner.up_to_date(notebook, fingerprints.fingerprint(chapter, values)):
+            _say(f"{notebook} is finished already")
+        else:
+            try:
+                _execute(options, chapter, values, notebook)
+            except runner.RunFailed as error:
+                return _problem(str(error), FAILED, chapter=chapter.name)
+            except KeyboardInterrupt:
+                return _problem("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
+    path = results.record(notebook, root)
+    return Answer(f"recorded in {path}", {"chapter": chapter.name, "notebook": str(notebook), "record": str(path)})
 
 
 def _build(options: argparse.Namespace) -> Answer:
@@ -169,7 +220,8 @@ def _sweep(options: argparse.Namespace) -> Answer:
     live = sys.stderr.isatty()
     try:
         if plan.counts[sweep.TO_RUN]:
-            with executors.connect(options.cluster, options.workers, options.gpus) as executor:
+            logs = plan.folder / ".logs"
+            with executors.connect(options.cluster, options.workers, options.gpus, logs) as executor:
                 plan = sweep.run(plan, executor, say=None if live else _say, progress=live)
     except sweep.SweepStopped as error:
         return _problem(f"the sweep stopped: {error}\n{_how_to_resume(plan)}", FAILED, folder=str(plan.folder))
@@ -282,23 +334,33 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "run one chapter")
     sweep = command("sweep", _sweep, "run one chapter at every point of a grid of parameters")
     build = command("build", _build, "run the chapters that changed, then build the book's pages")
+    collect = command("collect", _collect, "one table of many runs: parameters, measured values, claims, provenance")
+    record = command("record", _record, "run a chapter, or take a finished run, and keep its results in the book")
     reading = command("claims", _claims, "what executed chapters claim, and whether it holds")
 
-    for sub in (listing, show, run, sweep, build):
+    for sub in (listing, show, run, sweep, record, build):
         sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
-    for sub in (show, run, sweep):
+    for sub in (show, run, sweep, record):
         sub.add_argument("chapter", metavar="CHAPTER", help="its name, as 'nadkit list' has it")
-    for sub in (run, sweep, build):
+    for sub in (run, sweep, record, build):
         sub.add_argument("--profile", default=QUICK, help="a set of parameters (default: quick)")
 
-    run.add_argument(
-        "-p",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="one parameter; lists as 1,2,3; beats --params, which beats --profile",
-    )
+    for sub in (run, record):
+        sub.add_argument(
+            "-p",
+            type=_pair,
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="one parameter; lists as 1,2,3; beats --params, which beats --profile",
+        )
+        sub.add_argument(
+            "--out",
+            type=Path,
+            default=Path("runs"),
+            metavar="DIR",
+            help="where the executed notebook goes, a folder or NAME.ipynb (default: runs)",
+        )
     sweep.add_argument(
         "-p",
         type=_pair,
@@ -315,23 +377,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUES",
         help="as -p, but the values of all --zip go together: first with first, second with second",
     )
-    for sub in (run, sweep):
-        sub.add_argument("--params", type=Path, metavar="FILE", help="parameters in YAML or JSON")
     sweep.add_argument(
         "--out", type=Path, metavar="DIR", help="where the notebooks go (default: a folder of its own below 'sweeps')"
     )
     sweep.add_argument("--dry-run", action="store_true", help="check everything, show the points, run nothing")
-    sweep.add_argument("--workers", type=_jobs, metavar="N", help="runs at the same time (default: at most 4)")
-    sweep.add_argument("--gpus", type=_gpus, default=(), metavar="0,1", help="GPUs that the workers share, one each")
-    sweep.add_argument(
-        "--cluster", metavar="WHERE", help="run on a Dask cluster, tcp://HOST:PORT or tls://HOST:PORT, or on slurm"
+    for sub, work in ((run, "parts of the work"), (sweep, "runs"), (record, "parts of the work")):
+        sub.add_argument("--params", type=Path, metavar="FILE", help="parameters in YAML or JSON")
+        sub.add_argument("--workers", type=_jobs, metavar="N", help=f"{work} to do at the same time")
+        sub.add_argument("--gpus", type=_gpus, default=(), metavar="0,1", help="GPUs that the workers share, one each")
+        sub.add_argument(
+            "--cluster", metavar="WHERE", help="a Dask cluster, tcp://HOST:PORT or tls://HOST:PORT, or slurm"
+        )
+    record.add_argument(
+        "--from", dest="run_file", type=Path, metavar="NAME.ipynb", help="a finished run to take instead of a new one"
     )
-    run.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs"),
-        metavar="DIR",
-        help="where the executed notebook goes, a folder or NAME.ipynb (default: runs)",
+    collect.add_argument("folder", type=Path, metavar="DIR", help="a folder of finished runs, such as a sweep's")
+    collect.add_argument(
+        "-o", dest="out", type=Path, metavar="TABLE", help="a file .csv or .parquet (default: CSV to the terminal)"
     )
     build.add_argument("--jobs", type=_jobs, metavar="N", help="chapters to run at the same time")
     build.add_argument("--out", type=Path, metavar="DIR", help="where _build goes (default: the book's folder)")

@@ -1,19 +1,33 @@
 """Where work is done: slots on this machine, a Dask cluster, or SLURM, each as a `concurrent.futures.Executor`."""
 
+import atexit
+import functools
+import importlib
 import multiprocessing
 import os
 import queue
+import re
 import secrets
 import signal
+import ssl
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from typing import ParamSpec, TypeVar
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import psutil
+
+from nadkit.chapters import BadInput
+
+if TYPE_CHECKING:
+    import distributed
 
 P, T = ParamSpec("P"), TypeVar("T")
 
@@ -22,6 +36,17 @@ TRIES = 3
 
 GRACE = 10.0
 """Seconds in which an interrupted task may clean up before its process is killed."""
+
+PATIENCE = 5.0
+"""Seconds in which a Dask scheduler has to answer, and again to show a worker."""
+
+SLURM_JOB = {"cores": 1, "processes": 1, "memory": "4GB", "walltime": "24:00:00"}
+"""What a SLURM job asks for where Dask's configuration does not say."""
+
+MOST_SLOTS, MOST_JOBS = 4, 10
+
+# How a chapter's kernel hears of the executor that it is given.
+CLUSTER, WORKERS, GPUS = "NADKIT_CLUSTER", "NADKIT_WORKERS", "NADKIT_GPUS"
 
 # In the environment of all that a slot starts.
 SLOT = "NADKIT_SLOT"
@@ -156,17 +181,149 @@ def is_lost_cluster(error: BaseException) -> bool:
 
 
 @contextmanager
-def connect(cluster: str | None = None, workers: int | None = None, gpus: Sequence[int] = ()) -> Iterator[Executor]:
-    """Give an executor: slots on this machine, or where `cluster` is given, those of a Dask cluster or of SLURM.
+def _dask(address: str) -> Iterator[Executor]:
+    """Give the executor of a running Dask cluster; certificates for tls:// come from Dask's own configuration."""
+    distributed = _require_dask("distributed")
+    if not re.fullmatch(r"(tcp|tls)://([^/\s:]+|\[[\w:]+\]):\d+", address):
+        raise BadInput(f"--cluster: expected tcp://HOST:PORT, tls://HOST:PORT or slurm, got {address!r}")
+    try:
+        client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
+    except Exception as error:  # a dozen kinds of them
+        raise BadInput(f"--cluster {address}: {_why_not(error)}") from error
+    with _executor_of(client) as executor:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError:
+            raise BadInput(
+                f"--cluster {address}: no workers there; start some with 'dask worker {address} --nthreads 1'"
+            ) from None
+        yield executor
+
+
+def _why_not(error: Exception) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    match error:
+        case TypeError():
+            return "no certificates: expected them in Dask's configuration, under distributed.comm.tls"
+        case AssertionError() | MemoryError():
+            return "what answers there is no Dask scheduler"
+        case FileNotFoundError():
+            return "a certificate or key that Dask's configuration names is not there"
+        case ssl.SSLError():
+            return f"the two sides do not agree on TLS: {error}"
+    return f"no Dask scheduler can be reached there: {error or type(error).__name__}"
+
+
+@contextmanager
+def _slurm(workers: int, logs: Path | None) -> Iterator[Executor]:
+    """Give an executor of up to `workers` SLURM jobs, which come and go with the work.
+
+    What a job gets, and in which queue, is said by Dask's configuration, under jobqueue.slurm.
+    """
+    distributed, jobqueue = _require_dask("distributed"), _require_dask("dask_jobqueue")
+    import dask
+
+    # Without the defaults that come with the package, half an hour of walltime among them.
+    configured = dask.config.get("jobqueue.slurm", {}, config=dask.config.collect())
+    options = {name: value for name, value in SLURM_JOB.items() if configured.get(name) is None}
+    # One run at a time in a process.
+    extra = [*(configured.get("worker-extra-args") or []), "--nthreads", "1"]
+    with jobqueue.SLURMCluster(
+        **options,
+        worker_extra_args=extra,
+        log_directory=logs,
+        scheduler_options={"dashboard_address": None},
+    ) as cluster:
+        _require_accepted(cluster.job_script())
+        cluster.adapt(minimum=0, maximum=workers)
+        with _executor_of(distributed.Client(cluster, set_as_default=False)) as executor:
+            yield executor
+
+
+def _require_accepted(script: str) -> None:
+    """Raise BadInput, with SLURM's own reason, unless it would take a job; Dask would wait for one for ever."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        try:
+            asked = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True, timeout=60)
+        except FileNotFoundError:
+            raise BadInput("--cluster slurm: there is no 'sbatch' here; run this where jobs are submitted") from None
+        except subprocess.TimeoutExpired:
+            raise BadInput("--cluster slurm: 'sbatch' does not answer") from None
+    if asked.returncode:
+        raise BadInput(f"--cluster slurm: sbatch refuses the job: {asked.stderr.strip()}")
+
+
+@contextmanager
+def _executor_of(client: "distributed.Client") -> Iterator[Executor]:
+    executor = client.get_executor(pure=False)  # equal calls are not one call
+    try:
+        yield executor
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    else:
+        executor.shutdown()
+    finally:
+        client.close()
+
+
+def _require_dask(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise BadInput("clusters need Dask, which is not installed: pip install -e '.[cluster]'") from None
+
+
+# ---- any of them ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def connect(
+    cluster: str | None = None, workers: int | None = None, gpus: Sequence[int] = (), logs: Path | None = None
+) -> Iterator[Executor]:
+    """Give an executor for the block; an error in the block, Ctrl-C included, ends its tasks.
+
+    Where `cluster` is None it is `workers` slots on this machine; else those of the Dask scheduler at an address, or
+    of `workers` SLURM jobs at most, which write their logs to the folder `logs`.
 
     Raises:
-        BadInput: the cluster is unknown, cannot be reached, or does not let us in.
+        BadInput: the cluster is unknown, cannot be reached or does not let us in, which takes some 10 s at most.
     """
+    if cluster is not None and gpus:
+        raise BadInput("--gpus: a cluster's workers get their GPUs where they are started, not here")
     if cluster is None:
-        with Slots(workers or max(len(gpus), 1) if gpus else workers or min(os.cpu_count() or 1, 4), gpus) as slots:
+        with Slots(workers or len(gpus) or min(os.cpu_count() or 1, MOST_SLOTS), gpus) as slots:
             yield slots
-        return
-    raise NotImplementedError
+    elif cluster == "slurm":
+        with _slurm(workers or MOST_JOBS, logs) as executor:
+            yield executor
+    else:
+        if workers:
+            raise BadInput(f"--workers: the scheduler at {cluster} has the workers that were started for it")
+        with _dask(cluster) as executor:
+            yield executor
+
+
+def in_environment(cluster: str | None, workers: int | None, gpus: Sequence[int]) -> dict[str, str]:
+    """Return the environment in which `given` connects to just this."""
+    wanted = {CLUSTER: cluster, WORKERS: workers, GPUS: ",".join(map(str, gpus))}
+    return {name: str(value or "") for name, value in wanted.items()}
+
+
+@functools.cache
+def given() -> Executor | None:
+    """Return the executor that this run of a chapter was given, by `nadkit run --workers` or `--cluster`, or None."""
+    asked = {name: os.environ.get(name) for name in (CLUSTER, WORKERS, GPUS)}
+    if not any(asked.values()):
+        return None
+    workers = int(asked[WORKERS]) if asked[WORKERS] else None
+    gpus = [int(number) for number in asked[GPUS].split(",")] if asked[GPUS] else []
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(connect(asked[CLUSTER], workers, gpus))
 
 
 # ---- in the process of a slot --------------------------------------------------------------------

@@ -324,7 +324,7 @@ def run(plan: Plan, executor: Executor, *, say: Callable[[str], None] | None = N
 
 def _task(plan: Plan, point: Point, code: str) -> Task:
     here = Path.cwd()
-    environment = {}
+    environment = executors.in_environment(None, None, ())  # a run is not to be split as well
     if data := os.environ.get("NADKIT_DATA"):
         environment["NADKIT_DATA"] = str(Path(data).expanduser().absolute())
     chapter = plan.chapter
