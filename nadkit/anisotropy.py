@@ -5,14 +5,15 @@
 Source: Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Neural Anisotropy Directions", NeurIPS 2020, section 3.
 """
 
+import functools
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from nadkit import architectures, seeds, storage
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.directions import NADs
+from nadkit.parallel import gather
 from nadkit.published import published_nads
 
 __all__ = [
@@ -50,7 +52,12 @@ BLOCK = {"secant": 64, "gradient": 256, "mixed": 1}
 COMPILED_FROM = 2000
 """Networks for which compiling, some 20 s on a CPU, is soon earned back (``benchmarks/nads.py``)."""
 
-CHECKPOINT_EVERY = {"secant": 512, "gradient": 512, "mixed": 16}
+PART = {"secant": 128, "gradient": 256, "mixed": 16}
+"""Networks per task of a worker and between saves: whole blocks, enough of them to be worth sending their moments.
+
+Moments are summed up part by part wherever they are computed, so that the sums are the same to the last bit.
+"""
+
 MIXED_ROWS = 16
 
 
@@ -178,6 +185,7 @@ def compute_nads(
     x: Tensor | None = None,
     checkpoint: str | Path | None = None,
     compile: bool | None = None,
+    executor: Executor | None = None,
     progress: bool = False,
 ) -> NADs:
     """Return the NADs of an architecture: the `gradient_covariance` of ``n_networks`` networks, diagonalised.
@@ -200,6 +208,7 @@ def compute_nads(
         x=x,
         checkpoint=checkpoint,
         compile=compile,
+        executor=executor,
         progress=progress,
     )
     return covariance.nads(centred=method != "mixed")
@@ -217,6 +226,7 @@ def gradient_covariance(
     x: Tensor | None = None,
     checkpoint: str | Path | None = None,
     compile: bool | None = None,
+    executor: Executor | None = None,
     progress: bool = False,
 ) -> GradientCovariance:
     """Return the moments of the input derivatives of fresh one-logit networks in eval mode, at one point x.
@@ -236,10 +246,13 @@ def gradient_covariance(
         method: of the derivative.
         scale: the secant's half step, in the units of x.
         seed: of the networks and of x.
-        device: where to compute; the derivatives are float32, their moments float64.
+        device: where to compute; the derivatives are float32, their moments float64. With an executor, ``"auto"`` is
+            what its first worker to answer has.
         x: (C, H, W), the point; by default one draw from N(0, I), and zero for ``"mixed"``.
-        checkpoint: a file to save to every 512 networks (``"mixed"``: 16) and on an interrupt, and to continue from.
-        compile: compile the secant's forward pass; by default on a CPU with a C++ compiler, from 2,000 networks on.
+        checkpoint: a file to save to after each `PART` of the networks and on an interrupt, and to continue from.
+        compile: compile the secant's forward pass; by default on a CPU with a C++ compiler, from 2,000 networks on,
+            but not with an executor, each of whose tasks would compile anew.
+        executor: compute on its workers instead, one `PART` of the networks a task; the moments come back to the CPU.
         progress: show a bar with an estimate.
 
     Raises:
@@ -247,13 +260,17 @@ def gradient_covariance(
             fit, a checkpoint of another run.
         DataError: the checkpoint cannot be written.
     """
-    device = pick(device)
     seed = seeds.require_integer("seed", seed, 0)
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale: expected a positive finite number, got {scale}")
     point = _point(x, shape, method, seed)
+    if executor is not None:
+        architectures.factory(architecture)  # a wrong name should fail here, not in a worker
+        options = {"shape": shape, "method": method, "scale": scale, "seed": seed, "x": point, "compile": compile}
+        return _on_workers(executor, architecture, networks, device, checkpoint, progress, options)
+    device = pick(device)
 
     def network(i: int) -> nn.Module:
         with seeds.seeded(seed, "network", i, device=device), device:
@@ -278,27 +295,79 @@ def gradient_covariance(
         compile = device.type == "cpu" and len(left) >= COMPILED_FROM and shutil.which("c++") is not None
     fast = _compiled(template) if compile and method == "secant" else lambda model: model
     with (
-        tqdm(total=len(networks), initial=len(networks) - len(left), unit="network", disable=not progress) as bar,
-        _saved_at_the_end(covariance, checkpoint),
+        _bar(networks, left, progress) as bar,
         # TensorFloat-32 keeps 10 of a float's 23 bits: too few for a difference
         # and an algorithm chosen by a race would not be the same in every run
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
     ):
-        for block in _blocks(left, BLOCK[method]):
-            if method == "mixed":
-                moment = mixed_moment(network(block[0]), point).to(covariance.second)
-                covariance._add(torch.zeros_like(covariance.total), moment, [block])
-                bar.update()
-            else:
-                rows = []
-                for i in range(*block):
-                    f = fast(network(i))
-                    rows.append(secant(f, point, scale) if method == "secant" else gradient(f, point))
-                    bar.update()
-                covariance.update(torch.stack(rows), block)
-            if checkpoint is not None and covariance.count % CHECKPOINT_EVERY[method] < BLOCK[method]:
-                covariance.save(checkpoint)
+        for part in _blocks(left, PART[method]):
+            moments = GradientCovariance.empty(shape, settings, device)
+            try:
+                for block in _blocks(range(*part), BLOCK[method]):
+                    if method == "mixed":
+                        moment = mixed_moment(network(block[0]), point).to(moments.second)
+                        moments._add(torch.zeros_like(moments.total), moment, [block])
+                        bar.update()
+                    else:
+                        rows = []
+                        for i in range(*block):
+                            f = fast(network(i))
+                            rows.append(secant(f, point, scale) if method == "secant" else gradient(f, point))
+                            bar.update()
+                        moments.update(torch.stack(rows), block)
+            finally:  # by an interrupt, too
+                _take_in([moments], covariance, checkpoint)
     return covariance
+
+
+def _on_workers(
+    executor: Executor,
+    architecture: Architecture,
+    networks: range,
+    device: str | torch.device,
+    checkpoint: str | Path | None,
+    progress: bool,
+    options: dict[str, Any],
+) -> GradientCovariance:
+    """Return `gradient_covariance` computed in parts, which are summed up in order, whichever comes first."""
+    device = next(gather(executor, pick, [(device,)]))
+    task = functools.partial(_part, architecture, options | {"device": device})
+    none = next(gather(executor, task, [(range(0),)]))  # what the settings are, workers know: they have the device
+    covariance = _start(checkpoint, none.shape, none.settings, networks, torch.device("cpu"))
+    left = [i for i in networks if not covariance.has(i)]
+    awaited = list(_blocks(left, PART[options["method"]]))
+    arrived: dict[tuple[int, int], GradientCovariance] = {}
+    try:
+        with _bar(networks, left, progress) as bar:
+            for part in gather(executor, task, [(range(*part),) for part in awaited]):
+                arrived[part.networks[0]] = part
+                bar.update(part.count)
+                ready = []
+                while awaited and awaited[0] in arrived:
+                    ready.append(arrived.pop(awaited.pop(0)))
+                if ready:
+                    _take_in(ready, covariance, checkpoint)
+    finally:
+        if arrived:  # after an interrupt, what had to wait for another part is kept, too
+            _take_in([arrived[part] for part in sorted(arrived)], covariance, checkpoint)
+    return covariance
+
+
+def _part(architecture: Architecture, options: dict[str, Any], networks: range) -> GradientCovariance:
+    part = gradient_covariance(architecture, networks=networks, **options)
+    part.total, part.second = part.total.cpu(), part.second.cpu()
+    return part
+
+
+def _take_in(parts: list[GradientCovariance], whole: GradientCovariance, checkpoint: str | Path | None) -> None:
+    for part in parts:
+        whole.merge(part)
+    if checkpoint is not None:
+        whole.save(checkpoint)
+
+
+def _bar(networks: range, left: list[int], progress: bool) -> tqdm:
+    return tqdm(total=len(networks), initial=len(networks) - len(left), unit="network", disable=not progress)
 
 
 def merged(parts: Iterable[GradientCovariance]) -> GradientCovariance:
@@ -457,17 +526,7 @@ def _start(
     return fresh
 
 
-@contextmanager
-def _saved_at_the_end(covariance: GradientCovariance, checkpoint: str | Path | None) -> Iterator[None]:
-    """Save when the block ends, by an interrupt too."""
-    try:
-        yield
-    finally:
-        if checkpoint is not None and covariance.count:
-            covariance.save(checkpoint)
-
-
-def _blocks(numbers: list[int], size: int) -> Iterator[tuple[int, int]]:
+def _blocks(numbers: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
     """Cut ascending numbers into half-open ranges of at most ``size``."""
     start = 0
     for i in range(1, len(numbers) + 1):

@@ -1,10 +1,14 @@
 """Training: one network on any data (`fit`), or one architecture on many D(v) (`fit_many`)."""
 
 import copy
+import hashlib
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
+from pathlib import Path
 from typing import Literal, get_args
 
 import joblib
@@ -14,10 +18,11 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nadkit import architectures, seeds
+from nadkit import architectures, files, seeds
 from nadkit.architectures import Architecture
 from nadkit.devices import pick
 from nadkit.images import to_float
+from nadkit.parallel import gather
 from nadkit.synthetic import Separable
 
 Data = tuple[Tensor, Tensor]
@@ -203,12 +208,15 @@ def fit_many(
     device: str | torch.device = "auto",
     strategy: Strategy = "auto",
     workers: int | None = None,
+    executor: Executor | None = None,
+    checkpoint: str | Path | None = None,
+    networks: range | None = None,
     progress: bool = False,
 ) -> list[History]:
     """Train one fresh two-class network on each D(v); every history holds the test results after the last epoch.
 
-    Network i depends on ``seed`` and on i alone, so the strategies agree (up to rounding; under ``"vmap"`` dropout
-    masks differ):
+    Network i depends on ``seed``, i and the kind of device alone, so ranges trained apart are together what one call
+    gives, and the strategies agree (up to rounding; under ``"vmap"`` dropout masks differ):
 
     - ``"loop"``: one network after the other;
     - ``"processes"``: as many processes of one thread as torch has threads, or ``workers``;
@@ -216,27 +224,65 @@ def fit_many(
 
     ``"auto"`` is processes on a CPU, where ``benchmarks/training.py`` finds them fastest, and the loop elsewhere.
 
+    Args:
+        architecture: a name or a factory (`nadkit.architectures`).
+        problems: network i is trained on problem i.
+        recipe: how to train.
+        seed: of the networks and of their training.
+        device: where to train; with an executor, ``"auto"`` is what its first worker to answer has.
+        strategy: see above.
+        workers: number of processes.
+        executor: train on its workers instead, one task a network.
+        checkpoint: a file to save to after each network (``"vmap"``: at the end), and to continue from; ranges
+            may share one, in turn.
+        networks: numbers of the networks to train, in ascending order; by default all.
+        progress: show a bar that counts networks (``"vmap"``: epochs).
+
     Raises:
-        ValueError: an unknown strategy or architecture; for ``"vmap"``, problems of different sizes or a recipe that
-            stops early.
+        ValueError: an unknown strategy or architecture, an executor with another strategy than ``"auto"``, numbers
+            without a problem; for ``"vmap"``, problems of different sizes or a recipe that stops early; a checkpoint
+            that is damaged or of another run.
         Diverged: the loss of a network became NaN or infinite.
+        DataError: the checkpoint cannot be written.
     """
-    device = pick(device)
+    seed = seeds.require_integer("seed", seed, 0)
     architectures.factory(architecture)  # a wrong name should fail here, not in a worker
     if strategy not in get_args(Strategy):
         raise ValueError(f"strategy: expected one of {', '.join(get_args(Strategy))}, got {strategy!r}")
+    if executor is not None and strategy != "auto":
+        raise ValueError(f"strategy: expected 'auto' with an executor, whose workers train, got {strategy!r}")
     if workers is not None:
         seeds.require_integer("workers", workers, 1)
-    if not problems:
+    networks = range(len(problems)) if networks is None else networks
+    if networks and not (networks.step > 0 and networks[0] >= 0 and networks[-1] < len(problems)):
+        raise ValueError(f"networks: expected ascending numbers from 0 to {len(problems) - 1}, got {networks}")
+    if not networks:
         return []
+    device = pick(device) if executor is None else next(gather(executor, pick, [(device,)]))
+    settings = {} if checkpoint is None else _settings(architecture, problems, recipe, seed, device)
+    finished = {} if checkpoint is None else _start(Path(checkpoint), settings)
+    left = {i: problems[i] for i in networks if i not in finished}
     if strategy == "vmap":
-        return _fit_vmap(architecture, problems, recipe, seed, device, progress)
-    parallel = strategy == "processes" or (strategy == "auto" and device.type == "cpu")
-    jobs = (workers or torch.get_num_threads()) if parallel else 1
-    run = joblib.Parallel(min(jobs, len(problems)), return_as="generator")
-    task = joblib.delayed(_fit_one)
-    histories = run(task(architecture, p, recipe, seed, i, device) for i, p in enumerate(problems))
-    return list(tqdm(histories, total=len(problems), unit="network", disable=not progress, leave=False))
+        finished |= _fit_vmap(architecture, left, recipe, seed, device, progress)
+        if checkpoint is not None:
+            _save(Path(checkpoint), settings, finished)
+        return [finished[i] for i in networks]
+    tasks = [(architecture, _alone(problem), recipe, seed, i, device) for i, problem in left.items()]
+    if executor is not None:
+        results = gather(executor, _fit_one, tasks)
+    else:
+        parallel = strategy == "processes" or (strategy == "auto" and device.type == "cpu")
+        jobs = (workers or torch.get_num_threads()) if parallel else 1
+        run = joblib.Parallel(max(1, min(jobs, len(tasks))), return_as="generator_unordered")
+        results = run(joblib.delayed(_fit_one)(*task) for task in tasks)
+    done = len(networks) - len(left)
+    with tqdm(total=len(networks), initial=done, unit="network", disable=not progress, leave=False) as bar:
+        for i, history in results:
+            finished[i] = history
+            if checkpoint is not None:
+                _save(Path(checkpoint), settings, finished)
+            bar.update()
+    return [finished[i] for i in networks]
 
 
 def _fresh(architecture: Architecture, problem: Separable, seed: int, i: int, device: torch.device) -> nn.Module:
@@ -244,10 +290,15 @@ def _fresh(architecture: Architecture, problem: Separable, seed: int, i: int, de
         return architectures.build(architecture, shape=problem.shape, classes=2)
 
 
+def _alone(problem: Separable) -> Separable:
+    """Return the problem with a direction of its own: pickled, a row of a basis would take the whole basis along."""
+    return replace(problem, v=problem.v.detach().cpu().clone())
+
+
 def _fit_one(
     architecture: Architecture, problem: Separable, recipe: Recipe, seed: int, i: int, device: torch.device
-) -> History:
-    return fit(
+) -> tuple[int, History]:
+    return i, fit(
         _fresh(architecture, problem, seed, i, device),
         problem.sample("train", device),
         problem.sample("test", device),
@@ -260,23 +311,26 @@ def _fit_one(
 
 def _fit_vmap(
     architecture: Architecture,
-    problems: Sequence[Separable],
+    numbered: Mapping[int, Separable],
     recipe: Recipe,
     seed: int,
     device: torch.device,
     progress: bool,
-) -> list[History]:
+) -> dict[int, History]:
     """Train M networks as one: parameters and buffers stacked to (M, ...), per-network batches, clipping and order."""
     if recipe.stop_at_loss is not None:
         raise ValueError("strategy 'vmap' trains all networks equally long; use 'loop' or 'processes' to stop early")
+    if not numbered:
+        return {}
+    problems = list(numbered.values())
     if len({(p.n_train, p.shape) for p in problems}) != 1:
         raise ValueError("strategy 'vmap' needs problems of one shape and one number of training samples")
-    models = [_fresh(architecture, p, seed, i, device).train() for i, p in enumerate(problems)]
+    models = [_fresh(architecture, p, seed, i, device).train() for i, p in numbered.items()]
     params, buffers = stack_module_state(models)
     params = {name: p.detach() for name, p in params.items()}
     skeleton = copy.deepcopy(models[0]).to("meta")
     x, y = (torch.stack(part) for part in zip(*(p.sample("train", device) for p in problems), strict=True))
-    orders = [seeds.generator(seeds.derive(seed, "training", i), "order", device=device) for i in range(len(problems))]
+    orders = [seeds.generator(seeds.derive(seed, "training", i), "order", device=device) for i in numbered]
     histories = [History() for _ in problems]
     velocity: dict[str, Tensor] = {}
     network = torch.arange(len(problems), device=device)[:, None]
@@ -307,7 +361,7 @@ def _fit_vmap(
         loss, accuracy = evaluate(model, problem.sample("test", device))
         histories[i].test_loss.append(loss)
         histories[i].test_accuracy.append(accuracy)
-    return histories
+    return dict(zip(numbered, histories, strict=True))
 
 
 def _sgd_step(params: dict, grads: dict, velocity: dict, recipe: Recipe, rate: float) -> None:
@@ -324,6 +378,59 @@ def _sgd_step(params: dict, grads: dict, velocity: dict, recipe: Recipe, rate: f
         if recipe.momentum:
             g = velocity[name] = velocity[name] * recipe.momentum + g if name in velocity else g
         p -= rate * g
+
+
+def _settings(
+    architecture: Architecture, problems: Sequence[Separable], recipe: Recipe, seed: int, device: torch.device
+) -> dict[str, str | int | float | None]:
+    """Return what the histories depend on, in numbers and words."""
+    network = _fresh(architecture, problems[0], 0, 0, torch.device("cpu"))
+    facts = [[(f.name, getattr(p, f.name)) for f in fields(p) if f.name != "v"] for p in problems]
+    return {
+        "architecture": architectures.name_of(architecture),
+        "layers": _checksum([type(layer).__qualname__ for layer in network.modules()], *network.state_dict().values()),
+        "seed": seed,
+        "device": device.type,
+        **asdict(recipe),
+        **{f"problem {i}": _checksum(fact, p.v) for i, (fact, p) in enumerate(zip(facts, problems, strict=True))},
+    }
+
+
+def _checksum(facts: object, *tensors: Tensor) -> str:
+    digest = hashlib.sha256(repr(facts).encode())
+    for values in tensors:
+        digest.update(values.detach().cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _start(path: Path, settings: dict[str, str | int | float | None]) -> dict[int, History]:
+    """Return the histories that a checkpoint of this run holds; none are saved at once if there is no such file.
+
+    A file that cannot be written should fail now, and not after an hour of work.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file, found a folder")
+    finished = {}
+    if path.exists():
+        try:
+            content = json.loads(path.read_bytes())
+            saved = content["settings"]
+            finished = {int(i): History(**history) for i, history in content["networks"].items()}
+            other = [name for name in saved | settings if saved.get(name) != settings.get(name)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: a damaged checkpoint; delete it to start afresh ({error})") from error
+        if other:
+            told = ", ".join(f"{name} was {saved.get(name)!r}, now {settings.get(name)!r}" for name in other[:3])
+            more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+            raise ValueError(f"{path}: a checkpoint of another run, name another file ({told}{more})")
+    _save(path, settings, finished)
+    return finished
+
+
+def _save(path: Path, settings: dict[str, str | int | float | None], finished: dict[int, History]) -> None:
+    content = {"settings": settings, "networks": {i: vars(finished[i]) for i in sorted(finished)}}
+    with files.atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content))
 
 
 def _require_finite(loss: float, epoch: int, recipe: Recipe) -> None:

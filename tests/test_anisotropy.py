@@ -2,8 +2,10 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,129 @@ def test_blocks_parts_and_order_do_not_matter(monkeypatch):
     for other in (joined, covariance(range(7))):
         torch.testing.assert_close(other.total, whole.total)
         torch.testing.assert_close(other.second, whole.second)
+
+
+def equal(one, other):
+    facts = [(c.shape, c.settings, c.networks) for c in (one, other)]
+    return facts[0] == facts[1] and torch.equal(one.total, other.total) and torch.equal(one.second, other.second)
+
+
+@pytest.fixture(scope="module")
+def two_processes():
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    for method in anisotropy.PART:
+        monkeypatch.setitem(anisotropy.PART, method, 2)
+
+
+@pytest.mark.parametrize("method", ["secant", "gradient", "mixed"])
+def test_workers_give_what_one_process_gives(two_processes, small_parts, method):
+    options = {"method": method, "x": torch.ones(SHAPE), "seed": 3}
+    for networks in (range(7), range(3, 6)):
+        assert equal(covariance(networks, executor=two_processes, **options), covariance(networks, **options))
+
+
+def test_workers_take_what_a_notebook_defines(two_processes, small_parts):
+    def defined_here(shape, classes):
+        return nn.Sequential(tanh_network(shape, classes), nn.Tanh())
+
+    options = {"shape": SHAPE, "n_networks": 5, "device": "cpu"}
+    nads = compute_nads(defined_here, executor=two_processes, **options)
+    assert torch.equal(nads.vectors, compute_nads(defined_here, **options).vectors)
+
+
+def test_threads_give_what_one_process_gives(small_parts):
+    """They share torch's global generators, from which the weights come."""
+    with ThreadPoolExecutor(3) as pool:
+        assert equal(covariance(range(9), executor=pool), covariance(range(9)))
+
+
+def backwards(executor, function, tasks):
+    """In place of `gather`: the last first."""
+    return (function(*task) for task in reversed(list(tasks)))
+
+
+def test_it_does_not_matter_which_worker_is_first(monkeypatch, small_parts):
+    monkeypatch.setattr(anisotropy, "gather", backwards)
+    assert equal(covariance(range(9), executor=object()), covariance(range(9)))
+
+
+def test_an_interrupt_keeps_what_workers_have_finished(tmp_path, monkeypatch, small_parts):
+    path, asked = tmp_path / "moments.safetensors", []
+
+    def interrupted(executor, function, tasks):
+        for task in reversed(list(tasks)):
+            if task == (range(2, 4),) and len(asked) < 9:
+                raise KeyboardInterrupt
+            asked.append(task[0])
+            yield function(*task)
+
+    monkeypatch.setattr(anisotropy, "gather", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        covariance(range(9), executor=object(), checkpoint=path)
+    assert GradientCovariance.load(path).networks == [(4, 9)]
+    asked.extend(["later"] * 9)
+    resumed = covariance(range(9), executor=object(), checkpoint=path)
+    assert asked[-2:] == [range(2, 4), range(2)]
+    assert equal(GradientCovariance.load(path), resumed)
+    whole = covariance(range(9))
+    torch.testing.assert_close(resumed.second, whole.second, rtol=0, atol=1e-14 * whole.second.abs().max().item())
+    torch.testing.assert_close(resumed.total, whole.total, rtol=0, atol=1e-14 * whole.total.abs().max().item())
+
+
+def test_workers_save_when_the_parts_before_are_there_too(tmp_path, monkeypatch, small_parts):
+    def shuffled(executor, function, tasks):
+        tasks = list(tasks)
+        return (function(*tasks[i]) for i in ([1, 0, 3, 2] if len(tasks) == 4 else [0]))
+
+    counts, save = [], GradientCovariance.save
+    monkeypatch.setattr(GradientCovariance, "save", lambda self, p: (counts.append(self.count), save(self, p)))
+    monkeypatch.setattr(anisotropy, "gather", shuffled)
+    covariance(range(8), executor=object(), checkpoint=tmp_path / "moments.safetensors")
+    assert counts == [0, 4, 8]
+
+
+def test_one_checkpoint_serves_one_process_and_workers(tmp_path, two_processes, small_parts):
+    path = tmp_path / "moments.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_covariance(path)
+    assert GradientCovariance.load(path).networks == [(0, 4)]
+    assert equal(covariance(range(7), executor=two_processes, checkpoint=path), covariance(range(7)))
+    with pytest.raises(ValueError, match="of another run"):
+        covariance(range(7), executor=two_processes, checkpoint=path, seed=1)
+
+
+def interrupted_covariance(path):
+    built = []
+
+    def interrupted(shape, classes):
+        built.append(shape)
+        if len(built) == 1 + 6:
+            raise KeyboardInterrupt
+        return tanh_network(shape, classes)
+
+    interrupted.__name__ = "tanh_network"
+    return gradient_covariance(interrupted, shape=SHAPE, networks=range(7), device="cpu", checkpoint=path)
+
+
+def test_an_error_of_a_worker_arrives(two_processes, small_parts):
+    with pytest.raises(ValueError, match="expected 1 logit, got 10"):
+        compute_nads(lambda shape, classes: tanh_network(shape, 10), shape=SHAPE, device="cpu", executor=two_processes)
+    with pytest.raises(ValueError, match="did you mean 'lenet'"):
+        compute_nads("lenot", executor=two_processes)
+    with pytest.raises(ValueError, match="device 'tpu'"):
+        compute_nads("lenet", device="tpu", executor=two_processes)
+
+
+def test_the_bar_counts_networks(small_parts, capsys):
+    with ThreadPoolExecutor(1) as pool:
+        covariance(range(5), executor=pool, progress=True)
+    assert "5/5" in capsys.readouterr().err
 
 
 def test_merging_refuses_what_would_count_twice_or_differ():

@@ -1,12 +1,17 @@
 """Training: against a plain loop, the same by every strategy, and clear about bad input."""
 
 import dataclasses
+import json
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
 from nadkit import directions, training
+from nadkit.files import DataError
 from nadkit.synthetic import Separable
 from nadkit.training import Recipe, evaluate, fit, fit_many
 
@@ -34,6 +39,22 @@ def data(n=200, classes=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, *SHAPE, generator=generator)
     return x, torch.randint(classes, (n,), generator=generator)
+
+
+@pytest.fixture
+def one_thread():
+    """As on the workers: another number of threads may round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def two_processes():
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield pool
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, dataclasses.replace(RECIPE, momentum=0.9, weight_decay=1e-2, clip=None)])
@@ -155,6 +176,190 @@ def test_a_network_does_not_depend_on_its_company():
         assert fit_many("logreg", [], RECIPE, device="cpu", strategy=strategy) == []
 
 
+@pytest.mark.parametrize("strategy", ["loop", "processes"])
+def test_ranges_trained_apart_are_what_one_call_gives(strategy):
+    options = {"seed": 3, "device": "cpu", "strategy": strategy, "workers": 2}
+    whole = fit_many(with_batch_norm, problems(5), RECIPE, **options)
+    apart = [fit_many(with_batch_norm, problems(5), RECIPE, networks=r, **options) for r in (range(3), range(3, 5))]
+    assert apart[0] + apart[1] == whole
+    assert fit_many(with_batch_norm, problems(5), RECIPE, networks=range(1, 5, 2), **options) == whole[1::2]
+    assert fit_many(with_batch_norm, problems(5), RECIPE, networks=range(2, 2), **options) == []
+
+
+@pytest.mark.parametrize("networks", [range(-1, 2), range(6), range(2, -1, -1)])
+def test_numbers_without_a_problem_are_refused(networks):
+    with pytest.raises(ValueError, match="networks: expected ascending numbers from 0 to 4"):
+        fit_many("logreg", problems(5), RECIPE, networks=networks)
+
+
+def test_workers_give_what_one_process_gives(one_thread, two_processes):
+    def defined_here(shape, classes):
+        return nn.Sequential(with_batch_norm(shape, classes), nn.Dropout(0.2))
+
+    for architecture in ("logreg", with_batch_norm, defined_here):
+        alone = fit_many(architecture, problems(4), RECIPE, seed=1, device="cpu", strategy="loop")
+        options = {"seed": 1, "device": "cpu", "executor": two_processes}
+        assert fit_many(architecture, problems(4), RECIPE, **options) == alone
+        assert fit_many(architecture, problems(4), RECIPE, networks=range(2, 4), **options) == alone[2:]
+    assert fit_many("logreg", [], RECIPE, executor=two_processes) == []
+
+
+def test_threads_give_what_one_process_gives():
+    """They share torch's global generators, from which the weights and the dropout masks come."""
+    dropout = nn.Dropout(0.2)
+    alone = fit_many(lambda **k: nn.Sequential(with_batch_norm(**k), dropout), problems(6), RECIPE, strategy="loop")
+    with ThreadPoolExecutor(3) as pool:
+        threads = fit_many(lambda **k: nn.Sequential(with_batch_norm(**k), dropout), problems(6), RECIPE, executor=pool)
+    assert threads == alone
+
+
+def backwards(executor, function, tasks):
+    """In place of `gather`: the last first."""
+    return (function(*task) for task in reversed(list(tasks)))
+
+
+def test_it_does_not_matter_which_worker_is_first(monkeypatch):
+    monkeypatch.setattr(training, "gather", backwards)
+    histories = fit_many("logreg", problems(4), RECIPE, device="cpu", executor=object())
+    assert histories == fit_many("logreg", problems(4), RECIPE, device="cpu", strategy="loop")
+
+
+def test_a_worker_is_sent_its_own_problem_only():
+    basis = directions.pixel((1, 32, 32))
+    alone = training._alone(Separable(v=basis[5]))
+    assert len(pickle.dumps(alone)) < 2 * 8 * 1024
+    assert torch.equal(alone.v, basis[5])
+
+
+def test_an_error_of_a_worker_arrives(two_processes):
+    recipe = Recipe(epochs=3, learning_rate=1e38, clip=None)
+    with pytest.raises(training.Diverged, match="diverged in epoch"):
+        fit_many(with_batch_norm, problems(3), recipe, device="cpu", executor=two_processes)
+    with pytest.raises(ValueError, match="device 'tpu'"):
+        fit_many("logreg", problems(3), RECIPE, device="tpu", executor=two_processes)
+
+
+def interrupted_at(build):
+    """An architecture whose ``build``-th network is interrupted, and the list of its networks."""
+    built = []
+
+    def interrupted(shape, classes):
+        built.append(shape)
+        if len(built) == build:
+            raise KeyboardInterrupt
+        return with_batch_norm(shape, classes)
+
+    return interrupted, built
+
+
+def test_an_interrupted_map_goes_on_where_it_was(tmp_path):
+    path = tmp_path / "map.json"
+    architecture, built = interrupted_at(4)  # the first is built to know the run again
+    options = {"device": "cpu", "strategy": "loop", "checkpoint": path}
+    with pytest.raises(KeyboardInterrupt):
+        fit_many(architecture, problems(5), RECIPE, **options)
+    assert list(json.loads(path.read_text())["networks"]) == ["0", "1"]
+    resumed = fit_many(architecture, problems(5), RECIPE, **options)
+    assert len(built) == 4 + 1 + 3
+    assert resumed == fit_many(with_batch_norm, problems(5), RECIPE, device="cpu", strategy="loop")
+    assert fit_many(architecture, problems(5), RECIPE, **options) == resumed
+    assert len(built) == 8 + 1
+
+
+def test_an_interrupted_map_on_workers_goes_on_where_it_was(tmp_path):
+    path = tmp_path / "map.json"
+    architecture, built = interrupted_at(4)
+    with ThreadPoolExecutor(1) as pool:
+        options = {"device": "cpu", "executor": pool, "checkpoint": path}
+        with pytest.raises(KeyboardInterrupt):
+            fit_many(architecture, problems(5), RECIPE, **options)
+    saved = set(json.loads(path.read_text())["networks"])
+    assert saved <= {"0", "1", "3", "4"}  # not 2, and those after it only if they were done before the others heard
+    with ThreadPoolExecutor(1) as pool:
+        before = len(built)
+        resumed = fit_many(architecture, problems(5), RECIPE, **options | {"executor": pool})
+    assert len(built) == before + 1 + 5 - len(saved)
+    assert resumed == fit_many(with_batch_norm, problems(5), RECIPE, device="cpu", strategy="loop")
+
+
+@pytest.mark.parametrize(("strategy", "sizes"), [("loop", [0, 1, 2, 3]), ("processes", [0, 1, 2, 3]), ("vmap", [0, 3])])
+def test_every_network_is_saved_when_it_is_finished(tmp_path, monkeypatch, strategy, sizes):
+    saved, save = [], training._save
+    monkeypatch.setattr(training, "_save", lambda *args: (saved.append(len(args[-1])), save(*args)))
+    fit_many("logreg", problems(3), RECIPE, device="cpu", strategy=strategy, checkpoint=tmp_path / "map.json")
+    assert saved == sizes
+
+
+def test_parts_of_a_map_share_a_checkpoint(tmp_path, two_processes, one_thread):
+    whole = fit_many("logreg", problems(5), RECIPE, device="cpu", strategy="loop")
+    options = {"device": "cpu", "checkpoint": tmp_path / "map.json"}
+    assert fit_many("logreg", problems(5), RECIPE, networks=range(3, 5), executor=two_processes, **options) == whole[3:]
+    assert fit_many("logreg", problems(5), RECIPE, networks=range(2), strategy="loop", **options) == whole[:2]
+    vmapped = fit_many("logreg", problems(5), RECIPE, networks=range(2, 3), strategy="vmap", **options)
+    assert vmapped[0].train_loss == pytest.approx(whole[2].train_loss, rel=1e-4)
+    assert fit_many("logreg", problems(5), RECIPE, **options) == [*whole[:2], *vmapped, *whole[3:]]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "map.json"
+    own = {"architecture": with_batch_norm, "problems": problems(3), "recipe": RECIPE, "device": "cpu", "seed": 0}
+    fit_many(**own, networks=range(1), checkpoint=path)
+    before = path.read_bytes()
+
+    def other(shape, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, classes))
+
+    other.__name__ = "with_batch_norm"
+    changed = [*problems(2), *problems(1, sigma=2.0)]
+    for change, message in [
+        ({"recipe": dataclasses.replace(RECIPE, epochs=4)}, r"\(epochs was 3, now 4\)"),
+        ({"seed": 1}, r"\(seed was 0, now 1\)"),
+        ({"problems": changed}, r"\(problem 2 was '\w+', now '\w+'\)"),
+        ({"problems": [dataclasses.replace(p, v=2 - p.v) for p in problems(3)]}, "problem 0 .*problem 1 .*problem 2"),
+        ({"problems": problems(2)}, r"\(problem 2 was '\w+', now None\)"),
+        ({"problems": problems(3, n_train=20), "seed": 1}, "seed was .*problem 1 .* and 1 more"),
+        ({"architecture": "logreg"}, "architecture was 'with_batch_norm', now 'logreg'"),
+        ({"architecture": other}, r"\(layers was"),
+    ]:
+        with pytest.raises(ValueError, match=f"map.json: a checkpoint of another run, name another file .*{message}"):
+            fit_many(**own | change, checkpoint=path)
+    assert path.read_bytes() == before
+    path.write_text(path.read_text().replace('"cpu"', '"cuda"'))
+    with pytest.raises(ValueError, match="device was 'cuda', now 'cpu'"):
+        fit_many(**own, checkpoint=path)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_explained(tmp_path):
+    path = tmp_path / "map.json"
+    options = {"device": "cpu", "checkpoint": path}
+    fit_many("logreg", problems(2), RECIPE, **options)
+    whole = path.read_text()
+    for damage in (whole[:50], "", "[]", "{}", '{"settings": 1, "networks": {}}', whole.replace("train_loss", "loss")):
+        path.write_text(damage)
+        with pytest.raises(ValueError, match=r"map.json: a damaged checkpoint; delete it to start afresh"):
+            fit_many("logreg", problems(2), RECIPE, **options)
+        assert path.read_text() == damage
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="a damaged checkpoint"):
+        fit_many("logreg", problems(2), RECIPE, **options)
+    with pytest.raises(ValueError, match="expected a file, found a folder"):
+        fit_many("logreg", problems(2), RECIPE, device="cpu", checkpoint=tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_fit_one", pytest.fail)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="cannot write"):
+        fit_many("logreg", problems(2), RECIPE, strategy="loop", checkpoint=tmp_path / "file" / "map.json")
+
+
+def test_the_bar_counts_networks(tmp_path, capsys):
+    options = {"device": "cpu", "strategy": "loop", "checkpoint": tmp_path / "map.json"}
+    fit_many("logreg", problems(4), RECIPE, networks=range(3), **options)
+    fit_many("logreg", problems(4), RECIPE, progress=True, **options)
+    assert "3/4" in capsys.readouterr().err
+
+
 def test_learning_succeeds_where_it_should():
     histories = fit_many("logreg", problems(2, n_train=2000, n_test=500), Recipe(epochs=10), device="cpu")
     assert min(h.test_accuracy[-1] for h in histories) > 0.97
@@ -224,6 +429,9 @@ def test_impossible_recipes_are_explained(options, message):
 def test_impossible_requests_are_explained():
     with pytest.raises(ValueError, match="strategy"):
         fit_many("logreg", problems(1), RECIPE, strategy="threads")
+    for strategy in ("loop", "processes", "vmap"):
+        with pytest.raises(ValueError, match=f"expected 'auto' with an executor.* got '{strategy}'"):
+            fit_many("logreg", problems(1), RECIPE, strategy=strategy, executor=ThreadPoolExecutor(1))
     with pytest.raises(ValueError, match="workers: expected an integer, at least 1, got 0"):
         fit_many("logreg", problems(1), RECIPE, workers=0)
     with pytest.raises(ValueError, match="did you mean 'logreg'"):
