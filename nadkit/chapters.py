@@ -86,7 +86,7 @@ def load(root: Path, name: str) -> Chapter:
     """
     name, path = _resolve(name, find_chapters(root))
     notebook = read_notebook(path)
-    return Chapter(root, name, _title(notebook, name), _parameters(notebook, name), notebook)
+    return Chapter(root, name, find_title(notebook, name), _parameters(notebook, name), notebook)
 
 
 def _resolve(name: str, chapters: Mapping[str, Path]) -> tuple[str, Path]:
@@ -143,7 +143,8 @@ def cell_tags(cell: Mapping[str, Any]) -> list[str]:
     return cell.get("metadata", {}).get("tags", [])
 
 
-def _title(notebook: Mapping[str, Any], default: str) -> str:
+def find_title(notebook: Mapping[str, Any], default: str) -> str:
+    """Return the first heading of a notebook."""
     text = "\n".join(cell_source(c) for c in notebook["cells"] if c["cell_type"] == "markdown")
     heading = re.search(r"^# +(.+?)\s*$", text, flags=re.MULTILINE)
     return heading[1] if heading else default

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from nadkit.chapters import BadInput, read_notebook
+from nadkit.chapters import BadInput, find_title, read_notebook
 
 # The key of the claims in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.claims+json"
@@ -59,7 +59,8 @@ class Claim:
 
     `measured` is None where nothing could be measured; `error` is the half-width of its
     uncertainty; `needs` maps what the statement needs to (amount of this run, amount required);
-    `same` maps the settings it is about to (this run's, the paper's), which must be equal.
+    `same` maps the settings it is about to (this run's, the paper's), which must be equal. `paper` is
+    the citation key, in the book's bibliography, of the paper whose claim it is; "" where it is our own.
 
     Raises:
         ValueError: no verdict could be computed from these.
@@ -74,10 +75,13 @@ class Claim:
     error: float = 0.0
     needs: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     same: Mapping[str, tuple[Scalar, Scalar]] = field(default_factory=dict, hash=False)
+    paper: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(?:[-.][a-z0-9]+)*", self.id):
             raise ValueError(f"id: expected lower-case words joined by '-', got {self.id!r}")
+        if not isinstance(self.paper, str):
+            raise ValueError(f"claim {self.id}: paper: expected a citation key or '', got {self.paper!r}")
         parse_bound(self.holds_if)
         # The numbers come from numpy and torch as often as from Python: keep plain floats.
         if not isinstance(self.reported, str | None):
@@ -138,14 +142,15 @@ class Claim:
             return "-"
         return f"{self.measured:.4g}" + (f" ± {self.error:.2g}" if self.error else "")
 
-
-def _reported(claim: Claim) -> str:
-    match claim.reported:
-        case None:
-            return "-"
-        case float(number):
-            return f"{number:.6g}"
-    return claim.reported
+    @property
+    def report(self) -> str:
+        """What was reported, a number or words, for people."""
+        match self.reported:
+            case None:
+                return "-"
+            case float(number):
+                return f"{number:.6g}"
+        return self.reported
 
 
 def _scalar(what: str, value: object) -> Scalar:
@@ -179,6 +184,18 @@ class Claims(Sequence[Claim]):
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"two claims have the id {twice[0]!r}: every claim needs its own")
 
+    @classmethod
+    def from_json(cls, entries: Iterable[Mapping[str, Any]]) -> Self:
+        """Return the claims that `to_json` made plain.
+
+        Verdicts are computed again from the numbers, never believed.
+
+        Raises:
+            AttributeError, TypeError, ValueError: these are no claims.
+        """
+        given = [{k: v for k, v in entry.items() if k not in ("verdict", "why_undecided")} for entry in entries]
+        return cls(Claim(**fields) for fields in given)
+
     def __getitem__(self, index: int) -> Claim:
         return self._claims[index]
 
@@ -209,7 +226,7 @@ def show(claims: Iterable[Claim]) -> None:
 def _as_text(claim: Claim) -> str:
     lines = [
         f"{SYMBOLS[claim.verdict]} {claim.verdict}: {claim.statement} [{claim.id}]",
-        f"    {claim.source}; reported: {_reported(claim)}; measured: {claim.measurement}; holds if {claim.holds_if}",
+        f"    {claim.source}; reported: {claim.report}; measured: {claim.measurement}; holds if {claim.holds_if}",
     ]
     return "\n".join(lines + ([f"    {claim.why_undecided}"] if claim.why_undecided else []))
 
@@ -222,24 +239,30 @@ def _as_html(claims: Claims) -> str:
 
 
 def _as_row(claim: Claim) -> str:
-    verdict = f"{SYMBOLS[claim.verdict]} {claim.verdict}"
-    why = f"<br><small>{html.escape(claim.why_undecided)}</small>" if claim.why_undecided else ""
     columns = [
         f"{html.escape(claim.statement)}<br><code>{claim.id}</code>",
-        *(html.escape(text) for text in (claim.source, _reported(claim))),
+        *(html.escape(text) for text in (claim.source, claim.report)),
         *(html.escape(text) for text in (claim.measurement, claim.holds_if)),
-        f'<strong class="nadkit-{CSS_CLASSES[claim.verdict]}">{verdict}</strong>{why}',
+        verdict_as_html(claim),
     ]
     return f'<tr id="claim-{claim.id}">' + "".join(f"<td>{c}</td>" for c in columns) + "</tr>"
 
 
+def verdict_as_html(claim: Claim) -> str:
+    """Return a verdict as a symbol and a word, and why it is undecided."""
+    verdict = f"{SYMBOLS[claim.verdict]} {claim.verdict}"
+    why = f"<br><small>{html.escape(claim.why_undecided)}</small>" if claim.why_undecided else ""
+    return f'<strong class="nadkit-{CSS_CLASSES[claim.verdict]}">{verdict}</strong>{why}'
+
+
 @dataclass(frozen=True)
 class Run:
-    """An executed notebook: where it is, what the runner recorded about it, and its claims."""
+    """An executed notebook: where it is, what the runner recorded about it, its claims, and its title."""
 
     path: Path
     record: Mapping[str, Any]
     claims: Claims
+    title: str
 
 
 def read(path: str | Path, *, failed: bool = False) -> list[Run]:
@@ -273,15 +296,14 @@ def read(path: str | Path, *, failed: bool = False) -> list[Run]:
 
 def _read_run(path: Path) -> Run:
     notebook = read_notebook(path)
-    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    stores = [o["metadata"][MIME] for o in outputs if MIME in o.get("metadata", {})]
     try:
-        claims = Claims(_from_json(entry) for store in stores for entry in store["claims"])
+        claims = Claims.from_json(entry for store in stores(notebook, MIME) for entry in store["claims"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path}: the claims stored in it cannot be read: {error}") from error
-    return Run(path, notebook.get("metadata", {}).get("nadkit", {}), claims)
+    return Run(path, notebook.get("metadata", {}).get("nadkit", {}), claims, find_title(notebook, path.stem))
 
 
-def _from_json(entry: Mapping[str, Any]) -> Claim:
-    # The verdict is computed again from the numbers, never believed.
-    return Claim(**{k: v for k, v in entry.items() if k not in ("verdict", "why_undecided")})
+def stores(notebook: Mapping[str, Any], key: str) -> list[Any]:
+    """Return what the outputs of an executed notebook store under a key of their metadata, in order."""
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    return [output["metadata"][key] for output in outputs if key in output.get("metadata", {})]

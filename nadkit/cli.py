@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nadkit import __version__, chapters
+from nadkit import __version__, chapters, files
 from nadkit.chapters import QUICK, BadInput
 from nadkit.names import did_you_mean
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer = options.run(options)
     except BadInput as error:
         answer = _problem(str(error), BAD_INPUT)
-    except OSError as error:
+    except (OSError, files.DataError) as error:
         answer = _problem(str(error), FAILED)
     except KeyboardInterrupt:
         answer = _problem("interrupted; finished results are as they were", INTERRUPTED)

@@ -20,14 +20,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import psutil
 
 from nadkit.chapters import BadInput
-
-if TYPE_CHECKING:
-    import distributed
 
 P, T = ParamSpec("P"), TypeVar("T")
 
@@ -175,11 +172,6 @@ def is_killed_worker(error: BaseException | None) -> bool:
     return type(error).__name__ == "KilledWorker"
 
 
-def is_lost_cluster(error: BaseException) -> bool:
-    """Return whether an error says that a Dask scheduler cannot be reached any more."""
-    return type(error).__name__ in ("CommClosedError", "FutureCancelledError")
-
-
 @contextmanager
 def _dask(address: str) -> Iterator[Executor]:
     """Give the executor of a running Dask cluster; certificates for tls:// come from Dask's own configuration."""
@@ -187,31 +179,37 @@ def _dask(address: str) -> Iterator[Executor]:
     if not re.fullmatch(r"(tcp|tls)://([^/\s:]+|\[[\w:]+\]):\d+", address):
         raise BadInput(f"--cluster: expected tcp://HOST:PORT, tls://HOST:PORT or slurm, got {address!r}")
     try:
+        if address.startswith("tls:") and not distributed.Security().get_connection_args("client")["ssl_context"]:
+            raise LookupError("no certificates: expected them in Dask's configuration, under distributed.comm.tls")
         client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
     except Exception as error:  # a dozen kinds of them
         raise BadInput(f"--cluster {address}: {_why_not(error)}") from error
-    with _executor_of(client) as executor:
+    with client:
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError:
-            raise BadInput(
-                f"--cluster {address}: no workers there; start some with 'dask worker {address} --nthreads 1'"
-            ) from None
-        yield executor
+            problem = f"no workers there; start some with 'dask worker {address} --nthreads 1'"
+            raise BadInput(f"--cluster {address}: {problem}") from None
+        if max(client.nthreads().values()) > 1:
+            problem = "its workers have several threads, and a run needs a process of its own"
+            raise BadInput(f"--cluster {address}: {problem}; start them with --nthreads 1")
+        yield client.get_executor(pure=False)  # equal calls are not one call
 
 
 def _why_not(error: Exception) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     match error:
-        case TypeError():
-            return "no certificates: expected them in Dask's configuration, under distributed.comm.tls"
+        case LookupError(args=(reason,)):
+            return reason
+        case ConnectionResetError():
+            return "it hung up on us; if it speaks TLS, its address is tls://HOST:PORT"
         case AssertionError() | MemoryError():
             return "what answers there is no Dask scheduler"
         case FileNotFoundError():
             return "a certificate or key that Dask's configuration names is not there"
         case ssl.SSLError():
-            return f"the two sides do not agree on TLS: {error}"
+            return f"no connection by TLS: {error}"
     return f"no Dask scheduler can be reached there: {error or type(error).__name__}"
 
 
@@ -227,18 +225,15 @@ def _slurm(workers: int, logs: Path | None) -> Iterator[Executor]:
     # Without the defaults that come with the package, half an hour of walltime among them.
     configured = dask.config.get("jobqueue.slurm", {}, config=dask.config.collect())
     options = {name: value for name, value in SLURM_JOB.items() if configured.get(name) is None}
-    # One run at a time in a process.
-    extra = [*(configured.get("worker-extra-args") or []), "--nthreads", "1"]
-    with jobqueue.SLURMCluster(
-        **options,
-        worker_extra_args=extra,
-        log_directory=logs,
-        scheduler_options={"dashboard_address": None},
-    ) as cluster:
+    options["worker_extra_args"] = [*(configured.get("worker-extra-args") or []), "--nthreads", "1"]
+    options["scheduler_options"] = {"dashboard_address": None} | (configured.get("scheduler-options") or {})
+    if (security := distributed.Security()).require_encryption:
+        options |= {"security": security, "protocol": "tls://"}
+    with jobqueue.SLURMCluster(**options, log_directory=logs) as cluster:
         _require_accepted(cluster.job_script())
-        cluster.adapt(minimum=0, maximum=workers)
-        with _executor_of(distributed.Client(cluster, set_as_default=False)) as executor:
-            yield executor
+        cluster.adapt(minimum=0, maximum=workers, target_duration="0.1s")  # a run is worth a job
+        with distributed.Client(cluster, set_as_default=False) as client:
+            yield client.get_executor(pure=False)
 
 
 def _require_accepted(script: str) -> None:
@@ -254,20 +249,6 @@ def _require_accepted(script: str) -> None:
             raise BadInput("--cluster slurm: 'sbatch' does not answer") from None
     if asked.returncode:
         raise BadInput(f"--cluster slurm: sbatch refuses the job: {asked.stderr.strip()}")
-
-
-@contextmanager
-def _executor_of(client: "distributed.Client") -> Iterator[Executor]:
-    executor = client.get_executor(pure=False)  # equal calls are not one call
-    try:
-        yield executor
-    except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        raise
-    else:
-        executor.shutdown()
-    finally:
-        client.close()
 
 
 def _require_dask(module: str) -> ModuleType:
@@ -316,7 +297,7 @@ def in_environment(cluster: str | None, workers: int | None, gpus: Sequence[int]
 @functools.cache
 def given() -> Executor | None:
     """Return the executor that this run of a chapter was given, by `nadkit run --workers` or `--cluster`, or None."""
-    asked = {name: os.environ.get(name) for name in (CLUSTER, WORKERS, GPUS)}
+    asked = {name: os.environ.get(name) or None for name in (CLUSTER, WORKERS, GPUS)}
     if not any(asked.values()):
         return None
     workers = int(asked[WORKERS]) if asked[WORKERS] else None

@@ -11,8 +11,6 @@ from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nadkit.directions import NADs
-
 SEQUENTIAL = "cividis"
 DIVERGING = "RdBu_r"
 ANNOTATED = 64
@@ -109,26 +107,24 @@ def images_and_spectra(images: Tensor, titles: Sequence[str]) -> Figure:
     return figure
 
 
-def eigenvalue_decay(bases: Mapping[str, NADs]) -> Figure:
-    """Return the eigenvalues of each set of NADs, divided by their mean, against their index, on logarithmic axes."""
+def lines(frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x: bool = False) -> Figure:
+    """Return column ``y`` against column ``x`` as a marked line, one for each value of ``hue``."""
     figure = _figure(6.4, 4)
     axis = figure.subplots()
-    for line, (name, nads) in enumerate(bases.items()):
-        relative = nads.eigenvalues / nads.eigenvalues.mean()
-        relative = relative[relative > 1e-7]  # what lies below is rounding: fewer networks than dimensions
-        style = ["-", "--", "-.", ":"][line % 4]
-        axis.plot(range(1, len(relative) + 1), relative.numpy(), style, label=name)
-    axis.set(xscale="log", yscale="log", xlabel="index of the direction, from 1", ylabel="eigenvalue / mean eigenvalue")
-    axis.legend(frameon=False)
+    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True}
+    sns.lineplot(frame, x=x, y=y, ax=axis, **marks)
+    if log_x:
+        axis.set_xscale("log")
+    if hue is not None:
+        axis.legend(frameon=False)
     return figure
 
 
-def lines(frame: pd.DataFrame, *, x: str, y: str, hue: str, log_x: bool = False) -> Figure:
-    """Return one marked line a value of ``hue``: column ``y`` against column ``x``."""
+def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str) -> Figure:
+    """Return column ``y`` of every row by its group ``x``, with means and intervals of two standard errors."""
     figure = _figure(6.4, 4)
     axis = figure.subplots()
-    sns.lineplot(frame, x=x, y=y, hue=hue, style=hue, markers=True, ax=axis)
-    if log_x:
-        axis.set_xscale("log")
-    axis.legend(frameon=False)
+    sns.stripplot(frame, x=x, y=y, ax=axis, color="0.6", jitter=0.1, zorder=1)
+    sns.pointplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), linestyle="none", capsize=0.1, zorder=2)
+    axis.set(xlabel="", ylabel=label)
     return figure

@@ -342,10 +342,8 @@ def _outcome(point: Point, future: Future) -> Point:
     try:
         record = future.result()
     except (CannotWrite, ChapterChanged, CancelledError) as error:
-        raise SweepStopped(str(error) or "the cluster is gone") from error
+        raise SweepStopped(str(error) or "its tasks were cancelled: the cluster is gone") from error
     except Exception as error:
-        if executors.is_lost_cluster(error):
-            raise SweepStopped(f"the cluster is gone: {error}") from error
         about = str(error) if isinstance(error, RunFailed | WorkerDied) else f"{type(error).__name__}: {error}"
         return replace(point, status=FAILED, error=about)
     if not _appears(point.out, record):

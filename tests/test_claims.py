@@ -130,6 +130,8 @@ def test_only_bounds_are_conditions(holds_if):
         ("same", {"sigma": "ab"}),
         ("same", {"sigma": (math.nan, 3.0)}),
         ("same", {"sizes": ([1, 2], [1, 2])}),
+        ("paper", None),
+        ("paper", ["a2020"]),
     ],
 )
 def test_a_claim_that_no_verdict_can_come_from_is_refused(field, value):
@@ -172,10 +174,22 @@ def executed(path: Path, *stores: list[Claim], status: str = "finished") -> Path
 
 def test_claims_come_back_from_the_notebook_they_were_shown_in(tmp_path):
     settings = {"sigma": (0.1, 3.0), "convention": ("paper", "paper"), "whitened": (None, True)}
-    made = [claim(0.5, error=0.25, needs={"networks": (20, 10)}), claim(None, id="other", same=settings)]
+    made = [
+        claim(0.5, error=0.25, needs={"networks": (20, 10)}, paper="somebody2020"),
+        claim(None, id="other", same=settings),
+    ]
     (run,) = read(executed(tmp_path / "a.ipynb", made))
     assert list(run.claims) == made
     assert run.record["chapter"] == "inputs/nads"
+    assert run.title == "a"
+
+
+def test_claims_stored_before_they_named_their_paper_are_read(tmp_path):
+    path = executed(tmp_path / "a.ipynb", [claim()])
+    notebook = json.loads(path.read_text())
+    del notebook["cells"][0]["outputs"][0]["metadata"][MIME]["claims"][0]["paper"]
+    path.write_text(json.dumps(notebook))
+    assert list(read(path)[0].claims) == [claim(paper="")]
 
 
 def test_a_verdict_in_the_file_is_not_believed(tmp_path):

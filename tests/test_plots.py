@@ -10,7 +10,6 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from nadkit import directions, plots
-from nadkit.directions import NADs
 
 
 @pytest.fixture(autouse=True)
@@ -65,19 +64,25 @@ def test_images_and_their_spectra():
     assert peaks == {(2, -1), (-2, 1)}
 
 
-def test_eigenvalues_are_shown_relative_to_their_mean():
-    nads = NADs(
-        vectors=torch.eye(4, dtype=torch.float64),
-        eigenvalues=torch.tensor([6.0, 2, 0, 0]),
-        shape=(1, 2, 2),
-        n_networks=3,
-    )
-    (axis,) = draw(plots.eigenvalue_decay({"tiny": nads}))
-    assert axis.lines[0].get_ydata().tolist() == [3, 1]
-
-
 def test_lines_name_each_series():
     frame = pd.DataFrame({"n": [1, 2, 1, 2], "overlap": [0.1, 0.2, 0.3, 0.4], "series": ["a", "a", "b", "b"]})
     (axis,) = draw(plots.lines(frame, x="n", y="overlap", hue="series", log_x=True))
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
     assert axis.get_xscale() == "log"
+
+
+def test_a_single_line_has_no_legend():
+    (axis,) = draw(plots.lines(pd.DataFrame({"n": [1, 2], "overlap": [0.1, 0.2]}), x="n", y="overlap"))
+    assert axis.get_legend() is None
+    assert axis.lines[0].get_ydata().tolist() == [0.1, 0.2]
+
+
+def test_groups_show_every_row_and_their_means_with_two_standard_errors():
+    frame = pd.DataFrame({"network": ["a", "a", "b", "b"], "accuracy": [0.0, 2.0, 5.0, 5.0]})
+    (axis,) = draw(plots.by_group(frame, x="network", y="accuracy", label="accuracy (%)"))
+    dots = sorted(y for points in axis.collections for _, y in points.get_offsets().tolist())
+    assert dots == [0, 2, 5, 5]
+    lines = [line.get_ydata().tolist() for line in axis.lines]
+    assert [1.0, 5.0] in lines
+    assert min(min(ys) for ys in lines) == pytest.approx(1 - 2 * math.sqrt(2) / math.sqrt(2))
+    assert axis.get_ylabel() == "accuracy (%)"

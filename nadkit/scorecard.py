@@ -1,0 +1,230 @@
+"""The scorecard: every claim of the book with its verdict in this build and in the recorded runs."""
+
+import html
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nadkit.chapters import BadInput
+from nadkit.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, verdict_as_html
+from nadkit.names import did_you_mean
+from nadkit.results import Record, short_commit
+
+VERDICTS = (HOLDS, FAILS, UNDECIDED)
+OWN = "our own measurements"
+GONE = "no longer in the chapter"
+# Of several records of one claim, the totals count that of the profile named first.
+RANKS = {"paper": 0, "gpu": 1}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim: as this build's run of the chapter makes it, None if it no longer does, and as records do."""
+
+    run: Run
+    live: Claim | None
+    recorded: Sequence[tuple[Record, Claim]]
+
+    @property
+    def claim(self) -> Claim:
+        """The claim as it was last made."""
+        return self.live or max(self.recorded, key=lambda pair: pair[0].started)[1]
+
+    @property
+    def chapter(self) -> str:
+        """The name of the chapter that makes the claim."""
+        return self.run.record["chapter"]
+
+    @property
+    def page(self) -> str:
+        """Where in the pages of the book the claim is, seen from `html/book/`."""
+        return f"{self.chapter}.html" + (f"#claim-{self.live.id}" if self.live else "")
+
+    @property
+    def best(self) -> Claim | None:
+        """The recorded claim that counts: none that is stale; one that was measured, at the largest scale, latest."""
+        fresh = [(record, claim) for record, claim in self.recorded if not record.stale]
+        by_date = sorted(fresh, key=lambda pair: pair[0].started, reverse=True)
+        ranked = sorted(by_date, key=lambda pair: (pair[1].measured is None, RANKS.get(pair[0].profile, len(RANKS))))
+        return ranked[0][1] if ranked else None
+
+
+def rows(runs: Iterable[Run], records: Iterable[Record]) -> list[Row]:
+    """Return the claims of executed chapters, in their order; behind them those that only a record has."""
+    records = list(records)
+    found = []
+    for run in runs:
+        live = {claim.id: claim for claim in run.claims}
+        recorded: dict[str, list[tuple[Record, Claim]]] = {}
+        for record in records:
+            if record.chapter == run.record["chapter"]:
+                for claim in record.claims:
+                    recorded.setdefault(claim.id, []).append((record, claim))
+        found += [Row(run, live.get(id), recorded.get(id, [])) for id in dict.fromkeys([*live, *recorded])]
+    return found
+
+
+def bibliography(text: str) -> set[str]:
+    """Return the citation keys of a BibTeX file."""
+    entries = re.findall(r"^\s*@(\w+)\s*\{\s*([^\s,{}]+)\s*,", text, flags=re.MULTILINE)
+    return {key for kind, key in entries if kind.lower() not in ("comment", "preamble", "string")}
+
+
+def require_cited(rows: Iterable[Row], keys: Iterable[str]) -> None:
+    """Raise BadInput, naming them all, where claims are of papers that the bibliography does not have."""
+    keys = sorted(keys)
+    problems = [
+        f"claim {claim.id} of {row.chapter}: paper: no such key in the bibliography, {claim.paper!r}; "
+        f"{did_you_mean(claim.paper, keys)}"
+        for row in rows
+        if (claim := row.claim).paper and claim.paper not in keys
+    ]
+    if problems:
+        raise BadInput("\n".join(problems))
+
+
+# ---- totals --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Total:
+    """How many claims one paper makes, and how many got which verdict."""
+
+    paper: str
+    claims: int
+    live: Mapping[str, int]
+    recorded: Mapping[str, int]
+
+
+def totals(rows: Sequence[Row]) -> list[Total]:
+    """Return the totals of each paper by its key, then of our own measurements.
+
+    Counted are the claims that chapters still make; stale records do not count.
+    """
+    rows = [row for row in rows if row.live]
+    papers = sorted({row.live.paper for row in rows}, key=lambda paper: (not paper, paper))
+    return [_total(paper, [row for row in rows if row.live.paper == paper]) for paper in papers]
+
+
+def _total(paper: str, rows: Sequence[Row]) -> Total:
+    live = Counter(row.live.verdict for row in rows)
+    recorded = Counter(row.best.verdict for row in rows if row.best)
+    return Total(paper, len(rows), {v: live[v] for v in VERDICTS}, {v: recorded[v] for v in VERDICTS})
+
+
+# ---- for programs --------------------------------------------------------------------------------
+
+
+def to_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the scorecard as plain data; its links are relative to the folder `html` of the pages."""
+    return {
+        "version": 1,
+        "totals": [
+            {"paper": t.paper, "claims": t.claims, "live": dict(t.live), "recorded": dict(t.recorded)}
+            for t in totals(rows)
+        ],
+        "claims": [_row_to_json(row) for row in rows],
+    }
+
+
+def _row_to_json(row: Row) -> dict[str, Any]:
+    claim = row.claim
+    return {
+        "chapter": row.chapter,
+        "id": claim.id,
+        "statement": claim.statement,
+        "source": claim.source,
+        "paper": claim.paper,
+        "reported": claim.reported,
+        "holds_if": claim.holds_if,
+        "link": f"book/{row.page}",
+        "live": row.live and _judged(row.live) | {"profile": row.run.record.get("profile")},
+        "recorded": [_judged(claim) | _recorded_facts(record) for record, claim in row.recorded],
+    }
+
+
+def _judged(claim: Claim) -> dict[str, Any]:
+    return {
+        "measured": claim.measured,
+        "error": claim.error,
+        "verdict": claim.verdict,
+        "why_undecided": claim.why_undecided,
+    }
+
+
+def _recorded_facts(record: Record) -> dict[str, Any]:
+    return {
+        "record": record.name,
+        "profile": record.profile,
+        "stale": record.stale,
+        "device": record.device,
+        "commit": record.commit,
+        "date": record.started[:10],
+    }
+
+
+# ---- for people ----------------------------------------------------------------------------------
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return what the scorecard's page includes: the totals, and each chapter's claims under a heading of their own."""
+    chapters = dict.fromkeys(row.chapter for row in rows)
+    parts = ["## Totals", _totals_table(totals(rows)) if rows else "The chapters claim nothing yet."]
+    for chapter in chapters:
+        own = [row for row in rows if row.chapter == chapter]
+        # A link with words of its own: the page's table of contents shows no titles that Sphinx fills in.
+        parts += [f"## [{own[0].run.title}](/book/{chapter}.ipynb)", _chapter_table(own)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _totals_table(found: Iterable[Total]) -> str:
+    head = ["paper", "claims", *(f"{where}: {v}" for where in ("live", "recorded") for v in _short(VERDICTS))]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for total in found:
+        name = f"{{cite:t}}`{total.paper}`" if total.paper else OWN
+        counts = [total.claims, *total.live.values(), *total.recorded.values()]
+        lines.append([name, *map(str, counts)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _short(verdicts: Iterable[str]) -> list[str]:
+    return [verdict.removesuffix(" at this scale") for verdict in verdicts]
+
+
+def _chapter_table(rows: Sequence[Row]) -> str:
+    """Return raw HTML, in which no line is empty: there it would end."""
+    record = rows[0].run.record
+    caption = _escape(f"The claims of {record['chapter']}: live, profile {record.get('profile')}, and recorded")
+    titles = ("Claim", "Source", "Reported", "Live", "Recorded")
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    body = "\n".join(_as_row(row) for row in rows)
+    return (
+        '<div class="nadkit-scroll">\n<table class="table nadkit-claims nadkit-scorecard">\n'
+        f"<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+    )
+
+
+def _as_row(row: Row) -> str:
+    claim = row.claim
+    link = f'<a href="{_escape(f"../{row.page}")}">{_escape(claim.statement)}</a><br><code>{_escape(claim.id)}</code>'
+    live = _measured(row.live) if row.live else f"<em>{GONE}</em>"
+    recorded = "".join(f"<li>{_measured(claim)}<br>{_where(record)}</li>" for record, claim in row.recorded)
+    cells = [_escape(claim.source), _escape(claim.report), live, f"<ul>{recorded}</ul>" if recorded else "-"]
+    return f'<tr><th scope="row">{link}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _measured(claim: Claim) -> str:
+    verdict = " ".join(verdict_as_html(claim).split())
+    return verdict if claim.measured is None else f"{_escape(claim.measurement)}<br>{verdict}"
+
+
+def _where(record: Record) -> str:
+    facts = [record.name, record.device or record.platform, short_commit(record.commit), record.started[:10]]
+    mark = ' <strong class="nadkit-stale">stale</strong>' if record.stale else ""
+    return f"<small>{_escape(' · '.join(facts))}{mark}</small>"
+
+
+def _escape(text: str) -> str:
+    return html.escape(" ".join(text.split()))

@@ -1,0 +1,587 @@
+"""Results: stored beside what people see, read back as a table of runs, and recorded for later ones."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_notebook
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from nadkit import results
+from nadkit.chapters import BadInput, load, validate
+from nadkit.claims import FAILS, Claim, Claims
+from nadkit.directions import NADs, random
+from nadkit.images import load as load_images
+from nadkit.results import MIME, Record, collect, record, recorded, write
+from nadkit.runner import RunFailed, execute
+
+matplotlib.use("agg")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What was displayed so far: pairs of the data, by type, and the store."""
+    outputs = []
+
+    def display(data: dict, *, metadata: dict, raw: bool) -> None:
+        assert raw
+        assert json.dumps(metadata, allow_nan=False)
+        outputs.append((data, metadata[MIME]))
+
+    monkeypatch.setattr("IPython.display.display", display)
+    return outputs
+
+
+def table(**columns) -> pd.DataFrame:
+    return pd.DataFrame(columns or {"k": [1, 10], "overlap": [0.5, 0.25]})
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    figure, axes = plt.subplots()
+    axes.plot(frame["k"], frame["overlap"])
+    return figure
+
+
+CLAIM = Claim("works", "It works", "Paper, fig. 1", 0.99, 0.5, ">= 0.9", paper="somebody2020")
+
+
+def a_record(**changes) -> Record:
+    fields = {
+        "path": Path("paper,architectures=lenet.json"),
+        "chapter": "inputs/nads",
+        "profile": "paper",
+        "parameters": {"architectures": ["lenet"], "seed": 3},
+        "experiment": "abc",
+        "commit": "0123456789abcdef+",
+        "versions": {"torch": "2.11.0", "nadkit": "0.1.0", "python": "3.12.1"},
+        "platform": "Linux",
+        "device": "NVIDIA H200",
+        "data": [{"name": "images", "kind": "original CIFAR-10", "sha256": "00ff"}],
+        "started": "2025-11-20T10:00:00+00:00",
+        "seconds": 5400.0,
+        "numbers": {"highest": 0.5},
+        "tables": {"overlaps": {"columns": ["k", "overlap"], "rows": [[1, 0.9], [10, None]]}},
+        "claims": Claims([CLAIM]),
+        "stale": False,
+    }
+    return Record(**fields | changes)
+
+
+# ---- plain data ----------------------------------------------------------------------------------
+
+
+def test_numbers_become_plain_data(shown):
+    results.keep(
+        a=np.float32(0.1),
+        b=torch.tensor(2.5),
+        c=math.nan,
+        d=np.bool_(True),
+        e=None,
+        f="words",
+        g=np.int64(3),
+        h=1234567.0,
+        i=math.inf,
+        j=False,
+    )
+    ((data, store),) = shown
+    expected = {
+        "a": 0.1, "b": 2.5, "c": None, "d": True, "e": None, "f": "words", "g": 3, "h": 1234570.0, "i": None, "j": False
+    }  # fmt: skip
+    assert store["numbers"] == expected
+    assert store["numbers"]["d"] is True
+    assert "b = 2.5" in data["text/plain"].splitlines()
+
+
+@pytest.mark.parametrize("value", [[1, 2], np.zeros(2), torch.zeros(2), {"a": 1}, object()])
+def test_what_is_no_number_is_refused(shown, value):
+    with pytest.raises(ValueError, match="highest: expected a number"):
+        results.keep(highest=value)
+    assert shown == []
+
+
+def test_a_table_comes_back_as_it_was(shown):
+    made = table(
+        name=["a", "b"],
+        count=np.array([1, 2]),
+        part=np.array([0.1, np.nan], dtype=np.float32),
+        nothing=[None, None],
+        right=[True, False],
+        word=["x", None],
+    )
+    results.show("parts", made, alt="Parts.")
+    ((data, store),) = shown
+    plain = json.loads(json.dumps(store))["tables"]["parts"]
+    assert plain["rows"] == [["a", 1, 0.1, None, True, "x"], ["b", 2, None, None, False, None]]
+    back = results.to_frame(plain)
+    assert [kind.kind for kind in back.dtypes[["count", "part", "nothing", "right"]]] == ["i", "f", "f", "b"]
+    assert back["part"].tolist()[0] == 0.1
+    assert "Parts." in data["text/plain"]
+
+
+def test_a_table_is_small():
+    rows = pd.DataFrame({"a": range(2500), "b": range(2500)})
+    assert results._to_plain("t", rows)
+    with pytest.raises(ValueError, match="table 't': expected at most 5,000 cells, got 5,002"):
+        results._to_plain("t", pd.DataFrame({"a": range(2501), "b": range(2501)}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (table(a=[1, 2]).set_index("a"), "reset_index"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "a name of its own"),
+        (pd.DataFrame([[1, 2]]), "a name of its own"),
+        (table(a=[[1], [2]]), "column 'a': expected a number"),
+    ],
+)
+def test_a_table_has_named_columns_of_numbers_and_words(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        results._to_plain("t", wrong)
+
+
+# ---- tabs ----------------------------------------------------------------------------------------
+
+VOID = {"input", "br", "img"}
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and collects them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_without_records_there_are_no_tabs(shown):
+    results.show("overlaps", table(), draw, alt='A falling "line" & more.')
+    page = Page(shown[0][0]["text/html"])
+    assert [tag for tag, _ in page.found] == ["img"]
+    (image,) = page.all("img")
+    assert image["alt"] == 'A falling "line" & more.'
+    assert image["src"].startswith("data:image/png;base64,iVBOR")
+    assert plt.get_fignums() == []
+
+
+def test_recorded_runs_stand_beside_this_one(shown):
+    others = [
+        a_record(),
+        a_record(path=Path("gpu.json"), stale=True, device="<b>GPU</b>"),
+        a_record(path=Path("other.json"), tables={}),
+    ]
+    for _ in range(2):
+        results.show("overlaps", table(), draw, alt="Overlaps.", recorded=others)
+    pages = [Page(data["text/html"]) for data, _ in shown]
+    page = pages[0]
+    buttons = page.all("input")
+    assert [b["type"] for b in buttons] == ["radio"] * 3
+    assert len({b["name"] for b in buttons}) == 1
+    assert ["checked" in b for b in buttons] == [True, False, False]
+    assert [label["for"] for label in page.all("label")] == [b["id"] for b in buttons]
+    assert len({b["id"] for p in pages for b in p.all("input")}) == 6
+    assert len({b["name"] for p in pages for b in p.all("input")}) == 2
+    assert [image["alt"] for image in page.all("img")] == [
+        "Overlaps.",
+        "Overlaps. Recorded run: paper,architectures=lenet.",
+        "Overlaps. Recorded run: gpu.",
+    ]
+    assert (
+        "profile paper, architectures=lenet · NVIDIA H200 · torch 2.11.0 · nadkit 0.1.0 · commit 01234567+ · seed 3 · "
+        "90.0 min · 2025-11-20 · images: original CIFAR-10 (SHA-256 00ff)"
+    ) in page.text
+    assert "<b>GPU</b>" in page.text
+    assert page.text.count(results.STALE) == 1
+    assert "gpu (stale)" in page.text
+    source = shown[0][0]["text/html"]
+    assert not re.search(r"https?:|//[a-z]|<script|url\(|@import", re.sub(r"base64,[^\"]*", "", source))
+    # The live table alone is this run's result.
+    assert shown[0][1]["tables"]["overlaps"]["rows"] == [[1, 0.5], [10, 0.25]]
+
+
+def test_tables_without_a_drawing_are_shown_as_tables(shown):
+    results.show("overlaps", table(k=[1], word=["<i>"]), alt="Words & numbers", recorded=[a_record()])
+    page = Page(shown[0][0]["text/html"])
+    assert len(page.all("table")) == len(page.all("caption")) == 2
+    assert all(head["scope"] == "col" for head in page.all("th"))
+    assert "<i>" in page.text
+    assert page.all("i") == []
+    assert "Words & numbers Recorded run" in page.text
+
+
+def test_a_record_that_cannot_be_drawn_fails_no_run(shown):
+    other = a_record(tables={"overlaps": {"columns": ["rank"], "rows": [[1]]}})
+    results.show("overlaps", table(), draw, alt="Overlaps.", recorded=[other])
+    page = Page(shown[0][0]["text/html"])
+    assert len(page.all("img")) == 1
+    assert "It could not be drawn (KeyError: 'k')." in page.text
+    assert "rank" in page.text
+
+
+def test_where_this_run_has_nothing_the_records_still_show(shown):
+    results.show("overlaps", pd.DataFrame([]), draw, alt="Overlaps.", recorded=[a_record()])
+    page = Page(shown[0][0]["text/html"])
+    assert len(page.all("img")) == 1
+    assert "Nothing to show here." in page.text
+    assert shown[0][1]["tables"]["overlaps"] == {"columns": [], "rows": []}
+
+
+# ---- provenance ----------------------------------------------------------------------------------
+
+
+def test_provenance_names_the_device_and_the_data(shown):
+    digits = load_images("digits")
+    basis = random(seed=0)
+    results.made_with("cpu", images=digits, waves=basis, noise="synthetic: D(v)")
+    ((data, store),) = shown
+    assert re.search(r", \d+ cores?$", store["device"])
+    images, waves, noise = store["data"]
+    assert images["kind"] == digits.source
+    assert re.fullmatch(r"[0-9a-f]{16}", images["sha256"])
+    assert re.fullmatch(r"[0-9a-f]{16}", waves["sha256"])
+    assert noise == {"name": "noise", "kind": "synthetic: D(v)", "sha256": None}
+    assert f"images: {digits.source} (SHA-256 {images['sha256']})" in data["text/plain"]
+    with pytest.raises(ValueError, match="data images: expected images, directions or words, got list"):
+        results.made_with("cpu", images=[1])
+
+
+def test_a_checksum_follows_every_value(shown):
+    digits, basis = load_images("digits"), random(seed=0)
+    changed = digits.test_labels.clone()
+    changed[0] = (changed[0] + 1) % 10
+    nads = NADs(vectors=basis.vectors, shape=basis.shape, eigenvalues=torch.ones(len(basis)), n_networks=2000)
+    sets = {"a": digits, "b": replace(digits, test_labels=changed), "c": basis, "d": random(seed=1), "e": nads}
+    results.made_with("cpu", **sets, f=replace(digits))
+    sums = {item["name"]: item["sha256"] for item in shown[0][1]["data"]}
+    assert sums["a"] == sums.pop("f")
+    assert len(set(sums.values())) == 5
+
+
+def test_checkpoints_lie_where_the_runner_looks_for_them(monkeypatch, tmp_path):
+    monkeypatch.delenv("NADKIT_CHECKPOINTS", raising=False)
+    assert results.checkpoint("lenet") is None
+    monkeypatch.setenv("NADKIT_CHECKPOINTS", str(tmp_path / "deep" / "er"))
+    assert results.checkpoint("lenet") == tmp_path / "deep" / "er" / "lenet"
+    assert (tmp_path / "deep" / "er").is_dir()
+
+
+def test_the_module_is_light():
+    heavy = "torch", "pandas", "numpy", "matplotlib", "papermill", "IPython"
+    code = f"import sys, nadkit.results, nadkit.scorecard\nprint([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- runs of a toy book --------------------------------------------------------------------------
+
+PARAMETERS = """\
+seed: int = 1  # of what [0..]
+names: list[str] = ["a", "b"]  # of whom
+device: str = "cpu"  # where [device]
+highest: float = 0.5  # bound [>0]
+"""
+CODE = """\
+import pandas as pd
+from nadkit import claims, results
+assert seed != 13, "unlucky"
+results.made_with(device, data="synthetic")
+results.keep(total=seed / 3, highest=2 * seed, seconds=7.5)
+results.show("squares", pd.DataFrame({"n": [1, 2], "square": [1.0, 4.5]}), alt="Squares.")
+claims.show([claims.Claim("positive", "It is positive", "us", None, seed / 10, ">= 0.5")])
+"""
+
+
+def toy(make_book, *, code: str = CODE, parameters: str = PARAMETERS) -> Path:
+    profiles = {"paper": {"part/one": {"names": ["c"]}}}
+    return make_book(profiles, part__one=make_notebook(parameters=parameters, code=(code,)))
+
+
+def run(root: Path, out: Path, profile: str = "quick", **overrides) -> Path:
+    chapter = load(root, "part/one")
+    execute(chapter, validate(chapter, profile, overrides), out, profile=profile)
+    return out
+
+
+def edited(path: Path, **changes) -> Path:
+    """A copy of an executed notebook whose run's record says something else."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.nadkit.update(changes)
+    copy = path.with_name(f"edited-{path.name}")
+    nbformat.write(notebook, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def once():
+    """What the first test ran, for the others."""
+    return {}
+
+
+@pytest.fixture
+def finished(make_book, tmp_path, once):
+    """A toy book and an executed notebook of its chapter."""
+    root, notebook = toy(make_book), tmp_path / "runs" / "one.ipynb"
+    if not once:
+        once["bytes"] = run(root, notebook, "paper", seed=2).read_bytes()
+    notebook.parent.mkdir(exist_ok=True)
+    notebook.write_bytes(once["bytes"])
+    return root, notebook
+
+
+def test_a_record_of_a_run_comes_back(finished):
+    root, notebook = finished
+    path = record(notebook, root)
+    assert path == root / "book" / "recorded" / "part" / "one" / "paper,seed=2.json"
+    (found,) = recorded("one", root)
+    about = nbformat.read(notebook, as_version=4).metadata.nadkit
+    assert found.name == "paper,seed=2"
+    assert found.parameters == {"seed": 2, "names": ["c"], "device": "cpu", "highest": 0.5}
+    assert (found.started, found.seconds, found.versions) == (about.started, about.seconds, about.versions)
+    assert found.numbers == {"total": 0.666667, "highest": 4, "seconds": 7.5}
+    assert found.tables == {"squares": {"columns": ["n", "square"], "rows": [[1, 1.0], [2, 4.5]]}}
+    assert found.data == [{"name": "data", "kind": "synthetic", "sha256": None}]
+    assert (found.claims[0].measured, found.claims[0].verdict) == (0.2, FAILS)
+    assert found.commit is None
+    assert "commit unknown" in found.provenance
+    assert not found.stale
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_record_is_legible_in_a_diff(finished):
+    root, notebook = finished
+    lines = record(notebook, root).read_text().splitlines()
+    assert "    [1, 1.0]," in lines
+    assert "    [2, 4.5]" in lines
+    assert '   "columns": ["n", "square"],' in lines
+    assert '  "names": ["c"],' in lines
+    assert '  "highest": 4,' in lines
+    assert '   "statement": "It is positive",' in lines
+
+
+def test_a_record_is_stale_when_the_experiment_changed_and_not_for_prose(finished, make_book):
+    root, notebook = finished
+    record(notebook, root)
+    toy(make_book, code=f"{CODE}# a remark\n")
+    assert not recorded("one", root)[0].stale
+    toy(make_book, code=CODE.replace("seed / 3", "seed / 4"))
+    assert recorded("one", root)[0].stale
+
+
+def test_a_verdict_in_a_record_is_not_believed(finished):
+    root, notebook = finished
+    path = record(notebook, root)
+    path.write_text(path.read_text().replace('"verdict": "fails"', '"verdict": "holds"'))
+    assert recorded("one", root)[0].claims[0].verdict == FAILS
+
+
+def test_what_is_recorded_is_a_finished_run_of_this_book_as_it_is_now(finished, make_book, tmp_path):
+    root, notebook = finished
+    with pytest.raises(BadInput, match="no finished run"):
+        record(edited(notebook, status="interrupted"), root)
+    with pytest.raises(BadInput, match="run of 'part/two', which the book"):
+        record(edited(notebook, chapter="part/two"), root)
+    with pytest.raises(BadInput, match="no profile is called 'papers'"):
+        record(edited(notebook, profile="papers"), root)
+    with pytest.raises(BadInput, match="found nothing"):
+        record(tmp_path / "absent.ipynb", root)
+    with pytest.raises(BadInput, match="found a folder"):
+        record(tmp_path, root)
+    with pytest.raises(BadInput, match="no finished run"):
+        record(root / "book" / "part" / "one.ipynb", root)
+    with pytest.raises(BadInput, match="failed run"):
+        record(edited(notebook, status="failed"), root)
+    toy(make_book, parameters=PARAMETERS + "more: int = 1  # of it [0..]\n")
+    with pytest.raises(BadInput, match="the experiment of part/one changed since this run; run it again"):
+        record(notebook, root)
+    toy(make_book, code=CODE + "print(1)\n")
+    with pytest.raises(BadInput, match="the experiment of part/one changed since this run; run it again"):
+        record(notebook, root)
+    assert not (root / "book" / "recorded").exists()
+
+
+def test_a_run_that_kept_nothing_is_not_recorded(make_book, tmp_path):
+    root = toy(make_book, code="print(seed)")
+    with pytest.raises(BadInput, match="nothing to record"):
+        record(run(root, tmp_path / "one.ipynb"), root)
+
+
+def test_a_record_replaces_the_one_before_it_whole_or_not_at_all(finished, monkeypatch):
+    root, notebook = finished
+    path = record(notebook, root)
+    before = path.read_text()
+
+    def full_disk(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results.files.os, "replace", full_disk)
+    with pytest.raises(KeyboardInterrupt):
+        record(notebook, root)
+    assert path.read_text() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"version": 1', '"version": 2'),
+        ('"holds_if": ">= 0.5"', '"holds_if": "maybe"'),
+        ('"seconds"', '"hours"'),
+        ("[1, 1.0]", "[1]"),
+        ("{", ""),
+        ('"kind"', '"sort"'),
+    ],
+)
+def test_a_damaged_record_is_named(finished, old, new):
+    root, notebook = finished
+    path = record(notebook, root)
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(BadInput, match=r"paper,seed=2\.json is no record that can be read"):
+        recorded("one", root)
+
+
+def test_a_chapter_reads_the_records_of_its_book(finished, monkeypatch, tmp_path):
+    root, notebook = finished
+    monkeypatch.chdir(root / "book" / "part")
+    assert recorded("part/one") == []
+    record(notebook, root)
+    assert len(recorded("part/one")) == 1
+    with pytest.raises(BadInput, match="did you mean"):
+        recorded("part/won")
+    monkeypatch.chdir(tmp_path)
+    assert recorded("part/one") == []
+
+
+# ---- collect -------------------------------------------------------------------------------------
+
+
+def copies(notebook: Path, folder: Path, *changes: dict) -> Path:
+    """A folder of executed notebooks like `notebook`, whose runs' records differ."""
+    folder.mkdir(parents=True)
+    for i, change in enumerate(changes):
+        edited(notebook, **change).rename(folder / f"{i}.ipynb")
+    return folder
+
+
+def test_runs_become_rows(make_book, tmp_path):
+    root, folder = toy(make_book), tmp_path / "runs"
+    run(root, folder / "x" / "ten.ipynb", seed=10)
+    run(root, folder / "two.ipynb", seed=2)
+    with pytest.raises(RunFailed):
+        run(root, folder / "thirteen.ipynb", seed=13)
+    found = collect(folder)
+    assert found["seed"].tolist() == [2, 10]
+    assert found["names"].tolist() == ["a+b", "a+b"]
+    assert found["total"].tolist() == [0.666667, 3.33333]
+    assert found["highest"].tolist() == [0.5, 0.5]
+    assert found["result.highest"].tolist() == [4, 20]
+    assert found["result.seconds"].tolist() == [7.5, 7.5]
+    assert (found["seconds"] > 0).all()
+    assert found["device"].tolist() == ["cpu", "cpu"]
+    assert found["run.device"].str.contains("core").all()
+    assert found["claim.positive"].tolist() == [0.2, 1.0]
+    assert found["verdict.positive"].tolist() == ["fails", "holds"]
+    assert found["data"].tolist() == ["data: synthetic"] * 2
+    assert found["file"].tolist() == ["two.ipynb", "x/ten.ipynb"]
+    assert found["profile"].tolist() == ["quick", "quick"]
+    assert list(found.columns[:5]) == ["seed", "names", "device", "highest", "result.highest"]
+    assert {"started", "commit", "torch", "nadkit", "platform"} < set(found.columns)
+    assert len(collect(folder / "two.ipynb")) == 1
+
+
+def test_rows_are_in_the_natural_order_of_the_parameters(finished, tmp_path):
+    _, notebook = finished
+    values = ["net10", "net2", None, 10, 2.5, ["b"], ["a", "b"], ["a"], True]
+    changes = [{"parameters": {"p": value}} for value in values]
+    found = collect(copies(notebook, tmp_path / "folder", *changes))
+    assert found["p"].tolist() == [None, True, 2.5, 10, "net2", "net10", "a", "a+b", "b"]
+
+
+def test_runs_of_different_parameters_make_one_table(finished, tmp_path):
+    _, notebook = finished
+    changes = [{"parameters": {"n": 1}}, {"parameters": {"m": 2}}, {"parameters": {}}]
+    found = collect(copies(notebook, tmp_path / "folder", *changes))
+    assert list(found.columns[:2]) == ["m", "n"] or list(found.columns[:2]) == ["n", "m"]
+    assert sorted(found["n"].fillna(0)) == [0, 0, 1]
+    assert "highest" in found
+    assert "device" in found
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_of_runs_is_written_and_read_back(finished, tmp_path, suffix):
+    _, notebook = finished
+    changes = [{"parameters": {"seed": n, "p": p}} for n, p in [(1, True), (2, None), (3, False)]]
+    found = collect(copies(notebook, tmp_path / "folder", *changes))
+    path = tmp_path / "new" / f"table{suffix}"
+    write(found, path)
+    write(found, path)
+    back = pd.read_csv(path) if suffix == ".csv" else pd.read_parquet(path)
+    assert list(back.columns) == list(found.columns)
+    assert back["seed"].tolist() == [1, 2, 3]
+    assert back["p"].isna().tolist() == [False, True, False]
+    assert back["p"].dropna().astype(bool).tolist() == [True, False]
+    assert back["total"].tolist() == [0.666667] * 3
+    assert back["verdict.positive"].tolist() == ["fails"] * 3
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_only_csv_and_parquet_are_written(tmp_path):
+    for name in ("table.xlsx", "table", "csv"):
+        with pytest.raises(BadInput, match=r"expected a file called NAME\.csv or NAME\.parquet"):
+            write(table(), tmp_path / name)
+    with pytest.raises(BadInput, match=r"a \.csv file takes any column"):
+        write(table(a=[1, "x"]), tmp_path / "table.parquet")
+    write(table(a=[1, "x"]), tmp_path / "table.csv")
+    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_what_cannot_be_collected_is_named(finished, tmp_path):
+    _, notebook = finished
+    with pytest.raises(BadInput, match="no finished run"):
+        collect(copies(notebook, tmp_path / "other", {"status": "interrupted"}))
+    with pytest.raises(BadInput, match="found nothing"):
+        collect(tmp_path / "absent")
+    folder = copies(notebook, tmp_path / "folder", {})
+    (folder / "bad.ipynb").write_text('{"cells": [')
+    with pytest.raises(BadInput, match=r"bad\.ipynb is not a notebook"):
+        collect(folder)
+    text = notebook.read_text()
+    assert '"rows"' in text
+    (folder / "bad.ipynb").write_text(text.replace('"rows"', '"lines"'))
+    with pytest.raises(BadInput, match=r"bad\.ipynb: the results stored in it cannot be read"):
+        collect(folder)
+
+
+def test_two_results_of_one_name_are_refused(make_book, tmp_path):
+    root = toy(make_book, code="from nadkit import results\nfor i in range(2):\n    results.keep(best=i)")
+    out = run(root, tmp_path / "one.ipynb")
+    with pytest.raises(BadInput, match="there are two called 'best'"):
+        collect(out)
