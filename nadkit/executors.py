@@ -197,7 +197,7 @@ def _dask(address: str) -> Iterator[Executor]:
 
 
 def _why_not(error: Exception) -> str:
-    while error.__cause__ is not None:
+    while error.__cause__ is not None and str(error.__cause__):
         error = error.__cause__
     match error:
         case LookupError(args=(reason,)):
@@ -210,7 +210,7 @@ def _why_not(error: Exception) -> str:
             return "a certificate or key that Dask's configuration names is not there"
         case ssl.SSLError():
             return f"no connection by TLS: {error}"
-    return f"no Dask scheduler can be reached there: {error or type(error).__name__}"
+    return f"no Dask scheduler can be reached there: {str(error) or type(error).__name__}"
 
 
 @contextmanager
@@ -226,10 +226,18 @@ def _slurm(workers: int, logs: Path | None) -> Iterator[Executor]:
     configured = dask.config.get("jobqueue.slurm", {}, config=dask.config.collect())
     options = {name: value for name, value in SLURM_JOB.items() if configured.get(name) is None}
     options["worker_extra_args"] = [*(configured.get("worker-extra-args") or []), "--nthreads", "1"]
-    options["scheduler_options"] = {"dashboard_address": None} | (configured.get("scheduler-options") or {})
+    options["scheduler_options"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0"} | (
+        configured.get("scheduler-options") or {}
+    )
     if (security := distributed.Security()).require_encryption:
         options |= {"security": security, "protocol": "tls://"}
-    with jobqueue.SLURMCluster(**options, log_directory=logs) as cluster:
+    try:
+        cluster = jobqueue.SLURMCluster(**options, log_directory=logs)
+    except Exception as error:  # an interface that is not there, an unknown setting, ...
+        raise BadInput(
+            f"--cluster slurm: Dask's configuration, under jobqueue.slurm, does not work: {error}"
+        ) from error
+    with cluster:
         _require_accepted(cluster.job_script())
         cluster.adapt(minimum=0, maximum=workers, target_duration="0.1s")  # a run is worth a job
         with distributed.Client(cluster, set_as_default=False) as client:
@@ -252,10 +260,14 @@ def _require_accepted(script: str) -> None:
 
 
 def _require_dask(module: str) -> ModuleType:
+    handler = signal.getsignal(signal.SIGINT)
     try:
         return importlib.import_module(module)
     except ImportError:
         raise BadInput("clusters need Dask, which is not installed: pip install -e '.[cluster]'") from None
+    finally:
+        # Importing dask_jobqueue makes Ctrl-C end the program in silence.
+        signal.signal(signal.SIGINT, handler)
 
 
 # ---- any of them ---------------------------------------------------------------------------------

@@ -10,13 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 PATIENCE = 60.0
-MARK = "NADKIT_TESTS_CLUSTER"
 
 
 def wait_until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
@@ -48,65 +46,78 @@ def kernels(processes: list[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
-def _end(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, PATIENCE)
+class Cluster:
+    """What starts processes that log to `folder`, and knows them, and theirs, by a variable of their environment."""
+
+    mark: str
+
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+        self.folder, self.settings = folder, dict(settings)
+        self.started: list[subprocess.Popen] = []
+        folder.mkdir()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of all its processes."""
+        return dict(os.environ) | self.settings
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """All its processes, with the kernels of its workers."""
+        return processes_with(self.mark, self.settings[self.mark])
+
+    def run(self, name: str, *command: object) -> subprocess.Popen:
+        """Start a process."""
+        with open(self.folder / f"{name}.txt", "ab") as log:
+            self.started.append(
+                subprocess.Popen([str(c) for c in command], env=self.environment, stdout=log, stderr=log)
+            )
+        return self.started[-1]
+
+    def end(self) -> None:
+        """Kill all that is left of it."""
+        for process in self.processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        for process in self.started:
+            process.wait(PATIENCE)
 
 
 # ---- Dask ----------------------------------------------------------------------------------------
 
 
-@dataclass
-class Dask:
-    """A scheduler and its workers, each a process of its own, as are the workers' nannies."""
+class Dask(Cluster):
+    """A scheduler and workers of one thread each, all processes of their own, as are the workers' nannies."""
 
-    folder: Path
-    settings: Mapping[str, str] = field(default_factory=dict)
-    protocol: str = "tcp"
-    address: str = ""
+    mark = "NADKIT_TESTS_CLUSTER"
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """The environment of all its processes."""
-        usual = {"OMP_NUM_THREADS": "1", "DASK_LOGGING__DISTRIBUTED": "warning", MARK: str(self.folder)}
-        return dict(os.environ) | usual | dict(self.settings)
-
-    @property
-    def processes(self) -> list[psutil.Process]:
-        """All its processes, with the kernels of the workers."""
-        return processes_with(MARK, str(self.folder))
+    def __init__(self, folder: Path, **settings: str) -> None:
+        usual = {"OMP_NUM_THREADS": "1", "DASK_LOGGING__DISTRIBUTED": "warning", self.mark: str(folder)}
+        super().__init__(folder, usual | settings)
 
     def start(self, workers: int) -> None:
-        """Start a scheduler and workers of one thread each."""
-        card = self.folder / "scheduler.json"
-        place = ["--host", "127.0.0.1", "--port", "0", "--protocol", self.protocol]
-        self.scheduler = self._run("scheduler", *place, "--dashboard-address", "127.0.0.1:0", "--scheduler-file", card)
+        """Start the scheduler, and the workers, which need not be there yet."""
+        card, secure = self.folder / "scheduler.json", any("TLS" in name for name in self.settings)
+        place = ["--host", "127.0.0.1", "--port", 0, "--protocol", "tls" if secure else "tcp"]
+        place += ["--dashboard-address", "127.0.0.1:0", "--scheduler-file", card]
+        self.scheduler = self.run("scheduler", sys.executable, "-m", "distributed.cli.dask_scheduler", *place)
         wait_until(lambda: card.exists() and card.read_text().endswith("}"), "the scheduler to start")
         self.address = json.loads(card.read_text())["address"]
-        options = ["--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard", "--death-timeout", "20"]
-        for _ in range(workers):
-            self._run("worker", self.address, *options, "--local-directory", self.folder)
-
-    def _run(self, what: str, *options: object) -> subprocess.Popen:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *map(str, options)]
-        with open(self.folder / "log.txt", "ab") as log:
-            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        options = ["--nthreads", 1, "--host", "127.0.0.1", "--no-dashboard", "--local-directory", self.folder]
+        for i in range(workers):
+            self.run(f"worker{i}", sys.executable, "-m", "distributed.cli.dask_worker", self.address, *options)
 
 
 @contextmanager
 def dask_cluster(folder: Path, workers: int = 2, **settings: str) -> Iterator[Dask]:
     """Start a Dask cluster for the block, and end all of it after the block."""
-    folder.mkdir()
-    tls = any("TLS" in name for name in settings)
-    cluster = Dask(folder, settings, "tls" if tls else "tcp")
+    cluster = Dask(folder, **settings)
     try:
         cluster.start(workers)
         yield cluster
     finally:
-        # Asked politely, a worker whose scheduler goes at the same time may hang.
-        _end(cluster.processes)
+        # Not asked politely: a worker whose scheduler goes at the same time may hang.
+        cluster.end()
 
 
 def make_certificate(folder: Path) -> dict[str, str]:
@@ -123,11 +134,9 @@ def make_certificate(folder: Path) -> dict[str, str]:
     comm = "DASK_DISTRIBUTED__COMM__"
     settings = {f"{comm}REQUIRE_ENCRYPTION": "true", f"{comm}TLS__CA_FILE": str(folder / "ca.pem")}
     for role in ("SCHEDULER", "WORKER", "CLIENT"):
-        settings |= {f"{comm}TLS__{role}__{what}": str(folder / f"own.{end}") for what, end in CERTIFICATE}
+        settings |= {f"{comm}TLS__{role}__CERT": str(folder / "own.pem")}
+        settings |= {f"{comm}TLS__{role}__KEY": str(folder / "own.key")}
     return settings
-
-
-CERTIFICATE = (("CERT", "pem"), ("KEY", "key"))
 
 
 # ---- SLURM ---------------------------------------------------------------------------------------
@@ -136,7 +145,7 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("sbatch", "squeue", "scancel", "sinfo")
 SBIN = "/usr/sbin"  # not on everybody's path
 
-# One node, said to be big enough whatever this machine is, and nothing that asks for rights of its own, such as cgroups.
+# One node, said to be big enough on any machine, and nothing that needs rights of its own, such as cgroups.
 CONFIG = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -171,73 +180,52 @@ def why_no_slurm() -> str | None:
     return None if os.geteuid() == 0 else "only root may start the daemons of SLURM"
 
 
-@dataclass
-class Slurm:
-    """A SLURM of one node, with daemons of its own on free ports; `environment` is how to reach it."""
+class Slurm(Cluster):
+    """A SLURM of one node; `settings` are the variables that lead to it."""
 
-    folder: Path
+    mark = "SLURM_CONF"
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """The variables that lead to it."""
+    def __init__(self, folder: Path) -> None:
         path = f"{os.environ.get('PATH', '')}:{SBIN}"
-        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path, "OMP_NUM_THREADS": "1"}
-
-    @property
-    def processes(self) -> list[psutil.Process]:
-        """All that runs with its environment: daemons, jobs, kernels."""
-        return processes_with("SLURM_CONF", self.environment["SLURM_CONF"])
+        super().__init__(folder, {self.mark: str(folder / "slurm.conf"), "PATH": path, "OMP_NUM_THREADS": "1"})
 
     def ask(self, *command: str) -> str:
         """Return what a command of SLURM's prints."""
-        environment = dict(os.environ) | self.environment
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE).stdout.strip()
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE)
+        return done.stdout.strip()
 
-    def jobs(self, *states: str) -> list[str]:
-        """Return the ids of the jobs that wait, run or are just ending; or of those in the given states."""
-        only = [f"--states={','.join(states)}"] if states else []
-        return self.ask("squeue", "--noheader", "--format=%i", *only).split()
+    def jobs(self) -> list[str]:
+        """Return the ids of the jobs that wait, run, or are just ending."""
+        return self.ask("squeue", "--noheader", "--format=%i").split()
 
     def start(self) -> None:
         """Start the daemons and wait for the node."""
         host, (controller, node) = socket.gethostname().partition(".")[0], _free_ports(2)
         for name in ("state", "spool"):
             (self.folder / name).mkdir()
-        (self.folder / "slurm.conf").write_text(
-            CONFIG.format(host=host, folder=self.folder, controller=controller, node=node)
-        )
+        config = CONFIG.format(host=host, folder=self.folder, controller=controller, node=node)
+        (self.folder / "slurm.conf").write_text(config)
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
-        key = self.folder / "munge.key"
+        key, door = self.folder / "munge.key", self.folder / "munge.socket"
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
-        socket_, files = self.folder / "munge.socket", ("pid", "log", "seed")
-        files = [f"--{name}-file={self.folder}/munge.{name}" for name in files]
-        self._run("munged", "--foreground", "--force", f"--socket={socket_}", f"--key-file={key}", *files)
-        wait_until(socket_.exists, f"munged to listen (log: {self.folder}/munged.txt)")
-        self._run("slurmctld", "-D")
-        self._run("slurmd", "-D", "-N", host)
+        files = [f"--{name}-file={self.folder}/munge.{name}" for name in ("pid", "log", "seed")]
+        self.run("munged", "munged", "--foreground", "--force", f"--socket={door}", f"--key-file={key}", *files)
+        wait_until(door.exists, f"munged to listen (log: {self.folder}/munged.txt)")
+        self.run("slurmctld", "slurmctld", "-D")
+        self.run("slurmd", "slurmd", "-D", "-N", host)
         idle = ("sinfo", "--noheader", "--format=%T")
         wait_until(lambda: self.ask(*idle) == "idle", f"the node of SLURM (logs: {self.folder}/*.txt)")
 
-    def _run(self, *command: str) -> None:
-        with open(self.folder / f"{command[0]}.txt", "wb") as log:
-            environment = dict(os.environ) | self.environment
-            self._daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-
-    def __post_init__(self) -> None:
-        self._daemons: list[subprocess.Popen] = []
-
     def stop(self) -> None:
-        """End the jobs, the daemons, and what is left of either."""
+        """End the jobs, then the daemons, the newest first."""
         self.ask("scancel", "--user=root")
         with suppress(TimeoutError):
             wait_until(lambda: not self.jobs(), "the jobs to end")
-        for daemon in reversed(self._daemons):
+        for daemon in reversed(self.started):
             daemon.terminate()
-        for daemon in self._daemons:
             with suppress(subprocess.TimeoutExpired):
                 daemon.wait(PATIENCE)
-        _end(self.processes)
 
 
 @contextmanager
@@ -247,8 +235,9 @@ def slurm_cluster(folder: Path) -> Iterator[Slurm]:
     try:
         slurm.start()
         yield slurm
-    finally:
         slurm.stop()
+    finally:
+        slurm.end()
 
 
 def _free_ports(count: int) -> list[int]:
