@@ -1,12 +1,17 @@
 """Builds: what runs again, what stays, and what becomes of the pages."""
 
+import json
 from pathlib import Path
 
+import nbformat
 import pytest
+import yaml
 from conftest import files_below, make_notebook, printed
 
-from nadkit import builder, runner
+from nadkit import builder, results, runner
 from nadkit.builder import build
+from nadkit.chapters import load, validate
+from nadkit.runner import execute
 
 
 def statuses(result: dict) -> dict[str, str]:
@@ -133,3 +138,67 @@ def test_the_page_of_a_chapter_that_is_gone_goes_too(make_book, tmp_path):
     (root / "book" / "two.ipynb").unlink()
     build(root, out=tmp_path)
     assert [name for name in pages(tmp_path) if name.endswith("two.html")] == []
+
+
+# ---- the scorecard and recorded results ----------------------------------------------------------
+
+CLAIM = """\
+from nadkit import results
+from nadkit.claims import Claim, show
+results.keep(mean=n * scale)
+show([Claim("one-n", "n is large", "Paper, fig. 1", 5, n, ">= 3", paper="somebody2020paper")])
+"""
+SCORECARD = "(scorecard)=\n# Scorecard\n\n```{include} _generated/scorecard.md\n```\n"
+BIBLIOGRAPHY = "@article{somebody2020paper, author={Some Body}, title={A Paper}, journal={J}, year={2020}}\n"
+
+
+@pytest.fixture
+def scored(make_book):
+    """A book whose chapter claims something, with a scorecard."""
+    root = make_book({"smoke": {"one": {"n": 2}}}, one=make_notebook("One", code=(CLAIM,)))
+    (root / "book" / "practice").mkdir()
+    (root / "book" / "practice" / "scorecard.md").write_text(SCORECARD)
+    (root / "book" / "references.bib").write_text(BIBLIOGRAPHY)
+    (root / "book" / "references.md").write_text("# References\n\n```{bibliography}\n```\n")
+    toc, config = (yaml.safe_load((root / name).read_text()) for name in ("_toc.yml", "_config.yml"))
+    toc["chapters"] += [{"file": "book/practice/scorecard"}, {"file": "book/references"}]
+    config |= {"bibtex_bibfiles": ["book/references.bib"]}
+    config["sphinx"] = {"config": {"bibtex_reference_style": "author_year"}}
+    (root / "_toc.yml").write_text(yaml.safe_dump(toc))
+    (root / "_config.yml").write_text(yaml.safe_dump(config))
+    return root
+
+
+def test_the_scorecard_follows_the_runs_and_the_records(scored, tmp_path):
+    html = tmp_path / "_build" / "html"
+    assert build(scored, "smoke", out=tmp_path)["error"] is None
+    data = json.loads((html / "scorecard.json").read_text())
+    assert data["totals"][0]["live"]["fails"] == 1
+    assert data["claims"][0]["recorded"] == []
+    assert 'href="../one.html#claim-one-n"' in (html / "book" / "practice" / "scorecard.html").read_text()
+
+    chapter = load(scored, "one")
+    execute(chapter, validate(chapter), tmp_path / "big.ipynb")
+    assert results.record(tmp_path / "big.ipynb", scored) == scored / "book" / "recorded" / "one" / "quick.json"
+    again = build(scored, "smoke", out=tmp_path)
+    assert again["chapters"]["one"]["status"] == "finished"  # its page may show the record
+    (claim,) = json.loads((html / "scorecard.json").read_text())["claims"]
+    assert (claim["live"]["verdict"], claim["recorded"][0]["verdict"]) == ("fails", "holds")
+    assert not claim["recorded"][0]["stale"]
+    assert not (html / "book" / "recorded").exists()
+    assert build(scored, "smoke", out=tmp_path)["chapters"]["one"]["status"] == "unchanged"
+
+    notebook = nbformat.read(chapter.path, as_version=4)
+    notebook.cells[-1].source += "1 + 1"
+    nbformat.write(notebook, chapter.path)
+    build(scored, "smoke", out=tmp_path)
+    (claim,) = json.loads((html / "scorecard.json").read_text())["claims"]
+    assert claim["recorded"][0]["stale"]
+    assert "stale" in (html / "book" / "practice" / "scorecard.html").read_text()
+
+
+def test_a_claim_of_an_unknown_paper_fails_the_build(scored, tmp_path):
+    (scored / "book" / "references.bib").write_text(BIBLIOGRAPHY.replace("2020paper", "2021paper"))
+    result = build(scored, "smoke", out=tmp_path)
+    assert result["html"] is None
+    assert "did you mean 'somebody2021paper'?" in result["error"]

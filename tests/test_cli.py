@@ -6,8 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from conftest import CODE, make_notebook
+from conftest import CODE, make_notebook, printed
 
 from nadkit.cli import main
 
@@ -40,7 +41,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
         done = subprocess.run([sys.executable, "-m", "nadkit", "--help"], capture_output=True, text=True, check=True)
         took.append(time.perf_counter() - start)
     assert min(took) < 0.5
-    for line in ("list", "show", "run", "build", "claims", "130  interrupted"):
+    for line in ("list", "show", "run", "sweep", "record", "build", "collect", "claims", "130  interrupted"):
         assert line in done.stdout
     heavy = "import sys, nadkit.cli; print({'torch', 'papermill', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
@@ -194,3 +195,72 @@ def test_a_reader_that_stops_reading_is_no_error(book):
     command = f"{sys.executable} -m nadkit show one --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+# ---- many runs -----------------------------------------------------------------------------------
+
+
+def test_collect_makes_one_table(book, capsys):
+    assert main(["sweep", "one", "-p", "n=2,10", "--workers", "1", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["collect", "sweeps"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("n,scale,method,sizes,")
+    assert [line.split(",")[0] for line in lines[1:]] == ["2", "10"]
+    code, data, _ = ask(capsys, "collect", "sweeps", "-o", "table.parquet")
+    assert code == 0
+    assert [(row["n"], row["verdict.one-n"]) for row in data] == [(2, "fails"), (10, "holds")]
+    assert pd.read_parquet("table.parquet")["claim.one-n"].tolist() == [2, 10]
+    for words, message in [
+        (["collect", "sweeps", "-o", "table.xls"], "expected a file called NAME.csv or NAME.parquet"),
+        (["collect", "swaps"], "swaps"),
+    ]:
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_record_runs_a_chapter_once_and_keeps_its_results(book, capsys):
+    recorded = book / "book" / "recorded" / "part" / "one"
+    code, data, err = ask(capsys, "record", "one", "--profile", "smoke", "-p", "n=7")
+    assert (code, data["record"]) == (0, str(recorded / "smoke,n=7.json"))
+    stored = json.loads((recorded / "smoke,n=7.json").read_text())
+    assert (stored["chapter"], stored["parameters"]["n"]) == ("part/one", 7)
+    assert stored["claims"][0]["verdict"] == "holds"
+    code, data, err = ask(capsys, "record", "one", "--profile", "smoke", "-p", "n=7")
+    assert code == 0
+    assert "is finished already" in err
+    (recorded / "smoke,n=7.json").unlink()
+    assert main(["record", "one", "--from", data["notebook"]]) == 0
+    assert [path.name for path in recorded.iterdir()] == ["smoke,n=7.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["-p", "n=0"], 2, "expected a value in the range"),
+        (["--from", "nowhere.ipynb"], 2, "nowhere.ipynb: expected an executed notebook, found nothing"),
+        (["--from", "book/part/one.ipynb"], 2, "is no finished run"),
+        (["--from", "x.ipynb", "-p", "n=1"], 2, "--from: the run has its parameters"),
+        (["--cluster", "tcp://localhost"], 2, "expected tcp://HOST:PORT"),
+    ],
+)
+def test_record_refuses_bad_input(book, capsys, words, code, message):
+    assert main(["record", "one", *words]) == code
+    assert message in capsys.readouterr().err
+    assert not (book / "book" / "recorded").exists()
+
+
+def test_a_failed_run_is_not_recorded(make_book, monkeypatch, capsys):
+    root = make_book(one=make_notebook(code=("1 / 0",)))
+    monkeypatch.chdir(root)
+    assert main(["record", "one"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert not (root / "book" / "recorded").exists()
+
+
+def test_run_splits_its_work_over_the_workers_asked_for(make_book, monkeypatch, capsys):
+    code = "import os\nfrom nadkit import executors\nprint('slots', len(executors.given()._slots))"
+    root = make_book(one=make_notebook(code=(code,)))
+    monkeypatch.chdir(root)
+    assert main(["run", "one", "--workers", "3"]) == 0
+    assert "slots 3" in printed(root / "runs" / "one" / "quick.ipynb")

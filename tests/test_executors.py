@@ -1,6 +1,7 @@
 """Slots on this machine: processes that die, are interrupted, or lose their parent."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from nadkit import executors
+from nadkit.chapters import BadInput
 from nadkit.executors import TRIES, Slots, WorkerDied
 
 
@@ -75,6 +77,19 @@ def test_each_slot_is_one_process_with_one_gpu_and_its_share_of_the_cores(monkey
     assert threads == "3"
     assert all_gone([pid for pid, _ in seen])
     assert executors.SLOT not in os.environ
+
+
+def gpus_seen() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="no CUDA device")
+def test_a_slot_sees_its_own_gpu_alone():
+    with Slots(2, gpus=[0]) as slots:
+        assert [slots.submit(gpus_seen).result() for _ in range(2)] == [1, 1]
 
 
 def test_an_own_number_of_threads_stays(monkeypatch):
@@ -182,3 +197,50 @@ def test_slots_end_with_their_parent_however_it_ends(tmp_path):
         assert set(pids) < set(family)
         parent.kill()
     assert all_gone(family)
+
+
+# ---- any of them ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "gpus", "message"),
+    [
+        ("tcp://localhost", None, (), "expected tcp://HOST:PORT, tls://HOST:PORT or slurm, got 'tcp://localhost'"),
+        ("slrum", None, (), "got 'slrum'"),
+        ("http://localhost:80", None, (), "got 'http://localhost:80'"),
+        ("slurm", None, (0,), "--gpus: a cluster's workers get their GPUs where they are started"),
+        ("tcp://localhost:1", 2, (), "--workers: the scheduler at tcp://localhost:1 has the workers"),
+    ],
+)
+def test_what_is_no_cluster_is_refused(cluster, workers, gpus, message):
+    with pytest.raises(BadInput, match=re.escape(message)), executors.connect(cluster, workers, gpus):
+        pass
+
+
+def test_clusters_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(BadInput, match=r"pip install -e '.\[cluster\]'"), executors.connect("tcp://localhost:1"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "slots"), [(3, (), 3), (None, (0, 1), 2), (1, (0, 1), 1), (None, (), min(os.cpu_count(), 4))]
+)
+def test_there_are_as_many_slots_as_asked_for(workers, gpus, slots):
+    with executors.connect(None, workers, gpus) as executor:
+        assert len(executor._slots) == slots
+
+
+def test_a_chapter_gets_the_executor_that_its_run_was_given(monkeypatch):
+    code = "from nadkit import executors; e = executors.given(); print(e and (len(e._slots), e is executors.given()))"
+
+    def told(*asked: object) -> str:
+        environment = os.environ | executors.in_environment(*asked)
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout.strip()
+
+    monkeypatch.setenv(executors.WORKERS, "7")
+    assert told(None, 2, ()) == "(2, True)"
+    assert told(None, None, (4, 5, 6)) == "(3, True)"
+    assert told(None, None, ()) == "None"
