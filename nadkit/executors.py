@@ -3,13 +3,14 @@
 import atexit
 import functools
 import importlib
+import importlib.metadata
 import multiprocessing
 import os
 import queue
 import re
 import secrets
 import signal
-import ssl
+import socket
 import subprocess
 import tempfile
 import threading
@@ -20,11 +21,16 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 import psutil
+from platformdirs import user_cache_path
 
 from nadkit.chapters import BadInput
+
+if TYPE_CHECKING:
+    import distributed
 
 P, T = ParamSpec("P"), TypeVar("T")
 
@@ -179,42 +185,54 @@ def _dask(address: str) -> Iterator[Executor]:
     if not re.fullmatch(r"(tcp|tls)://([^/\s:]+|\[[\w:]+\]):\d+", address):
         raise BadInput(f"--cluster: expected tcp://HOST:PORT, tls://HOST:PORT or slurm, got {address!r}")
     try:
-        if address.startswith("tls:") and not distributed.Security().get_connection_args("client")["ssl_context"]:
-            raise LookupError("no certificates: expected them in Dask's configuration, under distributed.comm.tls")
+        _greet(address, distributed.Security())
         client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
-    except Exception as error:  # a dozen kinds of them
-        raise BadInput(f"--cluster {address}: {_why_not(error)}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"--cluster {address}: no scheduler can be used there: {reason}") from error
     with client:
-        try:
-            client.wait_for_workers(1, timeout=PATIENCE)
-        except TimeoutError:
-            problem = f"no workers there; start some with 'dask worker {address} --nthreads 1'"
-            raise BadInput(f"--cluster {address}: {problem}") from None
-        if max(client.nthreads().values()) > 1:
-            problem = "its workers have several threads, and a run needs a process of its own"
-            raise BadInput(f"--cluster {address}: {problem}; start them with --nthreads 1")
+        if problem := _unfit(client, address):
+            raise BadInput(f"--cluster {address}: {problem}")
         yield client.get_executor(pure=False)  # equal calls are not one call
 
 
-def _why_not(error: Exception) -> str:
-    while error.__cause__ is not None and str(error.__cause__):
-        error = error.__cause__
-    match error:
-        case LookupError(args=(reason,)):
-            return reason
-        case ConnectionResetError():
-            return "it hung up on us; if it speaks TLS, its address is tls://HOST:PORT"
-        case AssertionError() | MemoryError():
-            return "what answers there is no Dask scheduler"
-        case FileNotFoundError():
-            return "a certificate or key that Dask's configuration names is not there"
-        case ssl.SSLError():
-            return f"no connection by TLS: {error}"
-    return f"no Dask scheduler can be reached there: {str(error) or type(error).__name__}"
+def _greet(address: str, security: "distributed.Security") -> None:
+    """Raise an error unless a Dask scheduler answers: of one that does not, Dask's client may wait for ever."""
+    parts = urlsplit(address)
+    if parts.scheme == "tcp" and security.require_encryption:
+        raise ValueError("Dask's configuration requires encryption; expected a scheduler at tls://HOST:PORT")
+    context = security.get_connection_args("client")["ssl_context"]
+    if parts.scheme == "tls" and context is None:
+        raise ValueError("no certificates: expected them in Dask's configuration, under distributed.comm.tls")
+    try:
+        with ExitStack() as stack:
+            line = stack.enter_context(socket.create_connection((parts.hostname, parts.port), PATIENCE))
+            if parts.scheme == "tls":
+                line = stack.enter_context(context.wrap_socket(line))
+            # A Dask server speaks first: the length of what it says, and that.
+            length = int.from_bytes(line.recv(8), "little")
+    except TimeoutError:
+        raise ValueError("nobody answers; a scheduler that speaks TLS has an address tls://HOST:PORT") from None
+    if not 0 < length < 2**16:
+        raise ValueError("what answers there is no Dask scheduler")
+
+
+def _unfit(client: "distributed.Client", address: str) -> str | None:
+    """Return what is wrong with the workers of a Dask cluster, if anything."""
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+        client.run(importlib.metadata.version, "nadkit")
+    except TimeoutError:
+        return f"it has no workers; start some with 'dask worker {address} --nthreads 1'"
+    except importlib.metadata.PackageNotFoundError:
+        return "its workers have no nadkit; start them in an environment like this one"
+    if max(client.nthreads().values(), default=1) > 1:
+        return "its workers have several threads, and a run needs a process of its own; start them with --nthreads 1"
+    return None
 
 
 @contextmanager
-def _slurm(workers: int, logs: Path | None) -> Iterator[Executor]:
+def _slurm(workers: int, logs: Path) -> Iterator[Executor]:
     """Give an executor of up to `workers` SLURM jobs, which come and go with the work.
 
     What a job gets, and in which queue, is said by Dask's configuration, under jobqueue.slurm.
@@ -232,7 +250,9 @@ def _slurm(workers: int, logs: Path | None) -> Iterator[Executor]:
     if (security := distributed.Security()).require_encryption:
         options |= {"security": security, "protocol": "tls://"}
     try:
-        cluster = jobqueue.SLURMCluster(**options, log_directory=logs)
+        cluster = jobqueue.SLURMCluster(
+            **options, log_directory=logs or user_cache_path("nadkit", appauthor=False) / "slurm"
+        )
     except Exception as error:  # an interface that is not there, an unknown setting, ...
         raise BadInput(
             f"--cluster slurm: Dask's configuration, under jobqueue.slurm, does not work: {error}"
@@ -280,7 +300,7 @@ def connect(
     """Give an executor for the block; an error in the block, Ctrl-C included, ends its tasks.
 
     Where `cluster` is None it is `workers` slots on this machine; else those of the Dask scheduler at an address, or
-    of `workers` SLURM jobs at most, which write their logs to the folder `logs`.
+    of `workers` SLURM jobs at most, which write their logs to the folder `logs` (default: in the user's cache).
 
     Raises:
         BadInput: the cluster is unknown, cannot be reached or does not let us in, which takes some 10 s at most.
@@ -291,7 +311,7 @@ def connect(
         with Slots(workers or len(gpus) or min(os.cpu_count() or 1, MOST_SLOTS), gpus) as slots:
             yield slots
     elif cluster == "slurm":
-        with _slurm(workers or MOST_JOBS, logs) as executor:
+        with _slurm(workers or MOST_JOBS, logs or user_cache_path("nadkit", appauthor=False) / "slurm") as executor:
             yield executor
     else:
         if workers:
