@@ -176,13 +176,16 @@ def read_record(out: Path) -> dict[str, Any]:
 
 
 def _commit(root: Path) -> str | None:
-    """Return the commit that `root` is at, with a '+' where files differ from it; None outside git."""
+    """Return the commit that `root` is at, with a '+' where files differ from it; None outside git.
+
+    Records do not count: one record would make the next one's commit look changed.
+    """
     # Without optional locks it disturbs nobody who works there.
     git = ["git", "--no-optional-locks", "-C", str(root)]
     try:
         head, changes = (
             subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=10).stdout
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ".", ":!book/recorded"])
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -77,6 +77,9 @@ def test_the_record_names_the_commit_and_whether_files_differ_from_it(tmp_path, 
     git("commit", "-m", "first")
     head = git("rev-parse", "HEAD")
     assert runner._commit(tmp_path) == head
+    (tmp_path / "book" / "recorded").mkdir(parents=True)
+    (tmp_path / "book" / "recorded" / "a.json").write_text("{}")
+    assert runner._commit(tmp_path) == head
     (tmp_path / "b.txt").write_text("b")
     assert runner._commit(tmp_path) == f"{head}+"
     monkeypatch.setenv("PATH", "")
