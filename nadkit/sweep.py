@@ -58,6 +58,7 @@ class Point:
     swept: Mapping[str, Value]
     values: Mapping[str, Value]
     out: Path
+    fingerprint: str
     status: str = TO_RUN
     seconds: float | None = None
     error: str | None = None
@@ -151,8 +152,9 @@ def make_plan(
         at = {name: at[name] for name in swept}
         path = folder / f"{runner.file_name(at)}.ipynb"
         values = base | at
-        finished = runner.up_to_date(path, mark(values))
-        points.append(Point(at, values, path, UNCHANGED if finished else TO_RUN))
+        fingerprint = mark(values)
+        status = UNCHANGED if runner.up_to_date(path, fingerprint) else TO_RUN
+        points.append(Point(at, values, path, fingerprint, status))
     return Plan(chapter, profile, fixed, swept, folder, tuple(points))
 
 
@@ -253,6 +255,7 @@ class Task:
     profile: str
     values: Mapping[str, Value]
     out: Path
+    fingerprint: str
     code: str
     folder: Path
     environment: Mapping[str, str]
@@ -276,6 +279,8 @@ def run_point(task: Task) -> dict[str, Any]:
                 f"on {socket.gethostname()} the chapter, the library, or the versions of Python, torch, "
                 "torchvision or numpy are not those that the sweep began with"
             )
+        if runner.up_to_date(task.out, task.fingerprint):  # by a try that died after its last step
+            return runner.read_record(task.out)
         where = {"folder": task.folder, "environment": task.environment}
         return runner.execute(chapter, task.values, task.out, profile=task.profile, **where)
 
@@ -327,8 +332,17 @@ def _task(plan: Plan, point: Point, code: str) -> Task:
     environment = executors.in_environment(None, None, ())  # a run is not to be split as well
     if data := os.environ.get("NADKIT_DATA"):
         environment["NADKIT_DATA"] = str(Path(data).expanduser().absolute())
-    chapter = plan.chapter
-    return Task(chapter.root, chapter.name, plan.profile, point.values, point.out, code, here, environment)
+    return Task(
+        root=plan.chapter.root,
+        chapter=plan.chapter.name,
+        profile=plan.profile,
+        values=point.values,
+        out=point.out,
+        fingerprint=point.fingerprint,
+        code=code,
+        folder=here,
+        environment=environment,
+    )
 
 
 def _deserves_another_try(future: Future) -> bool:

@@ -22,7 +22,7 @@ from nadkit import runner, sweep
 from nadkit.chapters import BadInput, load
 from nadkit.cli import main
 from nadkit.executors import TRIES, Slots
-from nadkit.fingerprints import fingerprinter
+from nadkit.fingerprints import code_print, fingerprinter
 from nadkit.sweep import TO_RUN, SweepStopped, make_plan, parse_values
 
 # Every run leaves a line, so that we see what ran, and how often.
@@ -299,6 +299,15 @@ def kernels(pid: int) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):  # one that ends just now
             found += [child] if "ipykernel_launcher" in " ".join(child.cmdline()) else []
     return found
+
+
+def test_a_try_that_died_after_its_last_step_is_not_repeated(logged):
+    chapter, log = logged()
+    plan = make_plan(chapter, {"n": [1]})
+    task = sweep._task(plan, plan.points[0], code_print(chapter))
+    first = sweep.run_point(task)
+    assert sweep.run_point(task) == first
+    assert runs(log) == {1: 1}
 
 
 def test_a_full_disk_stops_the_sweep(logged, monkeypatch):
