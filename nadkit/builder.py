@@ -17,9 +17,9 @@ from typing import Any
 import joblib
 from papermill.exceptions import strip_color
 
-from nadkit import claims, results, scorecard
+from nadkit import claims, files, results, scorecard
 from nadkit.chapters import QUICK, BadInput, find_chapters, load, validate
-from nadkit.fingerprints import fingerprint, recorded
+from nadkit.fingerprints import fingerprint, records_print
 from nadkit.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
 
 # More chapters than this at once fight over memory, or over the only GPU.
@@ -51,7 +51,7 @@ def build(
         notebook = folder / "executed" / profile / f"{chapter.name}.ipynb"
         chapters[chapter.name] = {"status": UNCHANGED, "notebook": str(notebook)}
         shown = read_record(notebook).get("recorded")
-        if up_to_date(notebook, fingerprint(chapter, values)) and shown == recorded(chapter):
+        if up_to_date(notebook, fingerprint(chapter, values)) and shown == records_print(chapter):
             say(f"{chapter.name}: unchanged")
         else:
             todo[chapter.name] = notebook
@@ -119,13 +119,13 @@ def _run_all(
             error = f"{name}: its process ended with code {child.returncode}\n{tail}".strip()
             return {"status": FAILED, "notebook": None, "error": error}
 
-    results = {}
+    ended = {}
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(run, name): name for name in todo}
         try:
             for future in as_completed(futures):
                 name, result = futures[future], future.result()
-                results[name] = result
+                ended[name] = result
                 seconds = f" in {result['seconds']:.0f} s" if "seconds" in result else ""
                 say(result.get("error") or f"{name}: {result['status']}{seconds}")
         except BaseException:
@@ -135,7 +135,7 @@ def _run_all(
             for child in children:
                 child.terminate()  # a shell's background jobs are deaf to SIGINT
             raise
-    return results
+    return ended
 
 
 def _make_scorecard(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Path]:
@@ -149,9 +149,11 @@ def _make_scorecard(root: Path, executed: Mapping[str, Path], folder: Path) -> d
     records = [record for name in executed for record in results.recorded(name, root)]
     rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], records)
     scorecard.require_cited(rows, scorecard.bibliography((root / "book" / "references.bib").read_text()))
-    (folder / SCORECARD).write_text(json.dumps(scorecard.to_json(rows), indent=1) + "\n")
     included = folder / "scorecard.md"
-    included.write_text(scorecard.markdown(rows))
+    data = json.dumps(scorecard.to_json(rows), indent=1) + "\n"
+    for path, text in ((folder / SCORECARD, data), (included, scorecard.markdown(rows))):
+        with files.atomic_write(path) as part:
+            part.write_text(text)
     return {"book/practice/_generated/scorecard.md": included}
 
 

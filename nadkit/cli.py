@@ -122,11 +122,7 @@ def _run(options: argparse.Namespace) -> Answer:
 
     from nadkit import claims, runner
 
-    out = options.out
-    if out.suffix != ".ipynb":
-        out /= runner.run_name(chapter, options.profile, values)
-    if out.resolve().is_relative_to(chapter.root.resolve() / "book"):
-        raise BadInput(f"--out {out}: expected a place outside 'book', which holds the sources")
+    out = _notebook(options, chapter, values)
     try:
         record = _execute(options, chapter, values, out)
     except runner.RunFailed as error:
@@ -136,6 +132,18 @@ def _run(options: argparse.Namespace) -> Answer:
     text = f"{chapter.name} finished in {record['seconds']} s: {out}"
     data = {**record, "notebook": str(out.absolute()), "claims": made.to_json()}
     return Answer(f"{text}\n\n{made}" if made else text, data)
+
+
+def _notebook(options: argparse.Namespace, chapter: chapters.Chapter, values: Mapping[str, Any]) -> Path:
+    """Return where the executed notebook of a run goes."""
+    from nadkit import runner
+
+    out = options.out
+    if out.suffix != ".ipynb":
+        out /= runner.run_name(chapter, options.profile, values)
+    if out.resolve().is_relative_to(chapter.root.resolve() / "book"):
+        raise BadInput(f"--out {out}: expected a place outside 'book', which holds the sources")
+    return out
 
 
 def _execute(options: argparse.Namespace, chapter: chapters.Chapter, values: Mapping[str, Any], out: Path) -> dict:
@@ -167,16 +175,19 @@ def _record(options: argparse.Namespace) -> Answer:
     root = _root(options)
     chapter = chapters.load(root, options.chapter)
     if options.run_file:
-        if options.p or options.params:
-            raise BadInput("--from: the run has its parameters; expected no others")
+        if options.p or options.params or options.profile or options.cluster or options.workers or options.gpus:
+            raise BadInput("--from: the run is made, and has its parameters; expected no other options")
         notebook = options.run_file
         if (of := runner.read_record(notebook).get("chapter", chapter.name)) != chapter.name:
             raise BadInput(f"--from {notebook}: it is a run of {of}, not of {chapter.name}")
     else:
         overrides = chapters.read_mapping(options.params) if options.params else {}
+        options.profile = options.profile or QUICK
         values = chapters.validate(chapter, options.profile, overrides | dict(options.p))
-        notebook = options.out / runner.run_name(chapter, options.profile, values)
-        if runner.up_to_date(notebook, fingerprints.fingerprint(chapter, values)):
+        notebook = _notebook(options, chapter, values)
+        about = runner.read_record(notebook)
+        same = {"status": "finished", "experiment": fingerprints.experiment(chapter), "parameters": values}
+        if all(about.get(name) == value for name, value in same.items()):
             _say(f"{notebook} is finished already")
         else:
             try:
@@ -204,10 +215,11 @@ def _sweep(options: argparse.Namespace) -> Answer:
     chapter = chapters.load(_root(options), options.chapter)
     fixed = chapters.read_mapping(options.params) if options.params else {}
     axes: dict[str, list] = {}
+    names = [name for name, _ in options.p + options.zip]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"{twice[0]}: given twice")
     for name, text in options.p:
         values = sweep.parse_values(chapter, name, text)
-        if name in axes:
-            raise BadInput(f"-p {name}: given twice")
         if values == [text.strip()]:
             fixed[name] = text
         else:
@@ -235,7 +247,7 @@ def _how_to_resume(plan: "Plan") -> str:
 
 
 def _sweep_answer(plan: "Plan", last: str) -> Answer:
-    """Return the table of a sweep: every point, or where they are many, the failed ones and the first."""
+    """Return the table of a sweep: every point, or of many the failed ones, or if none failed the first."""
     from nadkit.runner import FAILED as POINT_FAILED
 
     failed = [point for point in plan.points if point.status == POINT_FAILED]
@@ -343,7 +355,8 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (show, run, sweep, record):
         sub.add_argument("chapter", metavar="CHAPTER", help="its name, as 'nadkit list' has it")
     for sub in (run, sweep, record, build):
-        sub.add_argument("--profile", default=QUICK, help="a set of parameters (default: quick)")
+        default = None if sub is record else QUICK  # a finished run has its own
+        sub.add_argument("--profile", default=default, help="a set of parameters (default: quick)")
 
     for sub in (run, record):
         sub.add_argument(

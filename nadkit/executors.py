@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -46,7 +47,9 @@ PATIENCE = 5.0
 SLURM_JOB = {"cores": 1, "processes": 1, "memory": "4GB", "walltime": "24:00:00"}
 """What a SLURM job asks for where Dask's configuration does not say."""
 
-MOST_SLOTS, MOST_JOBS = 4, 10
+MOST_SLOTS, MOST_ON_SLURM = 4, 10
+
+MINUTE = 60.0
 
 # How a chapter's kernel hears of the executor that it is given.
 CLUSTER, WORKERS, GPUS = "NADKIT_CLUSTER", "NADKIT_WORKERS", "NADKIT_GPUS"
@@ -71,7 +74,7 @@ class Slots(Executor):
     """
 
     def __init__(self, workers: int, gpus: Sequence[int] = ()) -> None:
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, _cores() // workers)
         name = secrets.token_hex(8)
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         self._slots = []
@@ -81,7 +84,7 @@ class Slots(Executor):
             if "OMP_NUM_THREADS" not in os.environ:
                 environment["OMP_NUM_THREADS"] = str(threads)
             if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = str(gpus[i % len(gpus)])
+                environment["CUDA_VISIBLE_DEVICES"] = _visible(gpus[i % len(gpus)])
             self._slots.append(_Slot(environment))
             self._free.put(self._slots[-1])
         self._threads = ThreadPoolExecutor(workers)
@@ -122,6 +125,23 @@ class Slots(Executor):
         self.shutdown(cancel_futures=kind is not None)
 
 
+def _cores() -> int:
+    """Return how many cores this process may use, which a batch system may have limited."""
+    import joblib
+
+    return joblib.cpu_count()
+
+
+def _visible(gpu: int) -> str:
+    """Return the name of the GPU with a number among those that this process may use."""
+    if not (given := os.environ.get("CUDA_VISIBLE_DEVICES")):
+        return str(gpu)
+    names = given.split(",")
+    if gpu >= len(names):
+        raise BadInput(f"--gpus {gpu}: expected at most {len(names) - 1}: CUDA_VISIBLE_DEVICES is {given}")
+    return names[gpu]
+
+
 class _Slot:
     """A process pool of one, made anew when its process has died."""
 
@@ -160,9 +180,14 @@ class _Slot:
             self._pool.shutdown()
             self._pool = self._process = None
             # A killed process leaves behind what it had started, which has other parents by now.
-            for process in psutil.process_iter(["environ"]):
-                if (process.info["environ"] or {}).get(SLOT) == self._environment[SLOT]:
-                    _kill(process)
+            kill_marked(SLOT, self._environment[SLOT])
+
+
+def kill_marked(name: str, value: str) -> None:
+    """Kill all processes that were started with this value of an environment variable."""
+    for process in psutil.process_iter(["environ"]):
+        if (process.info["environ"] or {}).get(name) == value:
+            _kill(process)
 
 
 def _kill(process: psutil.Process) -> None:
@@ -187,8 +212,8 @@ def _dask(address: str) -> Iterator[Executor]:
     try:
         _greet(address, distributed.Security())
         client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadInput(f"--cluster {address}: no scheduler can be used there: {reason}") from error
     with client:
         if problem := _unfit(client, address):
@@ -233,7 +258,7 @@ def _unfit(client: "distributed.Client", address: str) -> str | None:
 
 @contextmanager
 def _slurm(workers: int, logs: Path) -> Iterator[Executor]:
-    """Give an executor of up to `workers` SLURM jobs, which come and go with the work.
+    """Give an executor of up to `workers` workers in SLURM jobs, which come and go with the work.
 
     What a job gets, and in which queue, is said by Dask's configuration, under jobqueue.slurm.
     """
@@ -241,30 +266,48 @@ def _slurm(workers: int, logs: Path) -> Iterator[Executor]:
     import dask
 
     # Without the defaults that come with the package, half an hour of walltime among them.
-    configured = dask.config.get("jobqueue.slurm", {}, config=dask.config.collect())
-    options = {name: value for name, value in SLURM_JOB.items() if configured.get(name) is None}
-    options["worker_extra_args"] = [*(configured.get("worker-extra-args") or []), "--nthreads", "1"]
-    options["scheduler_options"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0"} | (
-        configured.get("scheduler-options") or {}
-    )
+    own = dask.config.collect()
+
+    def configured(name: str, usual: T) -> T:
+        return dask.config.get(f"jobqueue.slurm.{name}", None, config=own) or usual
+
+    options = {name: configured(name, usual) for name, usual in SLURM_JOB.items()}
+    options["worker_extra_args"] = [*configured("worker-extra-args", []), "--nthreads", "1"]
+    no_dashboard = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    options["scheduler_options"] = no_dashboard | configured("scheduler-options", {})
     if (security := distributed.Security()).require_encryption:
         options |= {"security": security, "protocol": "tls://"}
     try:
-        cluster = jobqueue.SLURMCluster(
-            **options, log_directory=logs or user_cache_path("nadkit", appauthor=False) / "slurm"
-        )
+        cluster = jobqueue.SLURMCluster(**options, log_directory=logs)
+    except OSError:  # no folder for the logs
+        raise
     except Exception as error:  # an interface that is not there, an unknown setting, ...
-        raise BadInput(
-            f"--cluster slurm: Dask's configuration, under jobqueue.slurm, does not work: {error}"
-        ) from error
-    with cluster:
-        _require_accepted(cluster.job_script())
+        raise BadInput(f"--cluster slurm: what Dask's configuration says of jobqueue.slurm fails: {error}") from error
+    with cluster, _warning_of_no_worker(cluster, logs):
+        _require_accepted(cluster.job_script(), logs)
         cluster.adapt(minimum=0, maximum=workers, target_duration="0.1s")  # a run is worth a job
         with distributed.Client(cluster, set_as_default=False) as client:
             yield client.get_executor(pure=False)
 
 
-def _require_accepted(script: str) -> None:
+@contextmanager
+def _warning_of_no_worker(cluster: "distributed.deploy.Cluster", logs: Path) -> Iterator[None]:
+    """Say once where to look if no job has begun to work after a minute: queues are long, and settings may be wrong."""
+
+    def warn() -> None:
+        if not cluster.scheduler_info.get("workers"):
+            sys.stderr.write(f"nadkit: no job has begun to work yet; 'squeue' says why, or the logs in {logs}\n")
+
+    timer = threading.Timer(MINUTE, warn)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _require_accepted(script: str, logs: Path) -> None:
     """Raise BadInput, with SLURM's own reason, unless it would take a job; Dask would wait for one for ever."""
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(script)
@@ -276,6 +319,9 @@ def _require_accepted(script: str) -> None:
         except subprocess.TimeoutExpired:
             raise BadInput("--cluster slurm: 'sbatch' does not answer") from None
     if asked.returncode:
+        with suppress(OSError):  # empty folders of a sweep that is none
+            logs.rmdir()
+            logs.parent.rmdir()
         raise BadInput(f"--cluster slurm: sbatch refuses the job: {asked.stderr.strip()}")
 
 
@@ -299,8 +345,9 @@ def connect(
 ) -> Iterator[Executor]:
     """Give an executor for the block; an error in the block, Ctrl-C included, ends its tasks.
 
-    Where `cluster` is None it is `workers` slots on this machine; else those of the Dask scheduler at an address, or
-    of `workers` SLURM jobs at most, which write their logs to the folder `logs` (default: in the user's cache).
+    Only Dask's workers go on to the end of what they have begun. Where `cluster` is None it is `workers` slots on this
+    machine; else the workers of the Dask scheduler at an address, or up to `workers` of them in SLURM jobs, which write
+    their logs to the folder `logs` (default: in the user's cache).
 
     Raises:
         BadInput: the cluster is unknown, cannot be reached or does not let us in, which takes some 10 s at most.
@@ -308,10 +355,11 @@ def connect(
     if cluster is not None and gpus:
         raise BadInput("--gpus: a cluster's workers get their GPUs where they are started, not here")
     if cluster is None:
-        with Slots(workers or len(gpus) or min(os.cpu_count() or 1, MOST_SLOTS), gpus) as slots:
+        with Slots(workers or len(gpus) or min(_cores(), MOST_SLOTS), gpus) as slots:
             yield slots
     elif cluster == "slurm":
-        with _slurm(workers or MOST_JOBS, logs or user_cache_path("nadkit", appauthor=False) / "slurm") as executor:
+        logs = logs or user_cache_path("nadkit", appauthor=False) / "slurm"
+        with _slurm(workers or MOST_ON_SLURM, logs) as executor:
             yield executor
     else:
         if workers:
@@ -328,7 +376,11 @@ def in_environment(cluster: str | None, workers: int | None, gpus: Sequence[int]
 
 @functools.cache
 def given() -> Executor | None:
-    """Return the executor that this run of a chapter was given, by `nadkit run --workers` or `--cluster`, or None."""
+    """Return the executor that this run of a chapter was given, by `nadkit run --workers` or `--cluster`, or None.
+
+    Raises:
+        BadInput: the cluster cannot be used any more.
+    """
     asked = {name: os.environ.get(name) or None for name in (CLUSTER, WORKERS, GPUS)}
     if not any(asked.values()):
         return None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nadkit import files
-from nadkit.chapters import Chapter, cell_source, cell_tags
+from nadkit.chapters import Chapter, cell_source, cell_tags, load
 from nadkit.parameters import Value
 
 # What runs a chapter is no part of its result: editing these reruns nothing.
@@ -39,24 +39,26 @@ PRESENTATION = MACHINE | {"claims", "files", "names", "plots", "results", "stora
 PACKAGE = Path(__file__).parent
 
 
-def fingerprint(chapter: Chapter, values: Mapping[str, Value]) -> str:
+def fingerprint(chapter: Chapter, values: Mapping[str, Value], code: str | None = None) -> str:
     """Return a checksum of all that decides the result of a run.
 
     That is the notebook, its parameters, the library, what it computes with, and the published data
-    that are at hand.
+    that are at hand. `code` is the `code_print` if it is known.
     """
-    return fingerprinter(chapter)(values)
+    return fingerprinter(chapter, code)(values)
 
 
-def fingerprinter(chapter: Chapter) -> Callable[[Mapping[str, Value]], str]:
+def fingerprinter(chapter: Chapter, code: str | None = None) -> Callable[[Mapping[str, Value]], str]:
     """Return the function from values to their `fingerprint`; what they share is read only once."""
-    shared = [code_print(chapter), _published()]
+    shared = [code or code_print(chapter), _published()]
     return lambda values: _checksum([*shared, dict(values)])
 
 
 def code_print(chapter: Chapter) -> str:
     """Return a checksum of what all runs of a chapter share: the notebook, the library, and versions."""
-    cells = [(c["cell_type"], cell_source(c), c["metadata"]) for c in chapter.notebook["cells"]]
+    cells = [
+        (c["cell_type"], cell_source(c), c["metadata"]) for part in _parts(chapter) for c in part.notebook["cells"]
+    ]
     library = {
         path.relative_to(PACKAGE).as_posix(): files.sha256(path)
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -68,6 +70,11 @@ def code_print(chapter: Chapter) -> str:
     return _checksum([cells, library, computing])
 
 
+def _parts(chapter: Chapter) -> list[Chapter]:
+    """Return a chapter and those that it runs itself, which its notebook's metadata name under `nadkit_runs`."""
+    return [chapter, *(load(chapter.root, name) for name in chapter.notebook["metadata"].get("nadkit_runs", []))]
+
+
 def experiment(chapter: Chapter) -> str:
     """Return a checksum of a chapter's experiment: its code, and that of the science it imports.
 
@@ -76,14 +83,20 @@ def experiment(chapter: Chapter) -> str:
     """
     sources = [
         cell_source(cell)
-        for cell in chapter.notebook["cells"]
+        for part in _parts(chapter)
+        for cell in part.notebook["cells"]
         if cell["cell_type"] == "code" and not {"parameters", "presentation"} & set(cell_tags(cell))
     ]
     library = {path.relative_to(PACKAGE).as_posix(): bare(path.read_text()) for path in _science(sources)}
     return _checksum([[bare(source) for source in sources], library])
 
 
-def recorded(chapter: Chapter) -> str:
+def resumption(chapter: Chapter, values: Mapping[str, Value]) -> str:
+    """Return a checksum of what a checkpoint of a run depends on: mended prose, or data that came, leave it of use."""
+    return _checksum([experiment(chapter), versions(), dict(values)])
+
+
+def records_print(chapter: Chapter) -> str:
     """Return a checksum of a chapter's recorded results, which its pages show beside the live ones."""
     folder = chapter.root / "book" / "recorded" / chapter.name
     return _checksum({path.name: files.sha256(path) for path in folder.glob("*.json")})
@@ -112,7 +125,11 @@ def bare(source: str) -> str:
             lines[row - 1] = lines[row - 1][:column]
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+            first, last = node.lineno - 1, node.end_lineno - 1
+            # Columns are counted in bytes, and code may stand on both sides.
+            before, after = lines[first].encode()[: node.col_offset], lines[last].encode()[node.end_col_offset :]
+            lines[first : last + 1] = [""] * (last - first + 1)
+            lines[first], lines[last] = before.decode(), (before if first == last else b"").decode() + after.decode()
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
@@ -151,9 +168,9 @@ def _imports(source: str) -> Iterator[str]:
         yield from (name.split(".")[1] for name in names if name.startswith("nadkit."))
 
 
-def _published() -> dict[str, list[tuple[str, int]]]:
-    """Return the published data at hand: data folder -> names and sizes of its files."""
-    return {str(folder.resolve()): sorted(_sizes(folder / "published")) for folder in files.data_folders()}
+def _published() -> list[list[tuple[str, int]]]:
+    """Return the published data at hand: names and sizes of the files, for each data folder, wherever that is."""
+    return [sorted(_sizes(folder / "published")) for folder in files.data_folders()]
 
 
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nadkit import claims, files, fingerprints
+from nadkit import claims, executors, files, fingerprints
 from nadkit.chapters import BadInput, cell_source, cell_tags, find_chapters, find_root, load, read_notebook
 from nadkit.claims import Claims
 from nadkit.parameters import parse_parameters
@@ -71,7 +71,10 @@ def made_with(device: "str | torch.device", /, **data: "ImageSet | Basis | str")
     Raises:
         ValueError: there is no such device, or something else is given as data.
     """
-    store = {"device": _device(device), "data": [_described(name, item) for name, item in data.items()]}
+    # On workers, where the run has some: they do the computing.
+    executor = executors.given()
+    name = executor.submit(_device, str(device)).result() if executor else _device(device)
+    store = {"device": name, "data": [_described(name, item) for name, item in data.items()]}
     _display(store, "; ".join([f"device: {store['device']}", *map(_data_words, store["data"])]))
 
 
@@ -457,6 +460,7 @@ def _facts(run: claims.Run, folder: Path, kept: Stored) -> dict[str, Scalar]:
     versions = record.get("versions", {})
     return {
         **{name: record.get(name) for name in ("chapter", "profile", "started", "seconds", "commit")},
+        "experiment": (record.get("experiment") or "")[:8] or None,
         **{name: versions.get(name) for name in ("torch", "nadkit")},
         "platform": record.get("platform"),
         "device": kept.device,
@@ -491,6 +495,7 @@ class Record:
     tables: Mapping[str, Table]
     claims: Claims
     stale: bool
+    resumed: bool = False
 
     @property
     def name(self) -> str:
@@ -507,7 +512,7 @@ class Record:
                 *(f"{name} {self.versions[name]}" for name in ("torch", "nadkit") if name in self.versions),
                 f"commit {short_commit(self.commit)}",
                 *([f"seed {self.parameters['seed']}"] if "seed" in self.parameters else []),
-                _duration(self.seconds),
+                _duration(self.seconds) + (" (its last try)" if self.resumed else ""),
                 self.started[:10],
                 *map(_data_words, self.data),
             ]
@@ -555,7 +560,7 @@ def record(notebook: Path, root: Path) -> Path:
         **{name: about[name] for name in ("experiment", "commit", "versions", "platform")},
         "device": kept.device,
         "data": kept.data,
-        **{name: about[name] for name in ("started", "seconds")},
+        **{name: about[name] for name in ("started", "seconds", "resumed")},
         "numbers": kept.numbers,
         "tables": kept.tables,
         "claims": run.claims.to_json(),

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,8 @@ from nadkit.chapters import (
     cell_tags,
     profile_values,
 )
-from nadkit.fingerprints import experiment, fingerprint, recorded, versions
+from nadkit.executors import kill_marked
+from nadkit.fingerprints import code_print, experiment, fingerprint, records_print, resumption, versions
 from nadkit.names import did_you_mean
 from nadkit.parameters import Value
 
@@ -40,6 +42,8 @@ FINISHED, FAILED, UNCHANGED = "finished", "failed", "unchanged"
 TRACEBACK_LINES = 12
 # The variable that tells a chapter where its checkpoints go.
 CHECKPOINTS = "NADKIT_CHECKPOINTS"
+# In the environment of all that a run starts.
+RUN = "NADKIT_RUN"
 END = 32_768  # bytes at the end of a notebook that hold its metadata, nearly always
 
 
@@ -90,10 +94,14 @@ def execute(
     clock = time.perf_counter()
     try:
         with _environment(folder or Path.cwd(), environment or {}), files.atomic_write(out) as part:
-            record = _new_record(chapter, values, profile)
-            os.environ[CHECKPOINTS] = str(checkpoints / record["fingerprint"][:16])
+            record, code = _new_record(chapter, values, profile), code_print(chapter)
+            own = checkpoints / resumption(chapter, values)[:16]
+            os.environ[CHECKPOINTS] = str(own)
+            record["resumed"] = own.exists()
             with _no_process_left():
                 problem, cause = _run(chapter, values, part)
+            # Only now, for a chapter may fetch published data.
+            record["fingerprint"] = fingerprint(chapter, values, code)
             notebook = nbformat.read(part, as_version=4)
             problem = problem or _incomplete(notebook)
             record["seconds"] = round(time.perf_counter() - clock, 1)
@@ -115,9 +123,8 @@ def _new_record(chapter: Chapter, values: Mapping[str, Any], profile: str) -> di
         "chapter": chapter.name,
         "profile": profile,
         "parameters": dict(values),
-        "fingerprint": fingerprint(chapter, values),
         "experiment": experiment(chapter),
-        "recorded": recorded(chapter),
+        "recorded": records_print(chapter),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "commit": _commit(chapter.root),
@@ -197,7 +204,9 @@ def _run(chapter: Chapter, values: Mapping[str, Any], part: Path) -> tuple[str |
     spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
     live = sys.stderr.isatty()
     # Papermill reports every failure to its log as well: we report it once, in our words.
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    # And after Ctrl-C asyncio may still hear of a kernel that died.
+    for log in ("papermill", "asyncio"):
+        logging.getLogger(log).setLevel(logging.CRITICAL)
     try:
         papermill.execute_notebook(
             _literal(chapter.path),
@@ -245,7 +254,11 @@ def _environment(folder: Path, more: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _no_process_left() -> Iterator[None]:
-    """End what the block started and left running, such as a kernel that Ctrl-C met while it started."""
+    """End what the block started and left running, such as a kernel that Ctrl-C met while it started.
+
+    A kernel that died leaves behind what it had started, which is no child of ours any more.
+    """
+    os.environ[RUN] = mark = secrets.token_hex(8)
     this = psutil.Process()
     before = this.children(recursive=True)
     try:
@@ -254,6 +267,7 @@ def _no_process_left() -> Iterator[None]:
         for process in set(this.children(recursive=True)).difference(before):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        kill_marked(RUN, mark)
 
 
 def _literal(path: Path) -> str:

@@ -34,7 +34,10 @@ from nadkit.runner import FAILED, FINISHED, UNCHANGED, CannotWrite, KernelDied, 
 
 TO_RUN = "to run"
 PLAN = "sweep.json"
-SECONDS_TO_APPEAR = 15.0  # a network folder may show a new file late
+SECONDS_TO_APPEAR = 90.0  # a network folder may show a new file late
+SHARED = (
+    "workers on other machines need the book and the folder of the sweep under the same paths, on a shared file system"
+)
 MOST_POINTS = 100_000
 MOST_PROBLEMS = 10
 _RANGE = re.compile(r"([-+]?\d+):([-+]?\d+)(?::([1-9]\d*))?")
@@ -225,7 +228,7 @@ def _require_own(folder: Path, about: Mapping[str, Any], root: Path) -> None:
 
 @contextmanager
 def _held(plan: Plan) -> Iterator[None]:
-    """Make a sweep's folder, and keep it from other sweeps for as long as this process lives."""
+    """Make a sweep's folder, and keep it from other sweeps during the block."""
     folder, lock = plan.folder, FileLock(plan.folder / ".lock", timeout=0)
     about = _about(plan.chapter.name, plan.profile, plan.fixed, plan.swept)
     try:
@@ -261,7 +264,7 @@ class Task:
     environment: Mapping[str, str]
 
 
-# A Dask worker may have threads, but a process has one environment.
+# A process has one environment, and a Dask worker that joins late may have threads.
 _one_at_a_time = threading.Lock()
 
 
@@ -355,22 +358,21 @@ def _outcome(point: Point, future: Future) -> Point:
     """Return a point with what became of it; raise SweepStopped where the others would fare no better."""
     try:
         record = future.result()
+    except BadInput as error:
+        raise SweepStopped(f"a worker cannot read the chapter: {error}\n{SHARED}") from error
     except (CannotWrite, ChapterChanged, CancelledError) as error:
         raise SweepStopped(str(error) or "its tasks were cancelled: the cluster is gone") from error
     except Exception as error:
         about = str(error) if isinstance(error, RunFailed | WorkerDied) else f"{type(error).__name__}: {error}"
         return replace(point, status=FAILED, error=about)
     if not _appears(point.out, record):
-        raise SweepStopped(
-            f"a worker finished {point.out}, but here there is no such file: workers on other machines need the "
-            "book and the folder of the sweep under the same paths, on a shared file system"
-        )
+        raise SweepStopped(f"a worker finished {point.out}, but here there is no such file\n{SHARED}")
     return replace(point, status=FINISHED, seconds=record["seconds"])
 
 
 def _appears(out: Path, record: Mapping[str, Any]) -> bool:
     deadline = time.monotonic() + SECONDS_TO_APPEAR
-    while runner.read_record(out) != record:
+    while not runner.up_to_date(out, record["fingerprint"]):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)

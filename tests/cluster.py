@@ -87,7 +87,7 @@ class Cluster:
 
 
 class Dask(Cluster):
-    """A scheduler and workers of one thread each, all processes of their own, as are the workers' nannies."""
+    """A scheduler and workers, all processes of their own, as are the workers' nannies."""
 
     mark = "NADKIT_TESTS_CLUSTER"
 
@@ -95,7 +95,7 @@ class Dask(Cluster):
         usual = {"OMP_NUM_THREADS": "1", "DASK_LOGGING__DISTRIBUTED": "warning", self.mark: str(folder)}
         super().__init__(folder, usual | settings)
 
-    def start(self, workers: int) -> None:
+    def start(self, workers: int, threads: int) -> None:
         """Start the scheduler, and the workers, which need not be there yet."""
         card, secure = self.folder / "scheduler.json", any("TLS" in name for name in self.settings)
         place = ["--host", "127.0.0.1", "--port", 0, "--protocol", "tls" if secure else "tcp"]
@@ -103,17 +103,17 @@ class Dask(Cluster):
         self.scheduler = self.run("scheduler", sys.executable, "-m", "distributed.cli.dask_scheduler", *place)
         wait_until(lambda: card.exists() and card.read_text().endswith("}"), "the scheduler to start")
         self.address = json.loads(card.read_text())["address"]
-        options = ["--nthreads", 1, "--host", "127.0.0.1", "--no-dashboard", "--local-directory", self.folder]
+        options = ["--nthreads", threads, "--host", "127.0.0.1", "--no-dashboard", "--local-directory", self.folder]
         for i in range(workers):
             self.run(f"worker{i}", sys.executable, "-m", "distributed.cli.dask_worker", self.address, *options)
 
 
 @contextmanager
-def dask_cluster(folder: Path, workers: int = 2, **settings: str) -> Iterator[Dask]:
+def dask_cluster(folder: Path, workers: int = 2, threads: int = 1, **settings: str) -> Iterator[Dask]:
     """Start a Dask cluster for the block, and end all of it after the block."""
     cluster = Dask(folder, **settings)
     try:
-        cluster.start(workers)
+        cluster.start(workers, threads)
         yield cluster
     finally:
         # Not asked politely: a worker whose scheduler goes at the same time may hang.

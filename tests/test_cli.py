@@ -240,7 +240,9 @@ def test_record_runs_a_chapter_once_and_keeps_its_results(book, capsys):
         (["-p", "n=0"], 2, "expected a value in the range"),
         (["--from", "nowhere.ipynb"], 2, "nowhere.ipynb: expected an executed notebook, found nothing"),
         (["--from", "book/part/one.ipynb"], 2, "is no finished run"),
-        (["--from", "x.ipynb", "-p", "n=1"], 2, "--from: the run has its parameters"),
+        (["--from", "x.ipynb", "-p", "n=1"], 2, "--from: the run is made, and has its parameters"),
+        (["--from", "x.ipynb", "--profile", "gpu"], 2, "--from: the run is made"),
+        (["--out", "book/x"], 2, "outside 'book'"),
         (["--cluster", "tcp://localhost"], 2, "expected tcp://HOST:PORT"),
     ],
 )
@@ -248,6 +250,15 @@ def test_record_refuses_bad_input(book, capsys, words, code, message):
     assert main(["record", "one", *words]) == code
     assert message in capsys.readouterr().err
     assert not (book / "book" / "recorded").exists()
+
+
+def test_record_takes_a_finished_run_whose_prose_was_mended(book, capsys):
+    assert main(["record", "one", "--out", "one.ipynb"]) == 0
+    path = book / "book" / "part" / "one.ipynb"
+    path.write_text(path.read_text().replace("The mean is", "Here the mean is"))
+    capsys.readouterr()
+    assert main(["record", "one", "--out", "one.ipynb"]) == 0
+    assert "one.ipynb is finished already" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_not_recorded(make_book, monkeypatch, capsys):

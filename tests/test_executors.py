@@ -68,7 +68,8 @@ def all_gone(pids: list[int]) -> bool:
 
 def test_each_slot_is_one_process_with_one_gpu_and_its_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(executors, "_cores", lambda: 9)
     with Slots(3, gpus=[4, 7]) as slots:
         seen = [f.result() for f in [slots.submit(environment, "CUDA_VISIBLE_DEVICES") for _ in range(6)]]
         threads = slots.submit(environment, "OMP_NUM_THREADS").result()[1]
@@ -77,6 +78,14 @@ def test_each_slot_is_one_process_with_one_gpu_and_its_share_of_the_cores(monkey
     assert threads == "3"
     assert all_gone([pid for pid, _ in seen])
     assert executors.SLOT not in os.environ
+
+
+def test_gpus_are_counted_among_those_that_a_batch_system_gave(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with Slots(1, gpus=[1]) as slots:
+        assert slots.submit(environment, "CUDA_VISIBLE_DEVICES").result()[1] == "5"
+    with pytest.raises(BadInput, match="--gpus 2: expected at most 1: CUDA_VISIBLE_DEVICES is 3,5"):
+        Slots(1, gpus=[2])
 
 
 def gpus_seen() -> int:
@@ -224,7 +233,8 @@ def test_clusters_say_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("workers", "gpus", "slots"), [(3, (), 3), (None, (0, 1), 2), (1, (0, 1), 1), (None, (), min(os.cpu_count(), 4))]
+    ("workers", "gpus", "slots"),
+    [(3, (), 3), (None, (0, 1), 2), (1, (0, 1), 1), (None, (), min(executors._cores(), 4))],
 )
 def test_there_are_as_many_slots_as_asked_for(workers, gpus, slots):
     with executors.connect(None, workers, gpus) as executor:

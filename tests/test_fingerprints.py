@@ -8,7 +8,7 @@ from conftest import make_notebook
 
 from nadkit import fingerprints
 from nadkit.chapters import load, validate
-from nadkit.fingerprints import bare, experiment, fingerprint, fingerprinter
+from nadkit.fingerprints import bare, experiment, fingerprint, fingerprinter, resumption
 
 # ---- runs ----------------------------------------------------------------------------------------
 
@@ -149,7 +149,37 @@ def f(a):
     return f"{a} # none either"
 """
     assert bare(source) == 'x = "# no comment"\ndef f(a):\n    return f"{a} # none either"'
+    assert bare("x = 'ä'; 'words'; y = 2") == "x = 'ä'; ; y = 2"
     assert bare("%matplotlib inline\n# kept") == "%matplotlib inline\n# kept"
+
+
+def test_what_a_chapter_runs_is_part_of_it(make_book):
+    """A chapter that sweeps another one is out of date, and its record stale, when that one has changed."""
+
+    def marks(code: str) -> tuple[str, str]:
+        outer = make_notebook(code=("sweep_it()",))
+        outer.metadata["nadkit_runs"] = ["part/inner"]
+        chapter = load(make_book(outer=outer, part__inner=make_notebook(code=(code,))), "outer")
+        return fingerprint(chapter, {}), experiment(chapter)
+
+    before, after = marks("1"), marks("2")
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    assert marks("1") == before
+
+
+def test_a_checkpoint_outlives_mended_prose_and_data_that_came(make_book, monkeypatch, tmp_path):
+    def mark(n: int = 3, **changes) -> tuple[str, str]:
+        chapter = load(make_book(one=make_notebook(**changes)), "one")
+        return resumption(chapter, {"n": n})
+
+    before = mark()
+    assert mark(title="Another") == before
+    assert len({before, mark(n=4), mark(code=("1",))}) == 3
+    monkeypatch.setattr(fingerprints.files, "data_folders", lambda: [tmp_path])
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "lenet.npy").write_text("1")
+    assert mark() == before
 
 
 def test_a_cell_with_commands_of_ipython_still_tells_its_imports(make_book):

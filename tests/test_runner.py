@@ -16,7 +16,7 @@ from conftest import CODE, files_below, make_notebook, printed
 
 from nadkit import runner
 from nadkit.chapters import load, validate
-from nadkit.runner import RunFailed, execute, run_name, up_to_date
+from nadkit.runner import KernelDied, RunFailed, execute, run_name, up_to_date
 
 
 def run(root: Path, name: str, out: Path, **overrides) -> dict:
@@ -307,3 +307,35 @@ def test_of_a_progress_bar_the_last_frame_is_kept(make_book, tmp_path):
     streams = {name: [o.text for o in cell.outputs if o.name == name] for name in ("stdout", "stderr")}
     assert streams["stderr"] == ["2 of 2\nwarning\n"]
     assert "".join(streams["stdout"]) == "before\nafter\n"
+
+
+def test_what_a_dead_kernel_had_started_ends(make_book, tmp_path):
+    code = (
+        "import os, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    with pytest.raises(KernelDied, match="the kernel died"):
+        run(make_book(one=make_notebook(code=(code,))), "one", tmp_path / "one.ipynb")
+    pid = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_interrupted_run_finds_its_checkpoints_and_a_finished_one_leaves_none(make_book, tmp_path):
+    code = (
+        "from nadkit import results\n"
+        "path = results.checkpoint('state')\n"
+        "again = path.exists()\n"
+        "path.write_text('half')\n"
+        "assert again, 'interrupted'"
+    )
+    root, out = make_book(one=make_notebook(code=(code,))), tmp_path / "out" / "one.ipynb"
+    with pytest.raises(RunFailed, match="interrupted"):
+        run(root, "one", out)
+    assert (out.parent / ".one.checkpoints").is_dir()
+    with pytest.raises(RunFailed, match="interrupted"):
+        run(root, "one", out, n=5)
+    record = run(root, "one", out)
+    assert record["resumed"]
+    assert files_below(out.parent) == ["one.ipynb"]

@@ -268,19 +268,24 @@ def test_a_sweep_whose_driver_ends_leaves_no_process_and_goes_on(logged, tmp_pat
     (tmp_path / "pause").write_text("60")
     command = [sys.executable, "-m", "nadkit", "sweep", "one", "-p", "n=1:7", "--workers", "2", "--json"]
     command += ["--root", str(chapter.root)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **piped, start_new_session=True) as driver:
         for _ in range(3):
             assert "finished" in driver.stderr.readline()
         busy = time.monotonic() + 60
         while len(kernels(driver.pid)) < 2:  # of points 4 and 5
             assert time.monotonic() < busy
         family = psutil.Process(driver.pid).children(recursive=True)
-        driver.send_signal(end)
+        if end == signal.SIGINT:  # as a terminal does: everybody hears it
+            os.killpg(driver.pid, end)
+        else:
+            driver.send_signal(end)
         out, err = driver.communicate(timeout=60)
     assert all_gone(family)
     if end != signal.SIGKILL:
         assert driver.returncode == 130
         assert "the same command runs what is missing" in err
+        assert "Traceback" not in err
         assert json.loads(out)["status"] == "failed"
     assert sorted(p.name for p in (tmp_path / "sweeps" / "one").rglob("*.ipynb") if p.name[0] != ".") == [
         "n=1.ipynb",
@@ -368,9 +373,17 @@ def test_a_chapter_that_changes_on_the_way_stops_the_sweep(logged):
 
 def test_a_result_that_does_not_come_here_stops_the_sweep(chapter, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "SECONDS_TO_APPEAR", 0.2)
-    monkeypatch.setattr(sweep, "run_point", lambda task: {"status": "finished"})
+    monkeypatch.setattr(sweep, "run_point", lambda task: {"status": "finished", "fingerprint": task.fingerprint})
     with pytest.raises(SweepStopped, match="on a shared file system"):
         sweep.run(make_plan(chapter, {"n": [1]}, out=tmp_path / "out"), Inline())
+
+
+def test_a_worker_without_the_book_stops_the_sweep(logged, tmp_path):
+    chapter, _ = logged()
+    plan = make_plan(chapter, {"n": [1, 2]})
+    chapter.path.unlink()
+    with pytest.raises(SweepStopped, match=r"(?s)no chapter is called 'one'.*on a shared file system"):
+        sweep.run(plan, Inline())
 
 
 def test_workers_see_the_folder_and_the_data_of_the_driver(logged, monkeypatch, tmp_path):
@@ -465,7 +478,8 @@ def test_the_command_cuts_a_long_table(chapter, capsys, monkeypatch, tmp_path):
         (["-p", "n=1:1"], "the grid is empty"),
         (["-p", "n=2"], "expected several values"),
         (["-p", "n=1:200"], "got 110\n... and 89 more"),
-        (["-p", "n=1,2", "-p", "n=3"], "-p n: given twice"),
+        (["-p", "n=1,2", "-p", "n=3"], "n: given twice"),
+        (["--zip", "n=1,2", "--zip", "n=3,4"], "n: given twice"),
         (["-p", "m=1,2"], "no such parameter; "),
         (["-p", "n=1,2", "--gpus", "a"], "expected numbers of GPUs"),
         (["-p", "n=1,2", "--workers", "0"], "at least 1"),
