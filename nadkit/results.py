@@ -111,7 +111,7 @@ def show(
     panels = [("this run", _drawn(frame, draw, alt))]
     for record in recorded:
         if name in record.tables:
-            label = f"{record.name} (stale)" if record.stale else record.name
+            label = f"recorded: {record.name.replace(',', ', ')}" + (" (stale)" if record.stale else "")
             drawing = _redrawn(to_frame(record.tables[name]), draw, f"{alt} Recorded run: {record.name}.")
             panels.append((label, drawing + _provenance_as_html(record)))
     page = _tabs(panels) if len(panels) > 1 else panels[0][1]
