@@ -19,7 +19,7 @@ from benchmarks.timing import in_turns
 from nadkit import sweep
 from nadkit.chapters import Chapter, load
 from nadkit.executors import Slots
-from nadkit.fingerprints import fingerprinter
+from nadkit.fingerprints import result_printer
 
 
 def make_book(root: Path) -> Chapter:
@@ -63,14 +63,14 @@ def look_up(chapter: Chapter, folder: Path, points: int) -> tuple[float, float]:
     start = time.perf_counter()
     plan = sweep.make_plan(chapter, axes, out=folder / "many")
     first = time.perf_counter() - start
-    mark = fingerprinter(chapter)
+    mark = result_printer(chapter)
     about = {"chapter": chapter.name, "profile": plan.profile, "fixed": {}, "swept": ["n"]}
     plan.folder.mkdir()
     (plan.folder / sweep.PLAN).write_text(json.dumps(about))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x" * 20_000)], metadata={"nadkit": "RECORD"})
     text = nbformat.writes(notebook)
     for point in plan.points:
-        record = {"status": "finished", "fingerprint": mark(point.values)}
+        record = {"status": "finished", "result_print": mark(point.values)}
         point.out.write_text(text.replace('"RECORD"', json.dumps(record)))
     start = time.perf_counter()
     again = sweep.make_plan(chapter, axes, out=plan.folder)

@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import joblib
+import yaml
 from papermill.exceptions import strip_color
 
 from nadkit import claims, files, results, scorecard
@@ -46,7 +47,7 @@ def build(
         raise BadInput("jupyter-book is not installed: pip install -e '.[book]'")
     folder = (out or root).absolute() / "_build"
     chapters, todo = {}, {}
-    for chapter in [load(root, name) for name in find_chapters(root)]:
+    for chapter in [load(root, name) for name in _listed(root, say)]:
         values = validate(chapter, profile)
         notebook = folder / "executed" / profile / f"{chapter.name}.ipynb"
         chapters[chapter.name] = {"status": UNCHANGED, "notebook": str(notebook)}
@@ -71,6 +72,37 @@ def build(
         return {"status": FAILED, "chapters": chapters, "html": None, "error": error}
     html = str(folder / "html" / "index.html")
     return {"status": FINISHED, "chapters": chapters, "html": html, "error": None}
+
+
+def _listed(root: Path, say: Callable[[str], None]) -> list[str]:
+    """Return the chapters that the table of contents lists, in its order; a draft that it does not is left out.
+
+    Raises:
+        BadInput: it lists a page that is not there.
+    """
+    found = find_chapters(root)
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    pages = [re.sub(r"\.(md|ipynb|rst)$", "", page) for page in _pages(toc)]
+    for page in pages:
+        if not any((root / f"{page}.{kind}").exists() for kind in ("md", "ipynb", "rst")):
+            raise BadInput(f"_toc.yml: {page}: no such page; expected {page}.ipynb or {page}.md")
+    names = [page.removeprefix("book/") for page in pages]
+    for draft in found.keys() - set(names):
+        say(f"{draft}: left out, for _toc.yml does not list it")
+    return [name for name in names if name in found]
+
+
+def _pages(toc: object) -> Iterator[str]:
+    """Give the files that a table of contents lists, in its order."""
+    if isinstance(toc, list):
+        for entry in toc:
+            yield from _pages(entry)
+    elif isinstance(toc, dict):
+        for key, value in toc.items():
+            if key in ("root", "file"):
+                yield str(value)
+            else:
+                yield from _pages(value)
 
 
 def _run_all(

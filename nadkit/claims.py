@@ -125,10 +125,9 @@ class Claim:
         """The reason a verdict cannot be given here; empty where it can."""
         if self.verdict != UNDECIDED:
             return ""
-        if obstacles := self._obstacles():
+        missing = ["not measured"] if self.measured is None else []
+        if obstacles := missing + self._obstacles():
             return "; ".join(obstacles)
-        if self.measured is None:
-            return "not measured"
         return "the uncertainty reaches across the bound"
 
     def _obstacles(self) -> list[str]:

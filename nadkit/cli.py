@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, files.DataError) as error:
         answer = _problem(str(error), FAILED)
     except KeyboardInterrupt:
-        answer = _problem("interrupted; finished results are as they were", INTERRUPTED)
+        answer = _problem("interrupted; finished results are as they were, and checkpoints are kept", INTERRUPTED)
     try:
         if "--json" in argv:
             print(json.dumps(answer.data, indent=2), flush=True)
@@ -116,9 +116,7 @@ def _allowed(entry: Mapping[str, Any]) -> str:
 
 def _run(options: argparse.Namespace) -> Answer:
     chapter = chapters.load(_root(options), options.chapter)
-    overrides = chapters.read_mapping(options.params) if options.params else {}
-    overrides |= dict(options.p)
-    values = chapters.validate(chapter, options.profile, overrides)
+    values = chapters.validate(chapter, options.profile, _overrides(options))
 
     from nadkit import claims, runner
 
@@ -132,6 +130,14 @@ def _run(options: argparse.Namespace) -> Answer:
     text = f"{chapter.name} finished in {record['seconds']} s: {out}"
     data = {**record, "notebook": str(out.absolute()), "claims": made.to_json()}
     return Answer(f"{text}\n\n{made}" if made else text, data)
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters that the options set."""
+    names = [name for name, _ in options.p]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"-p {twice[0]}: given twice; several values are for 'nadkit sweep'")
+    return (chapters.read_mapping(options.params) if options.params else {}) | dict(options.p)
 
 
 def _notebook(options: argparse.Namespace, chapter: chapters.Chapter, values: Mapping[str, Any]) -> Path:
@@ -181,13 +187,10 @@ def _record(options: argparse.Namespace) -> Answer:
         if (of := runner.read_record(notebook).get("chapter", chapter.name)) != chapter.name:
             raise BadInput(f"--from {notebook}: it is a run of {of}, not of {chapter.name}")
     else:
-        overrides = chapters.read_mapping(options.params) if options.params else {}
         options.profile = options.profile or QUICK
-        values = chapters.validate(chapter, options.profile, overrides | dict(options.p))
+        values = chapters.validate(chapter, options.profile, _overrides(options))
         notebook = _notebook(options, chapter, values)
-        about = runner.read_record(notebook)
-        same = {"status": "finished", "experiment": fingerprints.experiment(chapter), "parameters": values}
-        if all(about.get(name) == value for name, value in same.items()):
+        if runner.has_result(notebook, fingerprints.result_print(chapter, values)):
             _say(f"{notebook} is finished already")
         else:
             try:
@@ -197,7 +200,10 @@ def _record(options: argparse.Namespace) -> Answer:
             except KeyboardInterrupt:
                 return _problem("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
     path = results.record(notebook, root)
-    return Answer(f"recorded in {path}", {"chapter": chapter.name, "notebook": str(notebook), "record": str(path)})
+    text = f"recorded in {path}"
+    if (runner.read_record(notebook).get("commit") or "+").endswith("+"):
+        text += "\nit names no commit that holds all it was made with: commit first to record where it came from"
+    return Answer(text, {"chapter": chapter.name, "notebook": str(notebook), "record": str(path)})
 
 
 def _build(options: argparse.Namespace) -> Answer:
@@ -213,7 +219,9 @@ def _sweep(options: argparse.Namespace) -> Answer:
     from nadkit import executors, sweep
 
     chapter = chapters.load(_root(options), options.chapter)
-    fixed = chapters.read_mapping(options.params) if options.params else {}
+    given = {name for name, _ in options.p + options.zip}
+    from_file = chapters.read_mapping(options.params) if options.params else {}
+    fixed = {name: value for name, value in from_file.items() if name not in given}
     axes: dict[str, list] = {}
     names = [name for name, _ in options.p + options.zip]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -239,7 +247,10 @@ def _sweep(options: argparse.Namespace) -> Answer:
         return _problem(f"the sweep stopped: {error}\n{_how_to_resume(plan)}", FAILED, folder=str(plan.folder))
     except KeyboardInterrupt:
         return _problem(f"interrupted\n{_how_to_resume(plan)}", INTERRUPTED, folder=str(plan.folder))
-    return _sweep_answer(plan, f"to read them as one table: nadkit collect {plan.folder}")
+    last = f"to read them as one table: nadkit collect {plan.folder}"
+    if plan.counts[sweep.FAILED]:
+        last = f"the same command tries the failed ones again; {last}"
+    return _sweep_answer(plan, last)
 
 
 def _how_to_resume(plan: "Plan") -> str:
@@ -318,7 +329,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = re.findall(r"(?<!\w)--?[a-z]+", options.parser.format_help())
+        known = re.findall(r"(?<!\w)--?[a-z][a-z-]*", options.parser.format_help())
         hint = did_you_mean(unknown[0].partition("=")[0], dict.fromkeys(known))
         raise BadInput(f"unknown argument {unknown[0]!r}: {hint}")
     return options
@@ -380,7 +391,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUES",
-        help="values of one parameter: 1,2,5 or 0:10 or 0:10:2; lists are parted by ';'; a single one is for all runs",
+        help="values of one parameter: 1,2,5 or 0:10 or 0:10:2; ';' separates lists; a single one is for all runs",
     )
     sweep.add_argument(
         "--zip",
@@ -396,8 +407,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--dry-run", action="store_true", help="check everything, show the points, run nothing")
     for sub, work in ((run, "parts of the work"), (sweep, "runs"), (record, "parts of the work")):
         sub.add_argument("--params", type=Path, metavar="FILE", help="parameters in YAML or JSON")
-        sub.add_argument("--workers", type=_jobs, metavar="N", help=f"{work} to do at the same time")
-        sub.add_argument("--gpus", type=_gpus, default=(), metavar="0,1", help="GPUs that the workers share, one each")
+        usual = "at most 4; with --gpus one a GPU; on slurm 10" if sub is sweep else "one after the other"
+        sub.add_argument("--workers", type=_jobs, metavar="N", help=f"{work} to do at the same time (default: {usual})")
+        sub.add_argument(
+            "--gpus", type=_gpus, default=(), metavar="0,1", help="GPUs of this machine, in turn one a worker"
+        )
         sub.add_argument(
             "--cluster", metavar="WHERE", help="a Dask cluster, tcp://HOST:PORT or tls://HOST:PORT, or slurm"
         )

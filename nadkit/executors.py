@@ -4,6 +4,7 @@ import atexit
 import functools
 import importlib
 import importlib.metadata
+import logging
 import multiprocessing
 import os
 import queue
@@ -134,12 +135,8 @@ def _cores() -> int:
 
 def _visible(gpu: int) -> str:
     """Return the name of the GPU with a number among those that this process may use."""
-    if not (given := os.environ.get("CUDA_VISIBLE_DEVICES")):
-        return str(gpu)
-    names = given.split(",")
-    if gpu >= len(names):
-        raise BadInput(f"--gpus {gpu}: expected at most {len(names) - 1}: CUDA_VISIBLE_DEVICES is {given}")
-    return names[gpu]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",")[gpu] if given else str(gpu)
 
 
 class _Slot:
@@ -215,6 +212,8 @@ def _dask(address: str) -> Iterator[Executor]:
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadInput(f"--cluster {address}: no scheduler can be used there: {reason}") from error
+    # What it would say of a scheduler that is gone, we say in a line.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with client:
         if problem := _unfit(client, address):
             raise BadInput(f"--cluster {address}: {problem}")
@@ -355,6 +354,7 @@ def connect(
     if cluster is not None and gpus:
         raise BadInput("--gpus: a cluster's workers get their GPUs where they are started, not here")
     if cluster is None:
+        _require_gpus(gpus)
         with Slots(workers or len(gpus) or min(_cores(), MOST_SLOTS), gpus) as slots:
             yield slots
     elif cluster == "slurm":
@@ -366,6 +366,18 @@ def connect(
             raise BadInput(f"--workers: the scheduler at {cluster} has the workers that were started for it")
         with _dask(cluster) as executor:
             yield executor
+
+
+def _require_gpus(gpus: Sequence[int]) -> None:
+    """Raise BadInput unless these GPUs are here; without them, work would go on the CPU and say nothing."""
+    if gpus and max(gpus) >= (here := _count_gpus()):
+        raise BadInput(f"--gpus {max(gpus)}: this machine has {here or 'no'} GPUs{', counted from 0' if here else ''}")
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def in_environment(cluster: str | None, workers: int | None, gpus: Sequence[int]) -> dict[str, str]:

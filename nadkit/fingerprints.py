@@ -1,8 +1,8 @@
 """Checksums that say whether a result still belongs to its chapter.
 
-A *fingerprint* covers all that a run's notebook depends on: where it differs, a run is made again. The
-checksum of the *experiment* covers only what its numbers depend on, less prose: where it differs, a recorded
-result is stale.
+A *fingerprint* covers all that a run's notebook depends on, prose included: where it differs, the book runs the chapter
+again. The checksum of the *experiment* covers what its numbers depend on: where it differs, a recorded result is stale,
+and a sweep runs its points again.
 """
 
 import ast
@@ -45,13 +45,7 @@ def fingerprint(chapter: Chapter, values: Mapping[str, Value], code: str | None 
     That is the notebook, its parameters, the library, what it computes with, and the published data
     that are at hand. `code` is the `code_print` if it is known.
     """
-    return fingerprinter(chapter, code)(values)
-
-
-def fingerprinter(chapter: Chapter, code: str | None = None) -> Callable[[Mapping[str, Value]], str]:
-    """Return the function from values to their `fingerprint`; what they share is read only once."""
-    shared = [code or code_print(chapter), _published()]
-    return lambda values: _checksum([*shared, dict(values)])
+    return _checksum([code or code_print(chapter), _published(), dict(values)])
 
 
 def code_print(chapter: Chapter) -> str:
@@ -64,10 +58,14 @@ def code_print(chapter: Chapter) -> str:
         for path in sorted(PACKAGE.rglob("*.py"))
         if path.stem not in MACHINE
     }
-    python = platform.python_version().rpartition(".")[0]
-    computing = versions() | {"python": python}
-    computing.pop("nadkit", None)  # its files are in already
-    return _checksum([cells, library, computing])
+    return _checksum([cells, library, _computing()])
+
+
+def _computing() -> dict[str, str]:
+    """Return the versions that numbers may depend on; of the library itself, the files count."""
+    found = versions() | {"python": platform.python_version().rpartition(".")[0]}
+    found.pop("nadkit", None)
+    return found
 
 
 def _parts(chapter: Chapter) -> list[Chapter]:
@@ -91,9 +89,19 @@ def experiment(chapter: Chapter) -> str:
     return _checksum([[bare(source) for source in sources], library])
 
 
-def resumption(chapter: Chapter, values: Mapping[str, Value]) -> str:
-    """Return a checksum of what a checkpoint of a run depends on: mended prose, or data that came, leave it of use."""
-    return _checksum([experiment(chapter), versions(), dict(values)])
+def result_print(chapter: Chapter, values: Mapping[str, Value]) -> str:
+    """Return a checksum of what the numbers of a run depend on: experiment, versions and values.
+
+    Where it is the same, a run may go on from another one's checkpoints, and a point of a sweep need not be run again,
+    though prose was mended since.
+    """
+    return result_printer(chapter)(values)
+
+
+def result_printer(chapter: Chapter) -> Callable[[Mapping[str, Value]], str]:
+    """Return the function from values to their `result_print`; what they share is read only once."""
+    shared = [experiment(chapter), _computing()]
+    return lambda values: _checksum([*shared, dict(values)])
 
 
 def records_print(chapter: Chapter) -> str:

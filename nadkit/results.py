@@ -451,7 +451,10 @@ def _renamed(row: Mapping[str, Scalar], prefix: str, taken: set[str]) -> dict[st
 
 
 def _claimed(made: Claims) -> dict[str, Scalar]:
-    columns = [{f"claim.{claim.id}": claim.measured, f"verdict.{claim.id}": claim.verdict} for claim in made]
+    columns = [
+        {f"claim.{claim.id}": claim.measured, f"error.{claim.id}": claim.error, f"verdict.{claim.id}": claim.verdict}
+        for claim in made
+    ]
     return {name: value for pair in columns for name, value in pair.items()}
 
 

@@ -34,7 +34,7 @@ from nadkit.chapters import (
     profile_values,
 )
 from nadkit.executors import kill_marked
-from nadkit.fingerprints import code_print, experiment, fingerprint, records_print, resumption, versions
+from nadkit.fingerprints import code_print, experiment, fingerprint, records_print, result_print, versions
 from nadkit.names import did_you_mean
 from nadkit.parameters import Value
 
@@ -74,8 +74,11 @@ def execute(
     profile: str = QUICK,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    live: bool | None = None,
 ) -> dict[str, Any]:
     """Run a chapter with validated values, put the executed notebook at `out`, and return its record.
+
+    Progress shows on stderr where `live`, by default where that is a terminal.
 
     The record (chapter, parameters, fingerprint, versions, commit, seconds, ...) is also the notebook's
     `nadkit` metadata. What can be imported from `folder` (default: the current one), the chapter can
@@ -95,11 +98,11 @@ def execute(
     try:
         with _environment(folder or Path.cwd(), environment or {}), files.atomic_write(out) as part:
             record, code = _new_record(chapter, values, profile), code_print(chapter)
-            own = checkpoints / resumption(chapter, values)[:16]
+            own = checkpoints / record["result_print"][:16]
             os.environ[CHECKPOINTS] = str(own)
             record["resumed"] = own.exists()
             with _no_process_left():
-                problem, cause = _run(chapter, values, part)
+                problem, cause = _run(chapter, values, part, sys.stderr.isatty() if live is None else live)
             # Only now, for a chapter may fetch published data.
             record["fingerprint"] = fingerprint(chapter, values, code)
             notebook = nbformat.read(part, as_version=4)
@@ -124,6 +127,7 @@ def _new_record(chapter: Chapter, values: Mapping[str, Any], profile: str) -> di
         "profile": profile,
         "parameters": dict(values),
         "experiment": experiment(chapter),
+        "result_print": result_print(chapter, values),
         "recorded": records_print(chapter),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -139,13 +143,19 @@ def up_to_date(out: Path, fingerprint: str) -> bool:
     return record.get("status") == FINISHED and record.get("fingerprint") == fingerprint
 
 
+def has_result(out: Path, result_print: str) -> bool:
+    """Return whether `out` holds a finished run whose numbers are those of this `fingerprints.result_print`."""
+    record = read_record(out)
+    return record.get("status") == FINISHED and record.get("result_print") == result_print
+
+
 def run_name(chapter: Chapter, profile: str, values: Mapping[str, Any]) -> str:
     """Return the file that a run is kept in: `CHAPTER/PROFILE[,name=value...].ipynb`.
 
     Only what differs from the profile is named, so that one result has one name.
     """
     usual = profile_values(chapter, profile)
-    changed = {name: value for name, value in values.items() if value != usual[name]}
+    changed = {name: values[name] for name in chapter.parameters if values[name] != usual[name]}
     return f"{chapter.name}/{file_name(changed, profile)}.ipynb"
 
 
@@ -199,10 +209,9 @@ def _commit(root: Path) -> str | None:
     return head.strip() + ("+" if changes else "")
 
 
-def _run(chapter: Chapter, values: Mapping[str, Any], part: Path) -> tuple[str | None, type[RunFailed]]:
+def _run(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool) -> tuple[str | None, type[RunFailed]]:
     """Run the chapter into `part` and return what went wrong, if anything, and what to raise then."""
     spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
-    live = sys.stderr.isatty()
     # Papermill reports every failure to its log as well: we report it once, in our words.
     # And after Ctrl-C asyncio may still hear of a kernel that died.
     for log in ("papermill", "asyncio"):

@@ -211,7 +211,8 @@ def _as_row(row: Row) -> str:
     link = f'<a href="{_escape(f"../{row.page}")}">{_escape(claim.statement)}</a><br><code>{_escape(claim.id)}</code>'
     live = _measured(row.live) if row.live else f"<em>{GONE}</em>"
     recorded = "".join(f"<li>{_measured(claim)}<br>{_where(record)}</li>" for record, claim in row.recorded)
-    cells = [_escape(claim.source), _escape(claim.report), live, f"<ul>{recorded}</ul>" if recorded else "-"]
+    reported = f"{_escape(claim.report)}<br><small>holds if {_escape(claim.holds_if)}</small>"
+    cells = [_escape(claim.source), reported, live, f"<ul>{recorded}</ul>" if recorded else "-"]
     return f'<tr><th scope="row">{link}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from nadkit import executors, files, runner
 from nadkit.chapters import QUICK, BadInput, Chapter, convert, load, profile_values, validate
 from nadkit.executors import TRIES, WorkerDied
-from nadkit.fingerprints import code_print, fingerprinter
+from nadkit.fingerprints import result_print, result_printer
 from nadkit.names import did_you_mean
 from nadkit.parameters import Value
 from nadkit.runner import FAILED, FINISHED, UNCHANGED, CannotWrite, KernelDied, RunFailed
@@ -61,7 +61,7 @@ class Point:
     swept: Mapping[str, Value]
     values: Mapping[str, Value]
     out: Path
-    fingerprint: str
+    result_print: str
     status: str = TO_RUN
     seconds: float | None = None
     error: str | None = None
@@ -150,14 +150,14 @@ def make_plan(
     folder = (out or Path("sweeps") / chapter.name / runner.file_name(fixed, profile, by)).absolute()
     _require_own(folder, _about(chapter.name, profile, fixed, swept), chapter.root)
     points = []
-    mark = fingerprinter(chapter)
+    mark = result_printer(chapter)
     for at in grid:
         at = {name: at[name] for name in swept}
         path = folder / f"{runner.file_name(at)}.ipynb"
         values = base | at
-        fingerprint = mark(values)
-        status = UNCHANGED if runner.up_to_date(path, fingerprint) else TO_RUN
-        points.append(Point(at, values, path, fingerprint, status))
+        print_ = mark(values)
+        status = UNCHANGED if runner.has_result(path, print_) else TO_RUN
+        points.append(Point(at, values, path, print_, status))
     return Plan(chapter, profile, fixed, swept, folder, tuple(points))
 
 
@@ -258,8 +258,7 @@ class Task:
     profile: str
     values: Mapping[str, Value]
     out: Path
-    fingerprint: str
-    code: str
+    result_print: str
     folder: Path
     environment: Mapping[str, str]
 
@@ -277,15 +276,15 @@ def run_point(task: Task) -> dict[str, Any]:
     """
     with _one_at_a_time:
         chapter = load(task.root, task.chapter)
-        if code_print(chapter) != task.code:
+        if result_print(chapter, task.values) != task.result_print:
             raise ChapterChanged(
-                f"on {socket.gethostname()} the chapter, the library, or the versions of Python, torch, "
-                "torchvision or numpy are not those that the sweep began with"
+                f"on {socket.gethostname()} the code of the chapter or the library, or the versions of Python, torch, "
+                "torchvision or numpy, are not those that the sweep began with"
             )
-        if runner.up_to_date(task.out, task.fingerprint):  # by a try that died after its last step
+        if runner.has_result(task.out, task.result_print):  # by a try that died after its last step
             return runner.read_record(task.out)
         where = {"folder": task.folder, "environment": task.environment}
-        return runner.execute(chapter, task.values, task.out, profile=task.profile, **where)
+        return runner.execute(chapter, task.values, task.out, profile=task.profile, live=False, **where)
 
 
 def run(plan: Plan, executor: Executor, *, say: Callable[[str], None] | None = None, progress: bool = False) -> Plan:
@@ -299,14 +298,14 @@ def run(plan: Plan, executor: Executor, *, say: Callable[[str], None] | None = N
         BadInput: another sweep is at work in the folder.
     """
     with _held(plan):
-        points, code = list(plan.points), code_print(plan.chapter)
+        points = list(plan.points)
         left: dict[Future, int] = {}
         ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         tries: Counter[int] = Counter()
 
         def submit(i: int) -> None:
             tries[i] += 1
-            future = executor.submit(run_point, _task(plan, points[i], code))
+            future = executor.submit(run_point, _task(plan, points[i]))
             left[future] = i
             future.add_done_callback(ended.put)
 
@@ -330,19 +329,18 @@ def run(plan: Plan, executor: Executor, *, say: Callable[[str], None] | None = N
     return replace(plan, points=tuple(points))
 
 
-def _task(plan: Plan, point: Point, code: str) -> Task:
+def _task(plan: Plan, point: Point) -> Task:
     here = Path.cwd()
     environment = executors.in_environment(None, None, ())  # a run is not to be split as well
-    if data := os.environ.get("NADKIT_DATA"):
-        environment["NADKIT_DATA"] = str(Path(data).expanduser().absolute())
+    data = os.environ.get("NADKIT_DATA")
+    environment["NADKIT_DATA"] = str(Path(data).expanduser().absolute()) if data else ""
     return Task(
         root=plan.chapter.root,
         chapter=plan.chapter.name,
         profile=plan.profile,
         values=point.values,
         out=point.out,
-        fingerprint=point.fingerprint,
-        code=code,
+        result_print=point.result_print,
         folder=here,
         environment=environment,
     )
@@ -363,6 +361,8 @@ def _outcome(point: Point, future: Future) -> Point:
     except (CannotWrite, ChapterChanged, CancelledError) as error:
         raise SweepStopped(str(error) or "its tasks were cancelled: the cluster is gone") from error
     except Exception as error:
+        if executors.is_killed_worker(error):
+            error = WorkerDied("its workers died, whenever it was tried (out of memory?)")
         about = str(error) if isinstance(error, RunFailed | WorkerDied) else f"{type(error).__name__}: {error}"
         return replace(point, status=FAILED, error=about)
     if not _appears(point.out, record):
@@ -372,7 +372,7 @@ def _outcome(point: Point, future: Future) -> Point:
 
 def _appears(out: Path, record: Mapping[str, Any]) -> bool:
     deadline = time.monotonic() + SECONDS_TO_APPEAR
-    while not runner.up_to_date(out, record["fingerprint"]):
+    while not runner.has_result(out, record["result_print"]):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)

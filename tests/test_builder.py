@@ -10,7 +10,7 @@ from conftest import files_below, make_notebook, printed
 
 from nadkit import builder, results, runner
 from nadkit.builder import build
-from nadkit.chapters import load, validate
+from nadkit.chapters import BadInput, load, validate
 from nadkit.runner import execute
 
 
@@ -138,6 +138,19 @@ def test_the_page_of_a_chapter_that_is_gone_goes_too(make_book, tmp_path):
     (root / "book" / "two.ipynb").unlink()
     build(root, out=tmp_path)
     assert [name for name in pages(tmp_path) if name.endswith("two.html")] == []
+
+
+def test_drafts_are_left_out_and_missing_pages_refused(make_book, tmp_path):
+    root = make_book(one=make_notebook("One"))
+    nbformat.write(make_notebook("Draft", code=("1 / 0",)), root / "book" / "draft.ipynb")
+    said = []
+    result = build(root, out=tmp_path, say=said.append)
+    assert (result["error"], list(result["chapters"])) == (None, ["one"])
+    assert "draft: left out, for _toc.yml does not list it" in said
+    toc = (root / "_toc.yml").read_text()
+    (root / "_toc.yml").write_text(toc.replace("book/one", "book/two"))
+    with pytest.raises(BadInput, match=r"_toc.yml: book/two: no such page; expected book/two.ipynb"):
+        build(root, out=tmp_path)
 
 
 # ---- the scorecard and recorded results ----------------------------------------------------------

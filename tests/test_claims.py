@@ -73,7 +73,7 @@ def test_a_run_of_other_settings_decides_nothing(actual, paper, why):
 
 def test_all_that_stands_against_a_verdict_is_said():
     both = claim(None, same={"sigma": (1, 3)}, needs={"seeds": (1, 3)})
-    assert both.why_undecided == "sigma: 1, the claim is about 3; seeds: 1 of the 3 needed"
+    assert both.why_undecided == "not measured; sigma: 1, the claim is about 3; seeds: 1 of the 3 needed"
 
 
 def test_a_table_says_which_setting_is_another():

@@ -8,7 +8,7 @@ from conftest import make_notebook
 
 from nadkit import fingerprints
 from nadkit.chapters import load, validate
-from nadkit.fingerprints import bare, experiment, fingerprint, fingerprinter, resumption
+from nadkit.fingerprints import bare, experiment, fingerprint, result_print, result_printer
 
 # ---- runs ----------------------------------------------------------------------------------------
 
@@ -73,11 +73,11 @@ def test_the_fingerprint_follows_the_published_data_at_hand(make_book, monkeypat
     assert fingerprint(chapter, {}) == marks[-1]
 
 
-def test_many_fingerprints_are_those_of_one_each(make_book):
+def test_many_checksums_are_those_of_one_each(make_book):
     chapter = load(make_book(one=make_notebook()), "one")
-    together = fingerprinter(chapter)
+    together = result_printer(chapter)
     for n in (1, 2):
-        assert together({"n": n}) == fingerprint(chapter, {"n": n})
+        assert together({"n": n}) == result_print(chapter, {"n": n})
     assert together({"n": 1}) != together({"n": 2})
 
 
@@ -168,10 +168,10 @@ def test_what_a_chapter_runs_is_part_of_it(make_book):
     assert marks("1") == before
 
 
-def test_a_checkpoint_outlives_mended_prose_and_data_that_came(make_book, monkeypatch, tmp_path):
+def test_a_result_outlives_mended_prose_and_data_that_came(make_book, monkeypatch, tmp_path):
     def mark(n: int = 3, **changes) -> tuple[str, str]:
         chapter = load(make_book(one=make_notebook(**changes)), "one")
-        return resumption(chapter, {"n": n})
+        return result_print(chapter, {"n": n})
 
     before = mark()
     assert mark(title="Another") == before

@@ -22,7 +22,7 @@ from nadkit import runner, sweep
 from nadkit.chapters import BadInput, load
 from nadkit.cli import main
 from nadkit.executors import TRIES, Slots
-from nadkit.fingerprints import code_print, fingerprinter
+from nadkit.fingerprints import result_printer
 from nadkit.sweep import TO_RUN, SweepStopped, make_plan, parse_values
 
 # Every run leaves a line, so that we see what ran, and how often.
@@ -200,6 +200,9 @@ def test_only_what_is_missing_or_changed_runs(logged):
     assert plan.counts == {"unchanged": 2, TO_RUN: 1}
     sweep.run(plan, Inline())
     assert runs(log) == {1: 1, 2: 1, 3: 1}
+    path = chapter.path
+    path.write_text(path.read_text().replace("The mean is", "Here the mean is"))
+    assert make_plan(load(chapter.root, "one"), {"n": [1, 2]}).counts == {"unchanged": 2}
     changed, _ = logged("'a new cell'")
     assert make_plan(changed, {"n": [1, 2]}).counts == {TO_RUN: 2}
     plan.points[0].out.write_bytes(plan.points[0].out.read_bytes()[:-40])
@@ -309,7 +312,7 @@ def kernels(pid: int) -> list[psutil.Process]:
 def test_a_try_that_died_after_its_last_step_is_not_repeated(logged):
     chapter, log = logged()
     plan = make_plan(chapter, {"n": [1]})
-    task = sweep._task(plan, plan.points[0], code_print(chapter))
+    task = sweep._task(plan, plan.points[0])
     first = sweep.run_point(task)
     assert sweep.run_point(task) == first
     assert runs(log) == {1: 1}
@@ -373,7 +376,7 @@ def test_a_chapter_that_changes_on_the_way_stops_the_sweep(logged):
 
 def test_a_result_that_does_not_come_here_stops_the_sweep(chapter, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "SECONDS_TO_APPEAR", 0.2)
-    monkeypatch.setattr(sweep, "run_point", lambda task: {"status": "finished", "fingerprint": task.fingerprint})
+    monkeypatch.setattr(sweep, "run_point", lambda task: {"status": "finished", "result_print": task.result_print})
     with pytest.raises(SweepStopped, match="on a shared file system"):
         sweep.run(make_plan(chapter, {"n": [1]}, out=tmp_path / "out"), Inline())
 
@@ -403,12 +406,12 @@ def test_ten_thousand_points_are_checked_and_looked_up_in_time(make_book, tmp_pa
     plan = make_plan(chapter, axes, out=tmp_path / "out")
     plan.folder.mkdir()
     sweep._held(plan).__enter__()
-    mark = fingerprinter(chapter)
+    mark = result_printer(chapter)
     notebook = make_notebook(code=("x" * 5000,))
     notebook.metadata["nadkit"] = "RECORD"
     text = nbformat.writes(notebook)
     for point in plan.points[:9000]:
-        record = {"status": "finished", "fingerprint": mark(point.values)}
+        record = {"status": "finished", "result_print": mark(point.values)}
         point.out.write_text(text.replace('"RECORD"', json.dumps(record)))
     start = time.perf_counter()
     again = make_plan(chapter, axes, out=plan.folder)
@@ -481,9 +484,11 @@ def test_the_command_cuts_a_long_table(chapter, capsys, monkeypatch, tmp_path):
         (["-p", "n=1,2", "-p", "n=3"], "n: given twice"),
         (["--zip", "n=1,2", "--zip", "n=3,4"], "n: given twice"),
         (["-p", "m=1,2"], "no such parameter; "),
+        (["-p", "n=1,2", "--gpus", "99"], "--gpus 99: this machine has"),
         (["-p", "n=1,2", "--gpus", "a"], "expected numbers of GPUs"),
         (["-p", "n=1,2", "--workers", "0"], "at least 1"),
         (["-p", "n=1,2", "--zp", "n=3"], "did you mean '--zip'"),
+        (["-p", "n=1,2", "--dryrun"], "did you mean '--dry-run'"),
         (["-p", 'method=["mean"'], "expected a list such as"),
     ],
 )
