@@ -369,15 +369,17 @@ def _parser() -> argparse.ArgumentParser:
         default = None if sub is record else QUICK  # a finished run has its own
         sub.add_argument("--profile", default=default, help="a set of parameters (default: quick)")
 
+    one = "one parameter; lists as 1,2,3; beats --params, which beats --profile"
+    many = "values of one parameter: 1,2,5 or 0:10 or 0:10:2; ';' separates lists; a single one is for all runs"
+    together = "as -p, but the values of all --zip go together: first with first, second with second"
+    for sub, flag, form, text in (
+        (run, "-p", "NAME=VALUE", one),
+        (record, "-p", "NAME=VALUE", one),
+        (sweep, "-p", "NAME=VALUES", many),
+        (sweep, "--zip", "NAME=VALUES", together),
+    ):
+        sub.add_argument(flag, type=_pair, action="append", default=[], metavar=form, help=text)
     for sub in (run, record):
-        sub.add_argument(
-            "-p",
-            type=_pair,
-            action="append",
-            default=[],
-            metavar="NAME=VALUE",
-            help="one parameter; lists as 1,2,3; beats --params, which beats --profile",
-        )
         sub.add_argument(
             "--out",
             type=Path,
@@ -385,22 +387,6 @@ def _parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help="where the executed notebook goes, a folder or NAME.ipynb (default: runs)",
         )
-    sweep.add_argument(
-        "-p",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="NAME=VALUES",
-        help="values of one parameter: 1,2,5 or 0:10 or 0:10:2; ';' separates lists; a single one is for all runs",
-    )
-    sweep.add_argument(
-        "--zip",
-        type=_pair,
-        action="append",
-        default=[],
-        metavar="NAME=VALUES",
-        help="as -p, but the values of all --zip go together: first with first, second with second",
-    )
     sweep.add_argument(
         "--out", type=Path, metavar="DIR", help="where the notebooks go (default: a folder of its own below 'sweeps')"
     )

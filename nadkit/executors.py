@@ -50,7 +50,8 @@ SLURM_JOB = {"cores": 1, "processes": 1, "memory": "4GB", "walltime": "24:00:00"
 
 MOST_SLOTS, MOST_ON_SLURM = 4, 10
 
-MINUTE = 60.0
+NEWS_AFTER = 60.0
+"""Seconds without a SLURM job at work after which a line says where to look."""
 
 # How a chapter's kernel hears of the executor that it is given.
 CLUSTER, WORKERS, GPUS = "NADKIT_CLUSTER", "NADKIT_WORKERS", "NADKIT_GPUS"
@@ -297,7 +298,7 @@ def _warning_of_no_worker(cluster: "distributed.deploy.Cluster", logs: Path) -> 
         if not cluster.scheduler_info.get("workers"):
             sys.stderr.write(f"nadkit: no job has begun to work yet; 'squeue' says why, or the logs in {logs}\n")
 
-    timer = threading.Timer(MINUTE, warn)
+    timer = threading.Timer(NEWS_AFTER, warn)
     timer.daemon = True
     timer.start()
     try:

@@ -89,18 +89,18 @@ def experiment(chapter: Chapter) -> str:
     return _checksum([[bare(source) for source in sources], library])
 
 
-def result_print(chapter: Chapter, values: Mapping[str, Value]) -> str:
+def result_print(chapter: Chapter, values: Mapping[str, Value], known: str | None = None) -> str:
     """Return a checksum of what the numbers of a run depend on: experiment, versions and values.
 
     Where it is the same, a run may go on from another one's checkpoints, and a point of a sweep need not be run again,
-    though prose was mended since.
+    though prose was mended since. `known` is the checksum of the `experiment` if there is one already.
     """
-    return result_printer(chapter)(values)
+    return result_printer(chapter, known)(values)
 
 
-def result_printer(chapter: Chapter) -> Callable[[Mapping[str, Value]], str]:
+def result_printer(chapter: Chapter, known: str | None = None) -> Callable[[Mapping[str, Value]], str]:
     """Return the function from values to their `result_print`; what they share is read only once."""
-    shared = [experiment(chapter), _computing()]
+    shared = [known or experiment(chapter), _computing()]
     return lambda values: _checksum([*shared, dict(values)])
 
 

@@ -26,13 +26,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from nadkit import files
-from nadkit.chapters import (
-    QUICK,
-    Chapter,
-    cell_source,
-    cell_tags,
-    profile_values,
-)
+from nadkit.chapters import QUICK, Chapter, cell_source, cell_tags, profile_values
 from nadkit.executors import kill_marked
 from nadkit.fingerprints import code_print, experiment, fingerprint, records_print, result_print, versions
 from nadkit.names import did_you_mean
@@ -78,12 +72,10 @@ def execute(
 ) -> dict[str, Any]:
     """Run a chapter with validated values, put the executed notebook at `out`, and return its record.
 
-    Progress shows on stderr where `live`, by default where that is a terminal.
-
-    The record (chapter, parameters, fingerprint, versions, commit, seconds, ...) is also the notebook's
-    `nadkit` metadata. What can be imported from `folder` (default: the current one), the chapter can
-    import, too; it sees the variables of `environment`. After Ctrl-C nothing is left behind but the chapter's
-    own checkpoints, from which the next try of the same run goes on.
+    Progress shows on stderr where `live`, by default where that is a terminal. The record (chapter, parameters,
+    fingerprint, versions, commit, seconds, ...) is also the notebook's `nadkit` metadata. What can be imported from
+    `folder` (default: the current one), the chapter can import, too; it sees the variables of `environment`. After
+    Ctrl-C nothing is left behind but the chapter's own checkpoints, from which the next try of the same run goes on.
 
     Raises:
         KernelDied: its kernel ended before its time.
@@ -122,12 +114,13 @@ def execute(
 
 
 def _new_record(chapter: Chapter, values: Mapping[str, Any], profile: str) -> dict[str, Any]:
+    known = experiment(chapter)
     return {
         "chapter": chapter.name,
         "profile": profile,
         "parameters": dict(values),
-        "experiment": experiment(chapter),
-        "result_print": result_print(chapter, values),
+        "experiment": known,
+        "result_print": result_print(chapter, values, known),
         "recorded": records_print(chapter),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
