@@ -153,8 +153,8 @@ def _run_all(
 
     ended = {}
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run, name): name for name in todo}
         try:
+            futures = {pool.submit(run, name): name for name in todo}
             for future in as_completed(futures):
                 name, result = futures[future], future.result()
                 ended[name] = result

@@ -1,6 +1,8 @@
 """Builds: what runs again, what stays, and what becomes of the pages."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -45,6 +47,24 @@ def test_a_build_runs_only_what_changed(make_book, tmp_path):
     make_book(profiles, **book | {"one": make_notebook("Another title")})
     build(root, "smoke", out=out)
     assert "Another title" in page.read_text()
+
+
+def test_an_interrupt_while_chapters_are_being_started_ends_those_that_run(make_book, tmp_path, monkeypatch):
+    class InterruptedPool(ThreadPoolExecutor):
+        def submit(self, task, name):
+            if name == "second":
+                while not (tmp_path / "begun").exists():
+                    time.sleep(0.01)
+                raise KeyboardInterrupt
+            return super().submit(task, name)
+
+    mark = f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(60)"
+    root = make_book(first=make_notebook(code=(mark,)), second=make_notebook())
+    monkeypatch.setattr(builder, "ThreadPoolExecutor", InterruptedPool)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        build(root, jobs=2, out=tmp_path / "out")
+    assert time.monotonic() - start < 50  # and not when the first has had its sleep
 
 
 def test_a_failed_chapter_lets_the_others_finish_and_keeps_the_pages(make_book, tmp_path):
