@@ -1,21 +1,38 @@
 """NADs: time per network against the plain loop, agreement with it, and memory against the number of networks.
 
 python -m benchmarks.nads [--architecture lenet] [--device cpu] [--networks 20] [--rounds 5] [--compile] [--memory]
+python -m benchmarks.nads --device cuda --architecture resnet18
+python -m benchmarks.nads --device cuda --architecture torchvision:resnet18 --large [--networks 500]
+
+The second, on a GPU, takes the secants of ResNet18 (2,048 forward passes a network) at several batch sizes; the plain
+loop's two batches of 1,024 need some 2 GiB of its memory, the largest batch twice that. The third measures the leading
+NADs of 3 x 224 x 224 inputs by the Gram matrix: time per network and peak memory beside the N x D numbers it must hold.
 """
 
 import argparse
 import functools
+import math
 import subprocess
 import sys
+import time
 
 import torch
 
 from benchmarks import reference
 from benchmarks.timing import in_turns, table
 from nadkit import architectures, seeds
-from nadkit.anisotropy import BATCH, GradientCovariance, _compiled, compute_nads, gradient_covariance, secant
+from nadkit.anisotropy import (
+    BATCH,
+    GradientCovariance,
+    _compiled,
+    compute_nads,
+    gradient_covariance,
+    leading_nads,
+    secant,
+)
 
 SHAPE = (1, 32, 32)
+LARGE = (3, 224, 224)
 SCALE = 100.0
 
 
@@ -71,16 +88,40 @@ def agreement(architecture: str, device: str, n: int) -> None:
 
 def peak_memory(architecture: str, device: str, n: int) -> int:
     """Return the peak memory (bytes) of a fresh process that takes ``n`` derivatives: of the GPU, or resident."""
+    return _peak(
+        "from nadkit.anisotropy import gradient_covariance; "
+        f"gradient_covariance({architecture!r}, networks=range({n}), device={device!r}, compile=False).nads()",
+        device,
+    )
+
+
+def _peak(code: str, device: str) -> int:
+    """Return the peak memory (bytes) of a fresh process that runs some code."""
     measure = {
         "cuda": "import torch; print(torch.cuda.max_memory_allocated())",
         "cpu": "import resource; print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)",
     }[torch.device(device).type]
-    code = (
-        "from nadkit.anisotropy import gradient_covariance; "
-        f"gradient_covariance({architecture!r}, networks=range({n}), device={device!r}, compile=False).nads(); "
-        f"{measure}"
+    run = subprocess.run([sys.executable, "-c", f"{code}; {measure}"], check=True, capture_output=True, text=True)
+    return int(run.stdout)
+
+
+def large(architecture: str, device: str, n: int) -> None:
+    """Print the time and the peak memory that the leading NADs of large inputs take."""
+
+    def code(count: int) -> str:
+        options = f"shape={LARGE}, n_networks={count}, device={device!r}"
+        return f"from nadkit.anisotropy import leading_nads; leading_nads({architecture!r}, 1, {options})"
+
+    few, many = _peak(code(2), device), _peak(code(n), device)
+    start = time.perf_counter()
+    leading_nads(architecture, min(10, n - 1), shape=LARGE, n_networks=n, device=device)
+    seconds = time.perf_counter() - start
+    print(f"inputs of {LARGE}: {1000 * seconds / n:.1f} ms / network")
+    held = 4 * n * math.prod(LARGE)
+    print(
+        f"peak memory: {few / 2**20:.0f} MiB at 2 networks, {many / 2**20:.0f} MiB at {n}, of which the derivatives "
+        f"{held / 2**20:.0f} MiB"
     )
-    return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
@@ -92,8 +133,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="time the compiled forward pass too")
     parser.add_argument("--memory", action="store_true", help="peak memory at 100 and 2,000 networks")
+    parser.add_argument("--large", action="store_true", help="only the leading NADs of 3 x 224 x 224 inputs")
     options = parser.parse_args()
     print(f"{options.architecture} on {options.device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if options.large:
+        large(options.architecture, options.device, options.networks)
+        return
     agreement(options.architecture, options.device, options.networks)
     speed(options.architecture, options.device, options.networks, options.rounds, options.compile)
     if options.memory:

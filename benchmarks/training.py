@@ -1,13 +1,16 @@
 """Training on D(v): networks per hour of each strategy against the plain DataLoader loop.
 
     python -m benchmarks.training [--architecture lenet] [--device cpu] [--networks 4] [--epochs 2] [--rounds 3]
+    python -m benchmarks.training --device cuda --architecture resnet18 --strategies loop vmap --epochs 1
 
-The plain loop may use both cores, for itself and its DataLoader workers; so may every strategy.
+The plain loop may use all cores, for itself and its DataLoader workers; so may every strategy. Away from the CPU there
+is a row for the loop in bfloat16, too.
 """
 
 import argparse
 import functools
 import statistics
+from dataclasses import replace
 
 import torch
 
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--strategies", nargs="+", choices=["loop", "processes", "vmap"], help="by default all fit")
     parser.add_argument("--accuracy", action="store_true", help="compare accuracies at the paper's settings (minutes)")
     options = parser.parse_args()
     print(f"{options.architecture} on {options.device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -59,10 +63,14 @@ def main() -> None:
             )
         return
     recipe = Recipe(epochs=options.epochs)
-    run = functools.partial(fit_many, options.architecture, problems, recipe, device=options.device)
+    run = functools.partial(fit_many, options.architecture, problems, device=options.device)
     contenders = {"plain loop": functools.partial(plain, options.architecture, problems, recipe, options.device)}
-    strategies = ("loop", "processes", "vmap") if options.device == "cpu" else ("loop", "vmap")
-    contenders |= {f"nadkit, {strategy}": functools.partial(run, strategy=strategy) for strategy in strategies}
+    on_cpu = options.device == "cpu"
+    for strategy in options.strategies or (("loop", "processes", "vmap") if on_cpu else ("loop", "vmap")):
+        contenders[f"nadkit, {strategy}"] = functools.partial(run, recipe=recipe, strategy=strategy)
+    if not on_cpu:
+        half = replace(recipe, bf16=True)
+        contenders["nadkit, loop, bfloat16"] = functools.partial(run, recipe=half, strategy="loop")
     seconds = in_turns(contenders, options.rounds)
     epochs = options.networks * options.epochs
     print(table({name: time / epochs for name, time in seconds.items()}, reference="plain loop", unit="network-epoch"))

@@ -5,19 +5,21 @@
 Source: Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Neural Anisotropy Directions", NeurIPS 2020, section 3.
 """
 
+import contextlib
 import functools
 import hashlib
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from nadkit import architectures, seeds, storage
@@ -30,14 +32,19 @@ from nadkit.published import published_nads
 __all__ = [
     "GradientCovariance",
     "compute_nads",
+    "effective_dimension",
     "gradient",
     "gradient_covariance",
+    "isotropic_effective_dimension",
+    "leading_nads",
     "marchenko_pastur_cdf",
     "marchenko_pastur_edges",
     "merged",
     "mixed_moment",
+    "population_effective_dimension",
     "published_nads",
     "secant",
+    "with_batch_statistics",
 ]
 
 Method = Literal["secant", "gradient", "mixed"]
@@ -59,6 +66,15 @@ Moments are summed up part by part wherever they are computed, so that the sums 
 """
 
 MIXED_ROWS = 16
+
+GRAM_CHUNK = 2**22
+"""Numbers of the derivatives (32 MB in float64) that `leading_nads` looks at at a time."""
+
+RANK_TOLERANCE = 1e-12
+"""Eigenvalues below this share of the first are the rounding of float32 derivatives, squared."""
+
+
+NOTHING = "all input derivatives are zero at this point: there are no directions; choose another x"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -141,12 +157,12 @@ class GradientCovariance:
             raise ValueError(f"n_networks: NADs need at least {least}, got {self.count}")
         eigenvalues, eigenvectors = torch.linalg.eigh(self.covariance(centred=centred).cpu())
         if not eigenvalues[-1] > 0:
-            raise ValueError("all input derivatives are zero at this point: there are no directions; choose another x")
+            raise ValueError(NOTHING)
         return NADs(
             vectors=eigenvectors.T.flip(0).contiguous(),
             eigenvalues=eigenvalues.flip(0).clamp(min=0),
             shape=self.shape,
-            name=f"NADs of {self.settings['architecture']}",
+            name=_name(self.settings),
             n_networks=self.count,
             centred=centred,
             settings=self.settings,
@@ -260,64 +276,244 @@ def gradient_covariance(
             fit, a checkpoint of another run.
         DataError: the checkpoint cannot be written.
     """
-    seed = seeds.require_integer("seed", seed, 0)
-    if method not in get_args(Method):
-        raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale: expected a positive finite number, got {scale}")
-    point = _point(x, shape, method, seed)
+    seed, point = _checked(shape, method, scale, seed, x)
     if executor is not None:
         architectures.factory(architecture)  # a wrong name should fail here, not in a worker
         options = {"shape": shape, "method": method, "scale": scale, "seed": seed, "x": point, "compile": compile}
         return _on_workers(executor, architecture, networks, device, checkpoint, progress, options)
-    device = pick(device)
-
-    def network(i: int) -> nn.Module:
-        with seeds.seeded(seed, "network", i, device=device), device:
-            model = architectures.build(architecture, shape=shape, classes=1)
-        return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-
-    template = network(0)
-    if (logits := architectures.n_logits(template, shape, device)) != 1:
-        raise ValueError(f"architecture {architectures.name_of(architecture)!r}: expected 1 logit, got {logits}")
-    settings = {
-        "architecture": architectures.name_of(architecture),
-        "method": method,
-        "scale": float(scale) if method == "secant" else 0.0,
-        "seed": seed,
-        "x": hashlib.sha256(point.numpy().tobytes()).hexdigest()[:12],
-        "networks": _fingerprint(template),
-    }
-    point = point.to(device)
+    drawn = _Networks(architecture, shape, method, scale, seed, pick(device), point)
+    device, settings = drawn.device, drawn.settings
     covariance = _start(checkpoint, shape, settings, networks, device)
     left = [i for i in networks if not covariance.has(i)]
     if compile is None:
         compile = device.type == "cpu" and len(left) >= COMPILED_FROM and shutil.which("c++") is not None
-    fast = _compiled(template) if compile and method == "secant" else lambda model: model
-    with (
-        _bar(networks, left, progress) as bar,
-        # TensorFloat-32 keeps 10 of a float's 23 bits: too few for a difference
-        # and an algorithm chosen by a race would not be the same in every run
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-    ):
+    fast = _compiled(drawn.template) if compile and method == "secant" else lambda model: model
+    with _bar(networks, left, progress) as bar, _exact():
         for part in _blocks(left, PART[method]):
             moments = GradientCovariance.empty(shape, settings, device)
             try:
                 for block in _blocks(range(*part), BLOCK[method]):
                     if method == "mixed":
-                        moment = mixed_moment(network(block[0]), point).to(moments.second)
+                        moment = mixed_moment(drawn.network(block[0]), drawn.point).to(moments.second)
                         moments._add(torch.zeros_like(moments.total), moment, [block])
                         bar.update()
                     else:
                         rows = []
                         for i in range(*block):
-                            f = fast(network(i))
-                            rows.append(secant(f, point, scale) if method == "secant" else gradient(f, point))
+                            rows.append(drawn.derivative(fast(drawn.network(i))))
                             bar.update()
                         moments.update(torch.stack(rows), block)
             finally:  # by an interrupt, too
                 _take_in([moments], covariance, checkpoint)
     return covariance
+
+
+def leading_nads(
+    architecture: Architecture,
+    k: int,
+    *,
+    shape: Shape,
+    n_networks: int,
+    method: Method = "gradient",
+    scale: float = 100.0,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    x: Tensor | None = None,
+    progress: bool = False,
+) -> NADs:
+    """Return the first k NADs without the D x D covariance, for inputs far larger than the number N of networks.
+
+    With the centred derivatives as the rows of G (N, D), and the eigenvectors of their Gram matrix,
+
+        G G^T w_k = s_k^2 w_k,   u_k = G^T w_k / s_k,   lambda_k = s_k^2 / (N - 1).
+
+    The networks and the derivatives are those of `gradient_covariance`, so that
+    ``compute_nads(..., n_networks=N).leading(k)`` is the same where D is small enough for it. Held in memory are N x D
+    float32 numbers on the device and k x D float64 ones: 1,000 networks of 3 x 224 x 224 inputs take 600 MB.
+
+    A *secant* needs 2 D forward passes a network, which at that size are 300,000: expect to wait.
+
+    Args:
+        architecture: a name or a factory (`nadkit.architectures`).
+        k: number of directions.
+        shape: (C, H, W) of the inputs.
+        n_networks: number N of random networks.
+        method: of the derivative, ``"gradient"`` or ``"secant"``.
+        scale, seed, device, x, progress: as in `gradient_covariance`.
+
+    Raises:
+        ValueError: k is larger than the rank of the covariance, at most N - 1 and D; the method is ``"mixed"``, of
+            which one network has D derivatives; as `gradient_covariance`.
+    """
+    n_networks = seeds.require_integer("n_networks", n_networks, 2)
+    if method == "mixed":
+        raise ValueError("leading_nads: expected method 'gradient' or 'secant', got 'mixed'; compute_nads takes it")
+    seed, point = _checked(shape, method, scale, seed, x)
+    rank = min(n_networks - 1, math.prod(shape))
+    if k not in range(1, rank + 1):
+        raise ValueError(
+            f"k: expected 1 to {rank}, the rank that {n_networks} centred derivatives of {math.prod(shape)} numbers "
+            f"can have, got {k}; take more networks"
+        )
+    drawn = _Networks(architecture, shape, method, scale, seed, pick(device), point)
+    g = torch.empty(n_networks, math.prod(shape), device=drawn.device)
+    with _bar(range(n_networks), list(range(n_networks)), progress) as bar, _exact():
+        for i in range(n_networks):
+            g[i] = drawn.derivative(drawn.network(i))
+            bar.update()
+    if len(bad := (~torch.isfinite(g).all(1)).nonzero()):
+        raise ValueError(f"network {bad[0].item()}: an input derivative is NaN or infinite")
+    squares, w = torch.linalg.eigh(sum(chunk @ chunk.T for chunk in _centred_columns(g)))
+    squares, w = squares.flip(0)[:k].clamp(min=0), w.flip(1)[:, :k]
+    if not squares[0] > 0:
+        raise ValueError(NOTHING)
+    if len(none := (squares <= RANK_TOLERANCE * squares[0]).nonzero()):
+        raise ValueError(f"k: the derivatives span {none[0].item()} directions only, got {k}")
+    vectors = torch.cat([w.T @ chunk for chunk in _centred_columns(g)], dim=1) / squares.sqrt()[:, None]
+    return NADs(
+        vectors=vectors.cpu(),
+        eigenvalues=squares.cpu() / (n_networks - 1),
+        shape=tuple(shape),
+        name=_name(drawn.settings),
+        n_networks=n_networks,
+        settings=drawn.settings,
+    )
+
+
+def _centred_columns(g: Tensor) -> Iterator[Tensor]:
+    """Yield G less its mean row, some columns at a time, in float64 (on the CPU for MPS, which has none)."""
+    for chunk in g.split(max(1, GRAM_CHUNK // len(g)), dim=1):
+        chunk = (chunk.cpu() if g.device.type == "mps" else chunk).double()
+        yield chunk - chunk.mean(0)
+
+
+def _checked(shape: Shape, method: Method, scale: float, seed: int, x: Tensor | None) -> tuple[int, Tensor]:
+    """Return the seed and the point of evaluation, on the CPU, or say what is wrong with what was asked for."""
+    seed = seeds.require_integer("seed", seed, 0)
+    if method not in get_args(Method):
+        raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale: expected a positive finite number, got {scale}")
+    return seed, _point(x, shape, method, seed)
+
+
+@dataclass(eq=False)
+class _Networks:
+    """The random networks of a seed, each built when it is asked for, and their derivatives at one point.
+
+    Raises:
+        ValueError: the networks have not just one logit.
+    """
+
+    architecture: Architecture
+    shape: Shape
+    method: Method
+    scale: float
+    seed: int
+    device: torch.device
+    point: Tensor
+    template: nn.Module = field(init=False)
+    settings: dict[str, str | int | float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        name = architectures.name_of(self.architecture)
+        self.template = self.network(0)
+        if (logits := architectures.n_logits(self.template, self.shape, self.device)) != 1:
+            raise ValueError(f"architecture {name!r}: expected 1 logit, got {logits}")
+        self.settings = {
+            "architecture": name,
+            "method": self.method,
+            "scale": float(self.scale) if self.method == "secant" else 0.0,
+            "seed": self.seed,
+            "x": hashlib.sha256(self.point.numpy().tobytes()).hexdigest()[:12],
+            "networks": _fingerprint(self._initialised()),
+        }
+        self.point = self.point.to(self.device)
+
+    def network(self, i: int) -> nn.Module:
+        """Return network i, in eval mode."""
+        return self._build(self.architecture, i)
+
+    def derivative(self, f: Network) -> Tensor:
+        """Return the derivative of a network at the point: (D,)."""
+        return secant(f, self.point, self.scale) if self.method == "secant" else gradient(f, self.point)
+
+    def _build(self, architecture: Architecture, i: int) -> nn.Module:
+        with seeds.seeded(self.seed, "network", i, device=self.device), self.device:
+            model = architectures.build(architecture, shape=self.shape, classes=1)
+        return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def _initialised(self) -> nn.Module:
+        """Return network 0 without batch statistics, whose last digits depend on the number of threads."""
+        if isinstance(self.architecture, _BatchStatistics):
+            return self._build(self.architecture.architecture, 0)
+        return self.template
+
+
+def _exact() -> contextlib.AbstractContextManager:
+    """Return a context in which a GPU computes with all digits, and the same ones in every run.
+
+    TensorFloat-32 keeps 10 of a float's 23 bits, too few for a difference; and an algorithm chosen by a race would
+    not be the same every time.
+    """
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def with_batch_statistics(architecture: Architecture, *, batch: int = 128, seed: int = 0) -> Callable[..., nn.Module]:
+    """Return a factory of the same networks whose batch norms normalise in eval mode, too.
+
+    As initialised, a batch norm in eval mode is the identity: its running mean is 0 and its variance 1. The factory
+    shows every fresh network one batch of N(0, I) inputs, and its batch norms keep the means and variances they saw. So
+    eval mode does what training mode would on such data, but one input's output does not depend on the others'.
+
+    The weights are those that ``architecture`` alone gives for the same seed; dropout stays off.
+
+    Args:
+        architecture: a name or a factory (`nadkit.architectures`); it must have batch norms.
+        batch: number of inputs in the batch.
+        seed: of the batch, which is the same for every network.
+
+    Raises:
+        ValueError: an unknown architecture, a batch of fewer than two; when called, a network without batch norms.
+    """
+    architectures.factory(architecture)
+    return _BatchStatistics(
+        architecture, seeds.require_integer("batch", batch, 2), seeds.require_integer("seed", seed, 0)
+    )
+
+
+@dataclass(frozen=True)
+class _BatchStatistics:
+    """What `with_batch_statistics` returns: of a class, unlike a function within one, so that it can be pickled."""
+
+    architecture: Architecture
+    batch: int
+    seed: int
+
+    @property
+    def __name__(self) -> str:
+        seed = f", seed {self.seed}" if self.seed else ""
+        return f"{architectures.name_of(self.architecture)} (norms of a batch of {self.batch}{seed})"
+
+    @torch.no_grad()
+    def __call__(self, shape: Shape, classes: int) -> nn.Module:
+        model = architectures.build(self.architecture, shape=shape, classes=classes)
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        if not norms:
+            name = architectures.name_of(self.architecture)
+            raise ValueError(f"architecture {name!r}: it has no batch norm that keeps statistics; use it as it is")
+        x = torch.randn(self.batch, *shape, generator=seeds.generator(self.seed, "batch statistics"), device="cpu")
+        training, momenta = model.training, [norm.momentum for norm in norms]
+        model.eval()  # without dropout, which would blur the statistics
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over batches, of which there is one
+        with _exact():
+            model(x.to(norms[0].running_mean.device))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        return model.train(training)
 
 
 def _on_workers(
@@ -463,6 +659,59 @@ def marchenko_pastur_cdf(x: Tensor, dimensions: int, n: int) -> Tensor:
     return mass[index] / mass[-1]
 
 
+def effective_dimension(eigenvalues: Tensor) -> float:
+    """Return the participation ratio (sum_k lambda_k)^2 / sum_k lambda_k^2: how many directions share the variance.
+
+    From 1, where one direction has it all, to K, where all have the same. A *sample* covariance of N networks gives
+    less than the truth, at most N - 1: `isotropic_effective_dimension` says how much less where there is no preference,
+    and `population_effective_dimension` estimates the truth.
+
+    Args:
+        eigenvalues: (K,), all of them that are not zero.
+
+    Raises:
+        ValueError: they are not finite, or negative, or all zero.
+    """
+    spectrum = torch.as_tensor(eigenvalues).double()
+    if not torch.isfinite(spectrum).all() or (spectrum < 0).any() or not spectrum.sum() > 0:
+        raise ValueError("eigenvalues: expected finite numbers, not negative, not all zero")
+    return (spectrum.sum().square() / spectrum.square().sum()).item()
+
+
+def isotropic_effective_dimension(dimensions: int, n: int) -> float:
+    """Return the `effective_dimension` that N networks show of D dimensions none of which is preferred.
+
+        E[(tr S)^2] / E[tr S^2] = ((N - 1) D + 2) / (N + D),   about D / (1 + D / N)
+
+    for the centred sample covariance S of Gaussian derivatives: (N - 1) S is Wishart with N - 1 degrees of freedom,
+    whose moments these are.
+    """
+    n = seeds.require_integer("n", n, 2)
+    dimensions = seeds.require_integer("dimensions", dimensions, 1)
+    return ((n - 1) * dimensions + 2) / (n + dimensions)
+
+
+def population_effective_dimension(one: GradientCovariance, other: GradientCovariance) -> float:
+    """Return the effective dimension of the true covariance C, estimated from two independent sets of networks.
+
+        tr S_1 tr S_2 / tr(S_1 S_2),   E[S_1 S_2] = C^2,   E[tr S_1 tr S_2] = (tr C)^2
+
+    Numerator and denominator are without bias, however few the networks and whatever the distribution of their
+    derivatives; so the estimate, unlike `effective_dimension`, is not drawn towards the number of networks.
+
+    Raises:
+        ValueError: the inputs differ in shape, the two share a network of the same seed, or a set is too small.
+    """
+    if tuple(one.shape) != tuple(other.shape):
+        raise ValueError(f"effective dimension: expected covariances of one shape, got {one.shape} and {other.shape}")
+    if one.settings == other.settings:
+        _join(one.networks, other.networks)
+    if min(one.count, other.count) < 2:
+        raise ValueError(f"effective dimension: expected two networks in each, got {one.count} and {other.count}")
+    s, t = one.covariance(), other.covariance().to(one.second)
+    return (s.trace() * t.trace() / (s * t).sum()).item()
+
+
 def _compiled(template: nn.Module) -> Callable[[nn.Module], Network]:
     """Compile one network; every other of its kind then runs as that one with its weights copied in."""
     forward = torch.compile(template)
@@ -546,6 +795,10 @@ def _join(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> list[tuple[int,
         else:
             joined.append((first, last))
     return joined
+
+
+def _name(settings: dict[str, str | int | float]) -> str:
+    return f"NADs of {settings['architecture']}"
 
 
 def _text(networks: list[tuple[int, int]]) -> str:

@@ -213,7 +213,10 @@ class Basis:
             return x.to(_floating(x)).flatten(-3)
         if x.ndim >= 3 and self.shape[0] == 1 and tuple(x.shape[-2:]) == tuple(self.shape[1:]):
             return x.to(_floating(x)).flatten(-2)
-        raise ValueError(f"{self.name}: expected inputs of shape (..., {self._shape_text()}), got {tuple(x.shape)}")
+        raise ValueError(
+            f"{self.name}: expected inputs of shape (..., {self._shape_text()}), got {tuple(x.shape)}; take a basis "
+            "for inputs of that shape, or resize the inputs"
+        )
 
     def _shape_text(self) -> str:
         return ", ".join(map(str, self.shape))
@@ -230,8 +233,10 @@ class Basis:
                 f"{self.name}: expected an integer index, got {index!r}; for several directions use .vectors or "
                 ".leading(k)"
             ) from None
+        dimensions = self.vectors.shape[1]
         if not -len(self) <= position < len(self):
-            raise IndexError(f"{self.name}: expected an index from 0 to {len(self) - 1}, got {position}")
+            missing = f" (it has {len(self)} of {dimensions} directions)" if len(self) < dimensions else ""
+            raise IndexError(f"{self.name}: expected an index from 0 to {len(self) - 1}, got {position}{missing}")
         return position % len(self)
 
     def _require_k(self, k: int) -> None:

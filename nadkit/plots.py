@@ -107,12 +107,29 @@ def images_and_spectra(images: Tensor, titles: Sequence[str]) -> Figure:
     return figure
 
 
+def pictures(rows: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
+    """Return colour images (K, 3, H, W) from 0 to 1, a row of K for each name; what is beyond 0 and 1 is cut off."""
+    figure = _figure(1.15 * len(titles) + 0.4, 1.3 * len(rows) + 0.2)
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row, images.detach().cpu().clamp(0, 1), strict=True):
+            axis.imshow(image.permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+    return figure
+
+
 def lines(frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x: bool = False) -> Figure:
-    """Return column ``y`` against column ``x`` as a marked line, one for each value of ``hue``."""
+    """Return column ``y`` against column ``x`` as a marked line, one for each value of ``hue``.
+
+    Where rows share an ``x``, the line is their mean, in a band of two standard errors.
+    """
     figure = _figure(6.4, 4)
     axis = figure.subplots()
     marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True}
-    sns.lineplot(frame, x=x, y=y, ax=axis, **marks)
+    sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **marks)
     if log_x:
         axis.set_xscale("log")
     if hue is not None:
@@ -120,11 +137,86 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x:
     return figure
 
 
-def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str) -> Figure:
-    """Return column ``y`` of every row by its group ``x``, with means and intervals of two standard errors."""
+def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str, hue: str | None = None) -> Figure:
+    """Return column ``y`` of every row by its group ``x``, with means and intervals of two standard errors.
+
+    With ``hue``, the rows of a group are told apart by that column, side by side.
+    """
     figure = _figure(6.4, 4)
     axis = figure.subplots()
-    sns.stripplot(frame, x=x, y=y, ax=axis, color="0.6", jitter=0.1, zorder=1)
-    sns.pointplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), linestyle="none", capsize=0.1, zorder=2)
+    kinds = 1 if hue is None else frame[hue].nunique()
+    # seaborn spreads dots over 0.8 of a group: the means stand among their own
+    beside = {"hue": hue, "dodge": 0.8 - 0.8 / kinds} if kinds > 1 else {}
+    dots = {"hue": hue, "dodge": True, "alpha": 0.4, "legend": False} if kinds > 1 else {"color": "0.6"}
+    marks = {"markers": ["o", "s", "^", "D", "v", "P"][:kinds]} if kinds > 1 else {}
+    sns.stripplot(frame, x=x, y=y, ax=axis, jitter=0.1, zorder=1, **dots)
+    options = {"errorbar": ("se", 2), "linestyle": "none", "capsize": 0.1, "zorder": 2}
+    sns.pointplot(frame, x=x, y=y, ax=axis, **options, **beside, **marks)
     axis.set(xlabel="", ylabel=label)
+    if kinds > 1:
+        axis.legend(frameon=False)
+    return figure
+
+
+def accuracy_by_index(table: pd.DataFrame) -> Figure:
+    """Return accuracy (%) and eigenvalue against the index of a direction, and accuracy against eigenvalue.
+
+    Args:
+        table: a row a direction: its ``series`` ("NAD", "NAD again", "random" or "logistic regression"), ``index``,
+            ``eigenvalue`` (over the mean), ``accuracy`` and, where there is one, ``published`` accuracy.
+    """
+    figure = _figure(10.5, 5.2)
+    grid = figure.add_gridspec(2, 2, height_ratios=(1.7, 1))
+    top, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
+    bottom = figure.add_subplot(grid[1, 0], sharex=top)
+    rows = {series: table[table.series == series] for series in ("NAD", "NAD again", "random", "logistic regression")}
+    colours = sns.color_palette("colorblind")
+    marks = {
+        "NAD": {"color": colours[0], "marker": "o"},
+        "NAD again": {"color": colours[0], "marker": "o", "markerfacecolor": "none"},
+        "logistic regression": {"color": colours[2], "marker": "x"},
+    }
+    for series, mark in marks.items():
+        if len(found := rows[series]):
+            top.plot(found["index"] + 1, found.accuracy, linestyle="none", markersize=4, label=series, **mark)
+            right.plot(found.eigenvalue, found.accuracy, linestyle="none", markersize=4, label=series, **mark)
+    if len(known := rows["NAD"].dropna(subset="published")):
+        top.plot(known["index"] + 1, known.published, color="black", marker=".", linewidth=0.8, label="published")
+    if len(random := rows["random"].accuracy):
+        top.axhspan(random.min(), random.max(), color=colours[1], alpha=0.3, linewidth=0, label="random")
+        right.plot(rows["random"].eigenvalue, random, linestyle="none", marker="^", color=colours[1], label="random")
+    bottom.plot(rows["NAD"]["index"] + 1, rows["NAD"].eigenvalue, color=colours[0], marker="o", markersize=4)
+    limits = (min(45, table.accuracy.min() - 2), 102)
+    top.set(xscale="log", ylabel="test accuracy (%)", ylim=limits)
+    top.tick_params(labelbottom=False)
+    bottom.set(yscale="log", xlabel="index of the direction, from 1", ylabel="eigenvalue / mean")
+    right.set(xscale="log", xlabel="eigenvalue / mean, or variance / mean variance", ylim=limits)
+    top.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def dots(table: pd.DataFrame, *, y: str, x: Sequence[str], hue: str, band: str) -> Figure:
+    """Return columns ``x`` of every row as dots, a panel each, in rows by ``y``; all panels share them.
+
+    The rows named ``band`` are what the others are compared with: a grey band, two of their standard deviations to each
+    side of their mean, runs through every panel.
+    """
+    figure = _figure(3.2 * len(x) + 2, 0.24 * table[y].nunique() + 1.2)
+    axes = figure.subplots(1, len(x), squeeze=False, sharey=True)[0]
+    for axis, column in zip(axes, x, strict=True):
+        of_band = table.loc[table[y] == band, column]
+        axis.axvspan(of_band.mean() - 2 * of_band.std(), of_band.mean() + 2 * of_band.std(), color="0.88", zorder=0)
+        sns.stripplot(table, x=column, y=y, hue=hue, ax=axis, jitter=False, size=7, legend=False)
+        axis.grid(axis="y", color="0.9")
+        axis.set(ylabel="")
+    return figure
+
+
+def colour_images(images: Tensor, titles: Sequence[str]) -> Figure:
+    """Return three-channel images (K, 3, H, W) side by side, zero as mid-grey, each scaled by its largest entry."""
+    figure = _figure(1.6 * len(images) + 0.4, 2)
+    for axis, image, title in zip(figure.subplots(1, len(images), squeeze=False)[0], images, titles, strict=True):
+        image = image.double().cpu()
+        axis.imshow((0.5 + image / (2 * image.abs().max())).permute(1, 2, 0).numpy())
+        axis.set(title=title, xticks=[], yticks=[])
     return figure

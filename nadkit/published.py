@@ -10,6 +10,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,46 @@ N_NETWORKS = {
 FOURIER_MAP = "published/dft_accuracies_logreg_lenet.csv"
 FOURIER_COLUMNS = {"LogReg": "acc_lr", "LeNet": "acc_ln"}
 INDEX_CURVE = "published/nad_accuracies_lenet.csv"
+
+INDEX_TABLE = {
+    "lenet": {0: 1.0, 10: 1.0, 50: 0.900, 100: 0.818, 200: 0.665, 500: 0.542},
+    "vgg11": {0: 1.0, 10: 0.855, 50: 0.592, 100: 0.535, 200: 0.515, 500: 0.509},
+    "resnet18": {0: 0.979, 10: 0.992, 50: 0.937, 100: 0.692, 200: 0.614, 500: 0.531},
+    "densenet121": {0: 1.0, 10: 0.676, 50: 0.567, 100: 0.509, 200: 0.506, 500: 0.500},
+}
+"""Test accuracy (0 to 1) on D(u_i), by architecture and index i of the NAD, with sigma = 1 and the classes at +-1.
+
+Source: the data behind the paper's figure of accuracy by NAD index. It was measured at 0 to 10 and at every fourth
+index from there; 100, 200 and 500 lie between two measured points, on the straight line that joins them.
+"""
+
+POISONING = {0: 0.17, 10: 0.37, 20: 0.45, 50: 0.42, 70: 0.66, 100: 0.42, 200: 0.49, 300: 0.78}
+"""Accuracy (0 to 1) on clean test images of ResNet18, trained on CIFAR-10 poisoned along NAD i, by i.
+
+Source: read off the paper's figure of the poisoning experiment, so certain to a few hundredths only.
+"""
+
+POISONING_BEYOND_400 = (0.72, 0.86)
+"""Lowest and highest of those accuracies at the indices beyond 400, likewise read off."""
+
+
+class Flipping(NamedTuple):
+    """Test accuracies (0 to 1) of a network on data as they are, and on data reversed in the NAD basis."""
+
+    original: float
+    flipped: float
+
+
+FLIPPING = {
+    "lenet": Flipping(0.69, 0.48),
+    "vgg11": Flipping(0.87, 0.53),
+    "resnet18": Flipping(0.89, 0.58),
+    "densenet121": Flipping(0.92, 0.56),
+}
+"""What flipping CIFAR-10 in its own NADs does to each architecture; the training error is about 0 either way.
+
+Source: Ortiz-Jimenez et al. 2020, section 4.
+"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,8 @@
 """Synthetic data whose only signal lies along one direction."""
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -23,7 +24,8 @@ class Separable:
     <v, x> is the label.
 
     Attributes:
-        v: (D,) or (C, H, W), the direction, a tensor, array or list; it is normalised.
+        v: (D,) or (C, H, W), the direction, a tensor, array or list; a copy on the CPU is kept, and normalised when
+            samples are drawn.
         shape: (C, H, W) of the inputs.
         sigma: standard deviation of the noise in every direction but v.
         epsilon: size of the signal.
@@ -48,7 +50,8 @@ class Separable:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "v", torch.as_tensor(self.v))
+        # A copy: pickled on its way to a worker, a row of a basis would take the whole basis along.
+        object.__setattr__(self, "v", torch.as_tensor(self.v).detach().cpu().clone())
         if self.v.numel() != math.prod(self.shape):
             raise ValueError(
                 f"v: expected {math.prod(self.shape)} numbers for inputs of shape {tuple(self.shape)}, "
@@ -72,6 +75,16 @@ class Separable:
         """Distance of each class from the origin along v."""
         return self.epsilon if self.convention == "paper" else self.epsilon / 2
 
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return 2
+
+    def checksum(self) -> str:
+        """Return 12 hexadecimal digits that differ between problems with another v, size or seed, ..."""
+        facts = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "v"]
+        return checksum(facts, self.v.double())
+
     def sample(self, split: Literal["train", "test"], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """Return inputs (n, C, H, W) float32 and labels (n,) int64, where 1 stands for y = +1 and 0 for y = -1.
 
@@ -88,3 +101,12 @@ class Separable:
         noise = torch.randn(n, v.numel(), generator=generator, device=device)
         along = self.shift * (2 * labels - 1) - self.sigma * (noise @ v)
         return torch.addmm(self.sigma * noise, along[:, None], v[None, :]).unflatten(1, self.shape), labels
+
+
+def checksum(facts: object, *tensors: Tensor) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of plain facts, as `repr` writes them, and of tensors."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for values in tensors:
+        flat = values.detach().cpu().contiguous().flatten()
+        digest.update(f"{values.dtype}{tuple(values.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]

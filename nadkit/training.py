@@ -1,15 +1,14 @@
-"""Training: one network on any data (`fit`), or one architecture on many D(v) (`fit_many`)."""
+"""Training: one network on any data (`fit`), or one architecture on many problems (`fit_many`)."""
 
 import copy
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import joblib
 import torch
@@ -19,18 +18,43 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nadkit import architectures, files, seeds
-from nadkit.architectures import Architecture
+from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.images import to_float
+from nadkit.names import hint
 from nadkit.parallel import gather
-from nadkit.synthetic import Separable
+from nadkit.synthetic import checksum
 
 Data = tuple[Tensor, Tensor]
 """Inputs (N, C, H, W), uint8 (scaled to [0, 1] batch by batch) or float, and labels (N,) int64."""
 
 Strategy = Literal["auto", "loop", "processes", "vmap"]
+Optimizer = Literal["sgd", "adam"]
+Schedule = Literal["linear", "constant"]
 
 EVALUATION_BATCH = 1000
+
+STOP_WINDOW = 10
+"""Consecutive batches whose mean loss decides when a loss is reached; a single batch's is too noisy."""
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """What `fit_many` trains on: anything with these four, `nadkit.synthetic.Separable` for one."""
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W) of the inputs."""
+
+    @property
+    def n_classes(self) -> int:
+        """Number of logits a network needs."""
+
+    def sample(self, split: Literal["train", "test"], device: str | torch.device) -> Data:
+        """Return a split's inputs and labels on a device, the same ones at each call."""
+
+    def checksum(self) -> str:
+        """Return a word that differs between problems with other samples; checkpoints know a problem by it."""
 
 
 class Diverged(RuntimeError):
@@ -39,24 +63,30 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train: stochastic gradient descent, learning rate falling linearly to zero with every step.
+    """How to train: by default stochastic gradient descent, learning rate falling linearly to zero with every step.
 
     Attributes:
-        epochs: passes over the training data.
+        epochs: passes over the training data, at most.
         batch_size: samples per step; the last, smaller batch is used too.
+        optimizer: ``"sgd"`` or ``"adam"``, as in `torch.optim`.
         learning_rate: of the first step.
-        momentum, weight_decay: as in `torch.optim.SGD`.
+        schedule: of the learning rate, step by step: ``"linear"`` to zero, or ``"constant"``.
+        momentum: of ``"sgd"``.
+        weight_decay: added to the gradient, times the weight.
         clip: largest norm of a network's whole gradient, or None.
         bf16: compute forward and backward in bfloat16 (weights stay float32).
-        stop_at_loss: stop after the first epoch whose mean training loss is at most this, or None.
+        stop_at_loss: stop after the epoch in which the mean loss of `STOP_WINDOW` consecutive batches was first at
+            most this, which `History.steps_to_loss` dates; or None.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or a name unknown.
     """
 
     epochs: int = 20
     batch_size: int = 128
+    optimizer: Optimizer = "sgd"
     learning_rate: float = 0.5
+    schedule: Schedule = "linear"
     momentum: float = 0.0
     weight_decay: float = 0.0
     clip: float | None = 0.5
@@ -74,10 +104,17 @@ class Recipe:
             value = getattr(self, name)
             if not (_is_finite(value) and value >= 0):
                 raise ValueError(f"{name}: expected a finite number, at least 0, got {value!r}")
+        for name, options in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
+            value = getattr(self, name)
+            if value not in options:
+                known = " or ".join(map(repr, options))
+                raise ValueError(f"{name}: expected {known}, got {value!r}{hint(str(value), options)}")
+        if self.optimizer == "adam" and self.momentum:
+            raise ValueError(f"momentum: expected 0 with 'adam', which has moments of its own, got {self.momentum}")
 
     def rate(self, step: int, total: int) -> float:
         """Return the learning rate of ``step`` out of ``total``."""
-        return self.learning_rate * (1 - step / total)
+        return self.learning_rate * (1 - step / total) if self.schedule == "linear" else self.learning_rate
 
 
 def _is_finite(value: object) -> bool:
@@ -95,13 +132,16 @@ CIFAR = Recipe(epochs=50, learning_rate=0.21, momentum=0.9, weight_decay=5e-4, c
 class History:
     """What a training run measured, one number an epoch; accuracies from 0 to 1, losses in nats.
 
-    Training loss and accuracy are means over the epoch's batches, each taken before its step.
+    Training loss and accuracy are means over the epoch's batches, each taken before its step. ``steps_to_loss`` is
+    the number of steps after which the recipe's ``stop_at_loss`` was reached: the mean loss of the last `STOP_WINDOW`
+    of them was at most that. It is None if that never happened, or was not asked for.
     """
 
     train_loss: list[float] = field(default_factory=list)
     train_accuracy: list[float] = field(default_factory=list)
     test_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
+    steps_to_loss: int | None = None
 
     @property
     def epochs(self) -> int:
@@ -136,10 +176,9 @@ def fit(
     # channels_last halves the time of convolutions with few channels on one CPU thread
     model.to(device, memory_format=torch.channels_last)
     _require_fit(model, (x, y), test)
-    optimizer = torch.optim.SGD(
-        model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    optimizer = _optimizer(model, recipe)
     history = History()
+    batch_losses = torch.empty(0)
     per_epoch = math.ceil(len(x) / recipe.batch_size)
     order = seeds.generator(seed, "order", device=device)
     with (
@@ -148,16 +187,21 @@ def fit(
     ):
         for epoch in range(recipe.epochs):
             model.train()
-            sums = torch.zeros(2, device=device)
+            steps = []
             batches = torch.randperm(len(x), generator=order, device=device).split(recipe.batch_size)
             for i, batch in enumerate(batches):
                 rate = recipe.rate(epoch * per_epoch + i, recipe.epochs * per_epoch)
-                sums += _step(model, optimizer, to_float(x[batch]), y[batch], rate, recipe)
-            loss, accuracy = (sums / len(x)).tolist()
+                steps.append(_step(model, optimizer, to_float(x[batch]), y[batch], rate, recipe))
+            losses, right = torch.stack(steps).cpu().T  # the epoch's only wait for the device
+            sizes = torch.tensor([len(batch) for batch in batches])
+            loss, accuracy = ((sum(part) / len(x)).item() for part in (losses * sizes, right))
             _require_finite(loss, epoch, recipe)
             history.train_loss.append(loss)
             history.train_accuracy.append(accuracy)
-            done = recipe.stop_at_loss is not None and loss <= recipe.stop_at_loss
+            if recipe.stop_at_loss is not None:
+                batch_losses = torch.cat([batch_losses, losses])
+                history.steps_to_loss = _steps_to_loss(batch_losses, recipe.stop_at_loss)
+            done = history.steps_to_loss is not None
             if done or (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs:
                 loss, accuracy = evaluate(model, test)
                 history.test_loss.append(loss)
@@ -169,8 +213,25 @@ def fit(
     return history
 
 
-def _step(model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor, rate: float, recipe: Recipe) -> Tensor:
-    """Take one step; return the batch's summed loss and its number of right answers, without leaving the device."""
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), **options)
+    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **options)
+
+
+def _steps_to_loss(losses: Tensor, limit: float) -> int | None:
+    """Return the number of steps after which the mean of the last `STOP_WINDOW` losses was first at most the limit."""
+    if len(losses) < STOP_WINDOW:
+        return None
+    low = losses.double().unfold(0, STOP_WINDOW, 1).mean(1) <= limit
+    return STOP_WINDOW + low.nonzero()[0].item() if low.any() else None
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, rate: float, recipe: Recipe
+) -> Tensor:
+    """Take one step; return the batch's mean loss and its number of right answers, without leaving the device."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
@@ -181,7 +242,7 @@ def _step(model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor, ra
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
-    return torch.stack([loss.detach().float() * len(y), (logits.argmax(1) == y).sum()])
+    return torch.stack([loss.detach().float(), (logits.argmax(1) == y).sum()])
 
 
 @torch.no_grad()
@@ -201,7 +262,7 @@ def evaluate(model: nn.Module, data: Data, *, batch_size: int = EVALUATION_BATCH
 
 def fit_many(
     architecture: Architecture,
-    problems: Sequence[Separable],
+    problems: Sequence[Problem],
     recipe: Recipe = SEPARABLE,
     *,
     seed: int = 0,
@@ -213,7 +274,7 @@ def fit_many(
     networks: range | None = None,
     progress: bool = False,
 ) -> list[History]:
-    """Train one fresh two-class network on each D(v); every history holds the test results after the last epoch.
+    """Train one fresh network on each problem; every history holds the test results after the last epoch.
 
     Network i depends on ``seed``, i and the kind of device alone, so ranges trained apart are together what one call
     gives, and the strategies agree (up to rounding; under ``"vmap"`` dropout masks differ):
@@ -226,7 +287,7 @@ def fit_many(
 
     Args:
         architecture: a name or a factory (`nadkit.architectures`).
-        problems: network i is trained on problem i.
+        problems: network i is trained on problem i, and has a logit for each of its classes.
         recipe: how to train.
         seed: of the networks and of their training.
         device: where to train; with an executor, ``"auto"`` is what its first worker to answer has.
@@ -239,9 +300,9 @@ def fit_many(
         progress: show a bar that counts networks (``"vmap"``: epochs).
 
     Raises:
-        ValueError: an unknown strategy or architecture, an executor with another strategy than ``"auto"``, numbers
-            without a problem; for ``"vmap"``, problems of different sizes or a recipe that stops early; a checkpoint
-            that is damaged or of another run.
+        ValueError: an unknown strategy or architecture, an executor with another strategy than ``"auto"``, what is no
+            `Problem`, numbers without a problem; for ``"vmap"``, problems of different sizes, or a recipe that stops
+            early or with Adam; a checkpoint that is damaged or of another run.
         Diverged: the loss of a network became NaN or infinite.
         DataError: the checkpoint cannot be written.
     """
@@ -253,6 +314,7 @@ def fit_many(
         raise ValueError(f"strategy: expected 'auto' with an executor, whose workers train, got {strategy!r}")
     if workers is not None:
         seeds.require_integer("workers", workers, 1)
+    _require_problems(problems)
     networks = range(len(problems)) if networks is None else networks
     if networks and not (networks.step > 0 and networks[0] >= 0 and networks[-1] < len(problems)):
         raise ValueError(f"networks: expected ascending numbers from 0 to {len(problems) - 1}, got {networks}")
@@ -267,7 +329,7 @@ def fit_many(
         if checkpoint is not None:
             _save(Path(checkpoint), settings, finished)
         return [finished[i] for i in networks]
-    tasks = [(architecture, _alone(problem), recipe, seed, i, device) for i, problem in left.items()]
+    tasks = [(architecture, problem, recipe, seed, i, device) for i, problem in left.items()]
     if executor is not None:
         results = gather(executor, _fit_one, tasks)
     else:
@@ -285,18 +347,27 @@ def fit_many(
     return [finished[i] for i in networks]
 
 
-def _fresh(architecture: Architecture, problem: Separable, seed: int, i: int, device: torch.device) -> nn.Module:
+def _require_problems(problems: Sequence[Problem]) -> None:
+    """A forgotten pair of brackets, or a direction in place of its D(v), should be told by name."""
+    if isinstance(problems, Problem) or not isinstance(problems, Sequence):
+        raise ValueError(f"problems: expected a list of problems, got one {type(problems).__name__}")
+    for i, problem in enumerate(problems):
+        if not isinstance(problem, Problem):
+            members = ("shape", "n_classes", "sample", "checksum")
+            missing = ", ".join(name for name in members if not hasattr(problem, name))
+            raise ValueError(
+                f"problem {i}: expected a training.Problem such as synthetic.Separable, "
+                f"got a {type(problem).__name__}, which lacks {missing}"
+            )
+
+
+def _fresh(architecture: Architecture, problem: Problem, seed: int, i: int, device: torch.device) -> nn.Module:
     with seeds.seeded(seed, "initialisation", i, device=device), device:
-        return architectures.build(architecture, shape=problem.shape, classes=2)
-
-
-def _alone(problem: Separable) -> Separable:
-    """Return the problem with a direction of its own: pickled, a row of a basis would take the whole basis along."""
-    return replace(problem, v=problem.v.detach().cpu().clone())
+        return architectures.build(architecture, shape=problem.shape, classes=problem.n_classes)
 
 
 def _fit_one(
-    architecture: Architecture, problem: Separable, recipe: Recipe, seed: int, i: int, device: torch.device
+    architecture: Architecture, problem: Problem, recipe: Recipe, seed: int, i: int, device: torch.device
 ) -> tuple[int, History]:
     return i, fit(
         _fresh(architecture, problem, seed, i, device),
@@ -311,7 +382,7 @@ def _fit_one(
 
 def _fit_vmap(
     architecture: Architecture,
-    numbered: Mapping[int, Separable],
+    numbered: Mapping[int, Problem],
     recipe: Recipe,
     seed: int,
     device: torch.device,
@@ -320,16 +391,26 @@ def _fit_vmap(
     """Train M networks as one: parameters and buffers stacked to (M, ...), per-network batches, clipping and order."""
     if recipe.stop_at_loss is not None:
         raise ValueError("strategy 'vmap' trains all networks equally long; use 'loop' or 'processes' to stop early")
+    if recipe.optimizer != "sgd":
+        raise ValueError(f"strategy 'vmap' has 'sgd' only; use 'loop' or 'processes' for {recipe.optimizer!r}")
     if not numbered:
         return {}
     problems = list(numbered.values())
-    if len({(p.n_train, p.shape) for p in problems}) != 1:
-        raise ValueError("strategy 'vmap' needs problems of one shape and one number of training samples")
-    models = [_fresh(architecture, p, seed, i, device).train() for i, p in numbered.items()]
+    samples = [_on_device(p.sample("train", device), device, "train") for p in problems]
+    if len({(tuple(p.shape), p.n_classes, len(y)) for p, (_, y) in zip(problems, samples, strict=True)}) != 1:
+        raise ValueError(
+            "strategy 'vmap' needs problems of one shape, one number of classes and one number of training samples; "
+            "use 'loop' or 'processes'"
+        )
+    models = [_fresh(architecture, p, seed, i, device) for i, p in numbered.items()]
+    for model, sample in zip(models, samples, strict=True):
+        _require_fit(model, sample, sample)
+        model.train()
     params, buffers = stack_module_state(models)
     params = {name: p.detach() for name, p in params.items()}
     skeleton = copy.deepcopy(models[0]).to("meta")
-    x, y = (torch.stack(part) for part in zip(*(p.sample("train", device) for p in problems), strict=True))
+    x, y = (torch.stack(part) for part in zip(*samples, strict=True))
+    del samples
     orders = [seeds.generator(seeds.derive(seed, "training", i), "order", device=device) for i in numbered]
     histories = [History() for _ in problems]
     velocity: dict[str, Tensor] = {}
@@ -348,7 +429,7 @@ def _fit_vmap(
             sums = torch.zeros(2, len(problems), device=device)
             order = torch.stack([torch.randperm(x.shape[1], generator=g, device=device) for g in orders])
             for batch in order.split(recipe.batch_size, dim=1):
-                grads, (loss, right) = gradient(params, buffers, x[network, batch], y[network, batch])
+                grads, (loss, right) = gradient(params, buffers, to_float(x[network, batch]), y[network, batch])
                 _sgd_step(params, grads, velocity, recipe, recipe.rate(step, total))
                 sums += torch.stack([loss * batch.shape[1], right])
                 step += 1
@@ -381,26 +462,18 @@ def _sgd_step(params: dict, grads: dict, velocity: dict, recipe: Recipe, rate: f
 
 
 def _settings(
-    architecture: Architecture, problems: Sequence[Separable], recipe: Recipe, seed: int, device: torch.device
+    architecture: Architecture, problems: Sequence[Problem], recipe: Recipe, seed: int, device: torch.device
 ) -> dict[str, str | int | float | None]:
     """Return what the histories depend on, in numbers and words."""
     network = _fresh(architecture, problems[0], 0, 0, torch.device("cpu"))
-    facts = [[(f.name, getattr(p, f.name)) for f in fields(p) if f.name != "v"] for p in problems]
     return {
         "architecture": architectures.name_of(architecture),
-        "layers": _checksum([type(layer).__qualname__ for layer in network.modules()], *network.state_dict().values()),
+        "layers": checksum([type(layer).__qualname__ for layer in network.modules()], *network.state_dict().values()),
         "seed": seed,
         "device": device.type,
         **asdict(recipe),
-        **{f"problem {i}": _checksum(fact, p.v) for i, (fact, p) in enumerate(zip(facts, problems, strict=True))},
+        **{f"problem {i}": problem.checksum() for i, problem in enumerate(problems)},
     }
-
-
-def _checksum(facts: object, *tensors: Tensor) -> str:
-    digest = hashlib.sha256(repr(facts).encode())
-    for values in tensors:
-        digest.update(values.detach().cpu().double().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _start(path: Path, settings: dict[str, str | int | float | None]) -> dict[int, History]:

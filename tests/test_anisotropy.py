@@ -1,9 +1,9 @@
 """NADs: against slow float64 oracles, closed forms, and the published array."""
 
-import functools
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +14,13 @@ import torch
 from torch import nn
 
 from nadkit import anisotropy, architectures, directions, seeds, storage
-from nadkit.anisotropy import GradientCovariance, compute_nads, gradient_covariance
+from nadkit.anisotropy import (
+    GradientCovariance,
+    compute_nads,
+    gradient_covariance,
+    leading_nads,
+    with_batch_statistics,
+)
 from nadkit.files import DataError
 
 SHAPE = (1, 4, 4)
@@ -303,8 +309,8 @@ def relu_network(shape, classes):
     "pair",
     [
         (lambda shape, classes: wide(shape, classes), lambda shape, classes: tanh_network(shape, classes)),
-        (functools.partial(wide), functools.partial(tanh_network)),
-        (functools.partial(relu_network), functools.partial(tanh_network)),  # as many weights, other layers
+        # as many weights, other layers
+        (lambda shape, classes: relu_network(shape, classes), lambda shape, classes: tanh_network(shape, classes)),
     ],
 )
 def test_factories_of_one_name_are_not_merged(pair):
@@ -518,3 +524,244 @@ def test_marchenko_pastur_law_against_a_gaussian_matrix(dimensions, n):
     low, high = anisotropy.marchenko_pastur_edges(dimensions, n)
     ends = torch.tensor([low, high, high + 1])
     assert anisotropy.marchenko_pastur_cdf(ends, dimensions, n).tolist() == pytest.approx([0, 1, 1], abs=1e-6)
+
+
+def stacked_gradients(model, n, shape=SHAPE):
+    """The derivatives that the library takes, (N, D) float64, from autograd."""
+    rows, x = [], torch.randn(shape, generator=seeds.generator(0, "point"))
+    for i in range(n):
+        with seeds.seeded(0, "network", i):
+            f = model(shape, 1).eval()
+        z = x.clone().requires_grad_()
+        rows.append(torch.autograd.grad(f(z[None]).squeeze(), z)[0].flatten())
+    return torch.stack(rows).double()
+
+
+@pytest.mark.parametrize("n", [9, 40])  # fewer networks than dimensions, and more
+@pytest.mark.parametrize("method", ["gradient", "secant"])
+def test_leading_nads_are_those_of_the_covariance(n, method):
+    options = {"shape": SHAPE, "n_networks": n, "method": method, "scale": 2.0, "device": "cpu"}
+    expected, found = compute_nads(tanh_network, **options).leading(5), leading_nads(tanh_network, 5, **options)
+    torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-6, atol=0)
+    assert (found.vectors * expected.vectors).sum(1).abs() == pytest.approx([1] * 5, abs=1e-6)
+    for fact in ("shape", "name", "n_networks", "centred", "settings"):
+        assert getattr(found, fact) == getattr(expected, fact)
+
+
+def test_leading_nads_against_a_singular_value_decomposition(monkeypatch):
+    monkeypatch.setattr(anisotropy, "GRAM_CHUNK", 30)  # chunks of three columns and a last one of one
+    g = stacked_gradients(tanh_network, 10)
+    _, singular_values, vectors = np.linalg.svd((g - g.mean(0)).numpy(), full_matrices=False)
+    found = leading_nads(tanh_network, 9, shape=SHAPE, n_networks=10, device="cpu")
+    np.testing.assert_allclose(found.singular_values, singular_values[:9], rtol=1e-5)
+    np.testing.assert_allclose((found.vectors.numpy() * vectors[:9]).sum(1) ** 2, np.ones(9), rtol=1e-4)
+    torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(9, dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+def test_leading_nads_of_large_inputs():
+    """D = 30,000: a covariance would take 7 GB."""
+    nads = leading_nads("logreg", 3, shape=(3, 100, 100), n_networks=6, device="cpu")
+    assert nads.vectors.shape == (3, 30_000)
+    assert nads.images.shape == (3, 3, 100, 100)
+
+
+def rank_two(shape, classes):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes, bias=False))
+    with torch.no_grad():
+        model[1].weight[:, 2:] = 0
+    return model
+
+
+def broken(shape, classes):
+    model = tanh_network(shape, classes)
+    nn.init.constant_(model[3].weight, torch.nan)
+    return model
+
+
+def dead(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 1).apply(lambda m: nn.init.zeros_(m.weight)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "message"),
+    [
+        (tanh_network, {"k": 6}, "k: expected 1 to 5, the rank that 6 centred derivatives of 16 numbers.*got 6"),
+        (tanh_network, {"k": 17, "n_networks": 40}, "k: expected 1 to 16"),
+        (tanh_network, {"k": 0}, "k: expected 1 to 5"),
+        (tanh_network, {"k": 1.5}, "k: expected 1 to 5"),
+        (tanh_network, {"n_networks": 1}, "n_networks: expected an integer, at least 2"),
+        (tanh_network, {"method": "mixed"}, "'gradient' or 'secant', got 'mixed'"),
+        (tanh_network, {"method": "grad"}, "expected one of secant, gradient, mixed"),
+        (tanh_network, {"x": torch.zeros(1, 4, 5)}, "x: expected shape"),
+        (rank_two, {"k": 3}, "span 2 directions only, got 3"),
+        (dead, {}, "all input derivatives are zero"),
+        (broken, {}, "network 0: an input derivative is NaN or infinite"),
+        ("lenot", {}, "did you mean 'lenet'"),
+    ],
+)
+def test_leading_nads_that_cannot_be_are_explained(architecture, options, message):
+    options = {"k": 2, "shape": SHAPE, "n_networks": 6, "device": "cpu"} | options
+    with pytest.raises(ValueError, match=message):
+        leading_nads(architecture, **options)
+
+
+def test_leading_nads_show_a_bar(capsys):
+    leading_nads("logreg", 1, shape=SHAPE, n_networks=4, device="cpu", progress=True)
+    assert "4/4" in capsys.readouterr().err
+
+
+def normed(shape, classes):
+    """Two convolutions with batch norm, dropout between them."""
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 3, 3),
+        nn.BatchNorm2d(3, momentum=0.2),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Conv2d(3, 4, 2),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(4, classes),
+    )
+
+
+def test_batch_statistics_normalise_a_batch_in_eval_mode():
+    factory = with_batch_statistics(normed, batch=500)
+    with seeds.seeded(0):
+        model = factory(SHAPE, 1).eval()
+    x = torch.randn(500, *SHAPE, generator=seeds.generator(0, "batch statistics"))
+    for name, module in model.named_children():
+        x = module(x)
+        if isinstance(module, nn.BatchNorm2d):
+            # not exactly: training divides by n where the statistics have n - 1
+            torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(x.shape[1]), rtol=0, atol=2e-3)
+            torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(x.shape[1]), rtol=0, atol=2e-3)
+            assert module.momentum == {"1": 0.2, "5": 0.1}[name]
+
+
+def test_batch_statistics_leave_weights_modes_and_generators_alone():
+    with seeds.seeded(3):
+        plain, after = normed(SHAPE, 1), torch.rand(1)
+    with seeds.seeded(3):
+        model, after_too = with_batch_statistics(normed)(SHAPE, 1), torch.rand(1)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(after, after_too)
+    assert all(m.training for m in model.modules())
+    assert not torch.equal(model[1].running_mean, plain[1].running_mean)
+
+
+def test_batch_statistics_depend_on_their_batch():
+    def statistics(**options):
+        with seeds.seeded(3):
+            return with_batch_statistics(normed, **options)(SHAPE, 1)[1].running_mean
+
+    assert torch.equal(statistics(), statistics(batch=128, seed=0))
+    assert not torch.equal(statistics(), statistics(seed=1))
+    assert not torch.equal(statistics(), statistics(batch=64))
+
+
+def test_batch_statistics_change_the_nads_and_travel(two_processes, small_parts):
+    factory = with_batch_statistics(normed, batch=8)
+    options = {"shape": SHAPE, "networks": range(3), "method": "gradient", "device": "cpu"}
+    there = gradient_covariance(factory, executor=two_processes, **options)
+    here, plain = gradient_covariance(factory, **options), gradient_covariance(normed, **options)
+    assert here.settings == there.settings
+    torch.testing.assert_close(there.second, here.second, rtol=1e-4, atol=1e-6 * here.second.abs().max().item())
+    assert here.settings["networks"] == plain.settings["networks"]  # weights: statistics vary with the threads
+    assert not torch.allclose(here.second, plain.second, rtol=0.1)
+    assert isinstance(pickle.loads(pickle.dumps(factory))(shape=SHAPE, classes=1), nn.Module)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18", "densenet121"])
+def test_every_network_with_batch_norms_takes_batch_statistics(name):
+    with seeds.seeded(0):
+        model = with_batch_statistics(name, batch=4)((1, 32, 32), 1)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(norm.running_mean.abs().sum() > 0 for norm in norms)
+    assert architectures.n_logits(model, (1, 32, 32)) == 1
+
+
+def test_batch_statistics_have_a_name():
+    assert architectures.name_of(with_batch_statistics("resnet18")) == "resnet18 (norms of a batch of 128)"
+    assert architectures.name_of(with_batch_statistics(normed, batch=9, seed=2)) == (
+        "normed (norms of a batch of 9, seed 2)"
+    )
+
+
+def test_batch_statistics_that_cannot_be_are_explained():
+    with pytest.raises(ValueError, match="'lenet': it has no batch norm"):
+        gradient_covariance(with_batch_statistics("lenet"), networks=range(1), device="cpu")
+    with pytest.raises(ValueError, match="did you mean 'resnet18'"):
+        with_batch_statistics("resnet19")
+    with pytest.raises(ValueError, match="batch: expected an integer, at least 2"):
+        with_batch_statistics("resnet18", batch=1)
+    with pytest.raises(ValueError, match="seed"):
+        with_batch_statistics("resnet18", seed=-1)
+
+
+@pytest.mark.parametrize(("spectrum", "expected"), [([1, 0, 0], 1), ([2, 2, 2, 2], 4), ([3, 1], 1.6)])
+def test_effective_dimension_of_known_spectra(spectrum, expected):
+    assert anisotropy.effective_dimension(torch.tensor(spectrum)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("spectrum", [[0.0, 0.0], [1.0, -1.0], [1.0, torch.nan], [torch.inf, 1.0]])
+def test_what_has_no_effective_dimension_is_refused(spectrum):
+    with pytest.raises(ValueError, match="eigenvalues: expected finite numbers, not negative, not all zero"):
+        anisotropy.effective_dimension(torch.tensor(spectrum))
+
+
+@pytest.mark.parametrize(("dimensions", "n"), [(60, 240), (240, 60), (5, 4)])
+def test_isotropic_effective_dimension_against_simulation(dimensions, n):
+    generator = torch.Generator().manual_seed(0)
+    traces = []
+    for _ in range(400):
+        g = torch.randn(n, dimensions, generator=generator, dtype=torch.float64)
+        s = torch.cov(g.T)
+        traces.append([s.trace().square(), s.square().sum()])
+    square, of_square = torch.tensor(traces, dtype=torch.float64).mean(0)
+    expected = anisotropy.isotropic_effective_dimension(dimensions, n)
+    assert (square / of_square).item() == pytest.approx(expected, rel=0.03)
+    assert expected == pytest.approx(dimensions / (1 + dimensions / n), rel=0.2)
+
+
+def test_isotropic_effective_dimension_tends_to_the_dimensions():
+    assert anisotropy.isotropic_effective_dimension(100, 10**8) == pytest.approx(100, rel=1e-4)
+    assert anisotropy.isotropic_effective_dimension(10**8, 50) == pytest.approx(49, rel=1e-4)
+    with pytest.raises(ValueError, match="n: expected an integer, at least 2"):
+        anisotropy.isotropic_effective_dimension(100, 1)
+    with pytest.raises(ValueError, match="dimensions"):
+        anisotropy.isotropic_effective_dimension(0, 10)
+
+
+def with_derivatives(g, first):
+    part = GradientCovariance.empty((1, 1, g.shape[1]), {"seed": 0})
+    part.update(g, (first, first + len(g)))
+    return part
+
+
+def test_population_effective_dimension_of_few_heavy_tailed_derivatives():
+    """Networks whose derivatives differ in size as much as in direction; 20 of 60 dimensions count."""
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.cat([torch.ones(20), torch.full((40,), 0.01)]).double()
+    truth = anisotropy.effective_dimension(spectrum)
+    products = []
+    for _ in range(500):
+        size = (0.5 * torch.randn(24, 1, generator=generator, dtype=torch.float64)).exp()
+        g = size * torch.randn(24, 60, generator=generator, dtype=torch.float64) * spectrum.sqrt()
+        one, other = with_derivatives(g[:12], 0), with_derivatives(g[12:], 12)
+        s, t = one.covariance(), other.covariance()
+        products.append([s.trace() * t.trace(), (s @ t).trace()])
+        expected = (products[-1][0] / products[-1][1]).item()
+        assert anisotropy.population_effective_dimension(one, other) == pytest.approx(expected)
+    found = torch.tensor(products, dtype=torch.float64).mean(0)
+    assert (found[0] / found[1]).item() == pytest.approx(truth, rel=0.05)
+
+
+def test_population_effective_dimension_wants_other_networks():
+    one = with_derivatives(torch.eye(4), 0)
+    with pytest.raises(ValueError, match="seen before"):
+        anisotropy.population_effective_dimension(one, with_derivatives(torch.eye(4), 2))
+    with pytest.raises(ValueError, match="one shape"):
+        anisotropy.population_effective_dimension(one, with_derivatives(torch.eye(5), 4))
+    with pytest.raises(ValueError, match="two networks in each, got 4 and 1"):
+        anisotropy.population_effective_dimension(one, with_derivatives(torch.eye(4)[:1], 4))

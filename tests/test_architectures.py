@@ -1,25 +1,74 @@
 """Architectures: sizes known from the papers' code, initialisation, shapes, and names."""
 
+import functools
+import hashlib
+import math
 import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, stack_module_state, vmap
 
-from nadkit import architectures, seeds
+from nadkit import anisotropy, architectures, seeds
+from nadkit.architectures import ConvNeXt, LeNet, Mixer, ResNet18, ViT
+from nadkit.architectures.pooling import Blur, MaxBlur, pooled_size, pooling_layer
 
 PARAMETERS = {"lenet": 62_006, "vgg11": 9_756_426, "resnet18": 11_173_962, "densenet121": 6_956_298, "logreg": 30_730}
 """Weights of the CIFAR-10 forms: 3 x 32 x 32 inputs, ten classes."""
+
+SMALL = {"vit": 29_418, "convnext": 132_058, "mixer": 27_306}
+"""The same of the later families, whose docstrings say them."""
+
+REFERENCE = {
+    "logreg": ("6744258fd2b0", -1.03047),
+    "lenet": ("1e02da8084d5", 0.104948),
+    "vgg11": ("194d3aed5ddb", -0.00936636),
+    "resnet18": ("57de925f489d", -0.0541094),
+    "densenet121": ("5c0baaf1fdeb", 0.00800786),
+    "lenet-nopool": ("67fbd1753393", -0.068752),
+    "vgg11-nopool": ("16ad4d006de7", 0.00948272),
+    "resnet18-nopool": ("a991658da9db", 0.0158783),
+}
+"""Hash of the weights that seed 3 gives a network of 1 x 32 x 32 inputs and one logit, and its output on one input."""
+
+VARIANTS = ["lenet-average", "lenet-stride", "lenet-blur", "resnet18-blur", *SMALL]
 
 
 def tiny(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+def image(shape=(1, 32, 32), n=1):
+    return torch.randn(n, *shape, generator=seeds.generator(3, "input"))
+
+
+def n_weights(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", PARAMETERS | SMALL)
 def test_number_of_weights(name):
     model = architectures.build(name, shape=(3, 32, 32), classes=10)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    assert n_weights(model) == (PARAMETERS | SMALL)[name]
+
+
+@pytest.mark.parametrize("family", [LeNet, ViT, ConvNeXt, Mixer])
+def test_docstrings_state_the_number_of_weights(family):
+    assert f"{n_weights(family(shape=(3, 32, 32), classes=10)):,} weights" in family.__doc__
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_networks_of_earlier_runs_stay_what_they_were(name):
+    with seeds.seeded(3, "reference"):
+        model = architectures.build(name, shape=(1, 32, 32), classes=1).eval()
+    digest = hashlib.sha256()
+    for key, values in model.state_dict().items():
+        digest.update(key.encode() + values.double().numpy().tobytes())
+    checksum, output = REFERENCE[name]
+    assert digest.hexdigest()[:12] == checksum
+    with torch.no_grad():
+        assert model(image()).item() == pytest.approx(output, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -28,6 +77,199 @@ def test_any_input_shape_and_class_count(name, shape, classes):
     model = architectures.build(name, shape=shape, classes=classes).eval()
     with torch.no_grad():
         assert model(torch.randn(2, *shape)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("shape", "classes"), [((1, 32, 32), 1), ((3, 48, 16), 7)])
+def test_variants_and_later_families_take_shapes_that_their_patches_divide(name, shape, classes):
+    model = architectures.build(name, shape=shape, classes=classes).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, *shape)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("family", [functools.partial(ViT, patch=16), ConvNeXt, functools.partial(Mixer, patch=16)])
+def test_later_families_take_photographs(family):
+    model = architectures.build(family, shape=(3, 224, 224), classes=5).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 224, 224)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_seed_gives_one_network_in_any_memory_format_that_depends_on_its_input(name):
+    def build():
+        with seeds.seeded(0, "network", 7):
+            return architectures.build(name, shape=(1, 32, 32), classes=1).eval()
+
+    one, other = build(), build().to(memory_format=torch.channels_last)
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+    x = image()[0]
+    g = anisotropy.gradient(one, x)
+    torch.testing.assert_close(anisotropy.gradient(other, x), g, rtol=1e-3, atol=1e-6)
+    far = one(x + 100 * image(n=2)).squeeze().diff()
+    assert min(g.norm(), far.abs()) > 1e-6
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "resnet18-blur"])
+def test_gradients_of_stacked_networks_are_those_of_each(name):
+    models = [architectures.build(name, shape=(1, 32, 32), classes=1).eval() for _ in range(2)]
+    params, buffers = stack_module_state(models)
+    x = image()
+
+    def output(params, buffers):
+        return functional_call(models[0], (params, buffers), (x,)).squeeze()
+
+    together = vmap(grad(output))(params, buffers)
+    for i, model in enumerate(models):
+        model(x).squeeze().backward()
+        for key, p in model.named_parameters():
+            torch.testing.assert_close(together[key][i], p.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lenet-blur", "vit", "convnext", "mixer"])
+def test_the_mixed_derivative_exists(name):
+    with seeds.seeded(0):
+        model = architectures.build(name, shape=(1, 16, 16), classes=1).eval().double()
+    moment = anisotropy.mixed_moment(model, image((1, 16, 16))[0].double())
+    assert moment.trace() > 0
+    torch.testing.assert_close(moment, moment.T)
+
+
+def test_blur_is_the_binomial_filter_at_every_second_position():
+    x = image((3, 7, 8), n=2).double()
+    taps = torch.tensor([1, 2, 1], dtype=torch.float64)
+    padded = nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
+    windows = padded.unfold(2, 3, 2).unfold(3, 3, 2)
+    torch.testing.assert_close(Blur().double()(x), (windows * taps.outer(taps) / 16).sum((-2, -1)))
+
+
+@pytest.mark.parametrize("layer", [Blur(), MaxBlur(), pooling_layer("average"), pooling_layer("stride")])
+def test_pooling_leaves_a_constant_as_it_is(layer):
+    out = layer(torch.full((1, 2, 9, 12), 3.0))
+    torch.testing.assert_close(out, torch.full_like(out, 3.0))
+
+
+def test_only_blurring_takes_out_what_would_alias():
+    """The fastest wave, +-1 in turn, looks like a constant at every second position; the filter removes it."""
+    wave = (1 - 2.0 * (torch.arange(16) % 2)).expand(1, 1, 16, 16)
+    assert pooling_layer("stride")(wave).unique().tolist() == [1.0]
+    inside = Blur()(wave)[..., 1:]
+    torch.testing.assert_close(inside, torch.zeros_like(inside))
+
+
+@pytest.mark.parametrize("cycles", [2, 8, 16, 30])
+def test_blur_weakens_a_wave_by_the_response_of_its_filter(cycles):
+    """[1, 2, 1] / 4 multiplies a wave of angular frequency w by cos(w / 2)^2; edges aside."""
+    w = 2 * math.pi * cycles / 64
+    wave = torch.cos(w * torch.arange(64, dtype=torch.float64) + 0.3).expand(1, 1, 64, 64)
+    blurred, thinned = Blur().double()(wave), pooling_layer("stride")(wave)
+    torch.testing.assert_close(blurred[..., 1:], math.cos(w / 2) ** 2 * thinned[..., 1:])
+
+
+@pytest.mark.parametrize("layer", [Blur(), MaxBlur()])
+def test_blurred_pooling_moves_by_one_where_its_input_moves_by_two(layer):
+    x = image((1, 16, 16))
+    inside = (slice(None), slice(None), slice(2, -2), slice(2, -2))
+    torch.testing.assert_close(layer(x.roll((2, -2), (2, 3)))[inside], layer(x).roll((1, -1), (2, 3))[inside])
+
+
+@pytest.mark.parametrize("kind", ["max", "average", "blur", "stride", "none"])
+@pytest.mark.parametrize("size", [2, 5, 8, 9])
+def test_sizes_after_pooling(kind, size):
+    out = pooling_layer(kind)(torch.zeros(1, 1, size, size))
+    assert out.shape == (1, 1, pooled_size(size, kind), pooled_size(size, kind))
+
+
+def test_blurred_resnet_halves_like_the_plain_one_but_without_strides():
+    plain, blurred = (ResNet18(shape=(1, 33, 17), classes=2, pooling=p).eval() for p in ("stride", "blur"))
+    assert all(m.stride == (1, 1) for m in blurred.modules() if isinstance(m, nn.Conv2d))
+    assert n_weights(plain) == n_weights(blurred)
+    x = image((1, 33, 17))
+    with torch.no_grad():
+        assert [m.stages(m.stem(x)).shape for m in (plain, blurred)] == [(1, 512, 5, 3)] * 2
+
+
+def test_options_of_lenet():
+    small = {"shape": (1, 32, 32), "classes": 2}
+    assert isinstance(LeNet(**small).pool, nn.MaxPool2d)
+    assert isinstance(LeNet(**small, pooling=False).pool, nn.Identity)
+    wide = LeNet(**small, width=2)
+    assert [wide.conv1.out_channels, wide.conv2.out_channels, wide.fc1.out_features] == [12, 32, 240]
+    assert LeNet(**small, width=0.01).conv1.out_channels == 1
+    assert LeNet(**small, depth=1).fc1.in_features == 6 * 14 * 14
+    assert LeNet(**small, depth=3).fc1.in_features == 40 * 2 * 2
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in LeNet(**small, depth=3, batch_norm=True).modules()) == 3
+
+
+def test_lenet_without_activation_and_with_average_pooling_is_affine():
+    f = LeNet(shape=(1, 32, 32), classes=3, pooling="average", activation="identity").double()
+    a, b = image(n=2).double().split(1)
+    torch.testing.assert_close(f(a) + f(b), f(a + b) + f(torch.zeros_like(a)))
+
+
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        ("relu", lambda x: x.clamp(min=0)),
+        ("leaky", lambda x: torch.where(x > 0, x, 0.01 * x)),
+        ("gelu", lambda x: x * (1 + (x / 2**0.5).erf()) / 2),
+        ("tanh", torch.tanh),
+    ],
+)
+def test_activations_of_lenet(activation, function):
+    f = LeNet(shape=(1, 9, 9), classes=1, pooling="none", depth=1, activation=activation).double()
+    x = image((1, 9, 9)).double()
+    h = function(nn.functional.conv2d(x, f.conv1.weight, f.conv1.bias)).flatten(1)
+    h = function(f.fc2(function(f.fc1(h))))
+    torch.testing.assert_close(f(x), f.fc3(h))
+
+
+def test_vision_transformer_against_its_definition():
+    """Attention and layer norm by torch's own modules, patches by slicing."""
+    f = ViT(shape=(2, 8, 12), classes=3, depth=1).eval().double()
+    x = image((2, 8, 12), n=2).double()
+    patches = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(2, 6, 32)
+    h = patches @ f.embed.weight.reshape(32, 32).T + f.embed.bias + f.position
+    (block,) = f.blocks
+    own = nn.MultiheadAttention(32, 2, batch_first=True).double()
+    qkv, out = block.attention.queries_keys_values, block.attention.out
+    state = {"in_proj_weight": qkv.weight, "in_proj_bias": qkv.bias}
+    own.load_state_dict(state | {"out_proj.weight": out.weight, "out_proj.bias": out.bias})
+    normed = block.norm1(h)
+    h = h + own(normed, normed, normed, need_weights=False)[0]
+    h = h + block.mlp(block.norm2(h))
+    torch.testing.assert_close(f(x), f.linear(f.norm(h)).mean(1))
+
+
+def test_mixer_tells_patches_apart_and_a_transformer_only_by_their_position():
+    x = image()
+    swapped = x.clone()
+    swapped[..., :4, :4], swapped[..., 4:8, :4] = x[..., 4:8, :4], x[..., :4, :4]
+    vit, mixer = (architectures.build(n, shape=(1, 32, 32), classes=1).eval() for n in ("vit", "mixer"))
+    with torch.no_grad():
+        assert (mixer(x) - mixer(swapped)).abs() > 1e-6
+        vit.position.zero_()
+        torch.testing.assert_close(vit(x), vit(swapped))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("lenet", "lenet"),
+        (LeNet, "LeNet"),
+        (functools.partial(LeNet, width=2), "LeNet(width=2)"),
+        (functools.partial(LeNet, pooling="blur", depth=3), "LeNet(pooling='blur', depth=3)"),
+        (functools.partial(functools.partial(LeNet, width=2), depth=1), "LeNet(width=2, depth=1)"),
+        (functools.partial(LeNet, (1, 32, 32), hook=math.sqrt), "LeNet((1, 32, 32), hook=sqrt)"),
+        (type("Make", (), {"__call__": lambda self: None})(), "custom"),
+    ],
+)
+def test_names_for_records(architecture, name):
+    assert architectures.name_of(architecture) == name
+
+
+def test_a_partial_is_an_architecture():
+    model = architectures.build(functools.partial(LeNet, width=2), shape=(1, 32, 32), classes=1)
+    assert model.conv1.out_channels == 12
 
 
 @pytest.mark.parametrize("name", ["lenet", "vgg11", "resnet18"])
@@ -92,6 +334,8 @@ def test_torchvision_models_take_any_channels():
         ("math:no_such_function", "no_such_function"),
         ("math:pi", "expected a callable"),
         ("lenet-nopol", "did you mean 'lenet-nopool'"),
+        ("lenet-blurr", "did you mean 'lenet-blur'"),
+        ("ConvNext", "did you mean 'convnext'"),
         ("densenet121-nopool", "unknown architecture"),
         (".relative:make", "'.relative:make'.*TypeError"),
         (":make", "':make'.*ValueError"),
@@ -132,6 +376,33 @@ def test_the_number_of_logits_is_found_by_trying():
         ({"architecture": tiny, "shape": (1, 8, 8), "classes": 2, "pooling": False}, "in your factory"),
         ({"architecture": lambda: None, "shape": (1, 8, 8), "classes": 2}, "expected a factory.shape"),
         ({"architecture": lambda shape, classes: 3, "shape": (1, 8, 8), "classes": 2}, "torch.nn.Module, got int"),
+        ({"architecture": "lenet-blur", "shape": (1, 15, 32), "classes": 2}, "at least 16x16"),
+        ({"architecture": "lenet-stride", "shape": (1, 12, 12), "classes": 2}, "at least 13x13"),
+        ({"architecture": functools.partial(LeNet, depth=3), "shape": (1, 12, 12), "classes": 2}, "at least 20x20"),
+        (
+            {"architecture": functools.partial(LeNet, depth=4), "shape": (1, 32, 32), "classes": 2},
+            "depth: expected 1 to 3",
+        ),
+        ({"architecture": functools.partial(LeNet, depth=0), "shape": (1, 32, 32), "classes": 2}, "depth"),
+        ({"architecture": functools.partial(LeNet, width=0), "shape": (1, 32, 32), "classes": 2}, "width"),
+        (
+            {"architecture": functools.partial(LeNet, pooling="blurr"), "shape": (1, 32, 32), "classes": 2},
+            "did you mean 'blur'",
+        ),
+        (
+            {"architecture": functools.partial(LeNet, activation="rely"), "shape": (1, 32, 32), "classes": 2},
+            "did you mean 'relu'",
+        ),
+        (
+            {"architecture": functools.partial(ResNet18, pooling="max"), "shape": (1, 32, 32), "classes": 2},
+            "expected stride, blur, none",
+        ),
+        ({"architecture": functools.partial(LeNet, widht=2), "shape": (1, 32, 32), "classes": 2}, "'widht'"),
+        ({"architecture": "vit", "shape": (1, 32, 30), "classes": 2}, "multiples of 4, got 32x30"),
+        ({"architecture": "mixer", "shape": (1, 30, 32), "classes": 2}, "multiples of 4, got 30x32"),
+        ({"architecture": "convnext", "shape": (1, 24, 32), "classes": 2}, "multiples of 16, got 24x32"),
+        ({"architecture": functools.partial(ViT, heads=3), "shape": (1, 32, 32), "classes": 2}, "divisor of dim 32"),
+        ({"architecture": functools.partial(Mixer, depth=0), "shape": (1, 32, 32), "classes": 2}, "depth"),
         ({"architecture": "torchvision:alexnet", "shape": (3, 32, 32), "classes": 2}, "does not accept"),
     ],
 )

@@ -317,12 +317,14 @@ def test_bases_are_compared_by_identity(basis):
 
 
 def test_misfits_are_explained(basis):
-    with pytest.raises(ValueError, match=r"expected inputs of shape \(\.\.\., 1, 6, 4\), got"):
+    with pytest.raises(ValueError, match=r"expected inputs of shape \(\.\.\., 1, 6, 4\), got \(3, 1, 6, 5\); .*resize"):
         basis.coordinates(torch.zeros(3, 1, 6, 5))
     with pytest.raises(ValueError, match="expected 24 coordinates"):
         basis.reconstruct(torch.zeros(3, 23))
-    with pytest.raises(IndexError, match="from 0 to 23"):
+    with pytest.raises(IndexError, match=r"from 0 to 23, got 24$"):
         basis[24]
+    with pytest.raises(IndexError, match=r"from 0 to 9, got 23 \(it has 10 of 24 directions\)"):
+        basis.leading(10)[23]
     with pytest.raises(IndexError, match="from 0 to 23"):
         basis.remove(torch.zeros(1, 6, 4), [0, -25])
     for wrong in (slice(0, 2), 1.0):

@@ -77,6 +77,33 @@ def test_a_single_line_has_no_legend():
     assert axis.lines[0].get_ydata().tolist() == [0.1, 0.2]
 
 
+def test_rows_that_share_an_x_are_a_mean_and_a_band_of_two_standard_errors():
+    (axis,) = draw(plots.lines(pd.DataFrame({"n": [1, 1, 2], "overlap": [0.0, 2.0, 5.0]}), x="n", y="overlap"))
+    assert axis.lines[0].get_ydata().tolist() == [1, 5]
+    (band,) = axis.collections
+    assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(1 - 2)
+
+
+def test_kinds_within_a_group_stand_side_by_side():
+    rows = [("a", "clean", 1.0), ("a", "clean", 3.0), ("a", "flipped", 0.0), ("b", "flipped", 5.0)]
+    frame = pd.DataFrame(rows, columns=["network", "data", "accuracy"])
+    (axis,) = draw(plots.by_group(frame, x="network", y="accuracy", label="accuracy (%)", hue="data"))
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["clean", "flipped"]
+    marked = [point for line in axis.lines if line.get_marker() != "None" for point in line.get_xydata().tolist()]
+    assert {round(x, 2): y for x, y in marked if not math.isnan(y)} == {-0.2: 2.0, 0.2: 0.0, 1.2: 5.0}
+
+
+def test_pictures_are_a_row_a_name_and_a_column_a_title():
+    image = torch.zeros(2, 3, 4, 5)
+    image[1, 0] = 2.0  # beyond what can be shown
+    axes = draw(plots.pictures({"clean": image, "poisoned": 1 - image}, ["a", "b"]))
+    assert [axis.get_title() for axis in axes] == ["a", "b", "", ""]
+    assert [axis.get_ylabel() for axis in axes] == ["clean", "", "poisoned", ""]
+    shown = [axis.images[0].get_array() for axis in axes]
+    assert all(picture.shape == (4, 5, 3) for picture in shown)
+    assert shown[1][0, 0].tolist() == [1, 0, 0]
+
+
 def test_groups_show_every_row_and_their_means_with_two_standard_errors():
     frame = pd.DataFrame({"network": ["a", "a", "b", "b"], "accuracy": [0.0, 2.0, 5.0, 5.0]})
     (axis,) = draw(plots.by_group(frame, x="network", y="accuracy", label="accuracy (%)"))
@@ -86,3 +113,57 @@ def test_groups_show_every_row_and_their_means_with_two_standard_errors():
     assert [1.0, 5.0] in lines
     assert min(min(ys) for ys in lines) == pytest.approx(1 - 2 * math.sqrt(2) / math.sqrt(2))
     assert axis.get_ylabel() == "accuracy (%)"
+
+
+def test_accuracy_by_index_shares_the_axis_of_indices_and_draws_what_the_table_has():
+    rows = [("NAD", 0, 3.0, 100.0, 99.0), ("NAD", 500, 0.2, 54.0, None), ("random", 0, 1.0, 70.0, None)]
+    rows += [("random", 1, 1.1, 72.0, None), ("logistic regression", 0, 3.0, 100.0, None)]
+    table = pd.DataFrame(rows, columns=["series", "index", "eigenvalue", "accuracy", "published"])
+    top, right, bottom = draw(plots.accuracy_by_index(table))
+    assert top.get_shared_x_axes().joined(top, bottom)
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in top.lines}
+    assert drawn["NAD"] == [[1, 100], [501, 54]]  # counted from 1, for the axis is logarithmic
+    assert drawn["published"] == [[1, 99]]
+    assert {line.get_label(): len(line.get_xydata()) for line in right.lines}["random"] == 2
+    assert [text.get_text() for text in top.get_legend().get_texts()] == [
+        "NAD",
+        "logistic regression",
+        "published",
+        "random",
+    ]
+
+
+def test_accuracy_by_index_needs_no_published_or_random_rows():
+    table = pd.DataFrame(
+        {"series": ["NAD"], "index": [0], "eigenvalue": [1.0], "accuracy": [60.0], "published": [float("nan")]}
+    )
+    top = draw(plots.accuracy_by_index(table))[0]
+    assert [line.get_label() for line in top.lines] == ["NAD"]
+
+
+def test_dots_stand_beside_the_band_of_what_they_are_compared_with():
+    table = pd.DataFrame(
+        {
+            "what": ["reference", "reference", "wider"],
+            "kind": ["r", "r", "w"],
+            "a": [0.9, 1.1, 0.5],
+            "b": [3.0, 3.0, 4.0],
+        }
+    )
+    left, right = draw(plots.dots(table, y="what", x=["a", "b"], hue="kind", band="reference"))
+    assert [text.get_text() for text in left.get_yticklabels()] == ["reference", "wider"]
+    assert left.patches[0].get_extents().transformed(left.transData.inverted()).intervalx.tolist() == pytest.approx(
+        [1 - 2 * math.sqrt(0.02), 1 + 2 * math.sqrt(0.02)]
+    )
+    assert sorted(x for points in left.collections for x, _ in points.get_offsets().tolist()) == [0.5, 0.9, 1.1]
+    assert right.get_xlabel() == "b"
+
+
+def test_colour_images_are_grey_where_they_are_zero():
+    images = torch.zeros(2, 3, 4, 4)
+    images[0, 0, 0, 0], images[1, 2, 1, 1] = 2, -5
+    axes = draw(plots.colour_images(images, ["red", "no blue"]))
+    shown = [torch.as_tensor(axis.images[0].get_array()) for axis in axes]
+    assert shown[0][0, 0].tolist() == [1, 0.5, 0.5]
+    assert shown[1][1, 1].tolist() == [0.5, 0.5, 0]
+    assert [axis.get_title() for axis in axes] == ["red", "no blue"]

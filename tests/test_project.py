@@ -19,11 +19,13 @@ SCIENCE = {
     "devices",
     "directions",
     "images",
+    "interventions",
     "parallel",
     "plots",
     "published",
     "seeds",
     "synthetic",
+    "theory",
     "training",
 }
 

@@ -229,6 +229,26 @@ def test_a_damaged_curve_is_named(data, text, problem):
         published.published_index_curve("LeNet")
 
 
+# Numbers from the paper
+
+
+def test_numbers_from_the_paper_are_fractions_of_registered_architectures():
+    for table in (published.FLIPPING, published.INDEX_TABLE):
+        assert set(table) == set(published.PUBLISHED) - {"logreg"}
+    flipping = [accuracy for pair in published.FLIPPING.values() for accuracy in pair]
+    by_index = [accuracy for curve in published.INDEX_TABLE.values() for accuracy in curve.values()]
+    poisoning = [*published.POISONING.values(), *published.POISONING_BEYOND_400]
+    assert all(0.1 <= accuracy <= 1 for accuracy in flipping + poisoning)
+    assert all(0.5 <= accuracy <= 1 for accuracy in by_index)
+
+
+def test_every_network_loses_by_the_flip_and_towards_the_end_of_the_basis():
+    assert all(pair.original > pair.flipped for pair in published.FLIPPING.values())
+    assert all(curve[0] > curve[100] > curve[500] for curve in published.INDEX_TABLE.values())
+    low, high = published.POISONING_BEYOND_400
+    assert published.POISONING[0] < low < high
+
+
 # The real files
 
 
@@ -264,3 +284,13 @@ def test_real_index_curve(monkeypatch):
     table = np.loadtxt(REAL / "nad_accuracies_lenet.csv", delimiter=",", skiprows=1)
     bends = np.flatnonzero(np.abs(np.diff(table[:, 1], 2)) > 1e-9) + 1
     assert set(bends) <= set(accuracy)
+
+
+@real("nad_accuracies_lenet.csv")
+def test_real_index_curve_agrees_with_the_table(monkeypatch):
+    monkeypatch.setenv("NADKIT_DATA", str(REAL.parent))
+    curve = published.published_index_curve("lenet")
+    accuracy = dict(zip(curve.index.tolist(), curve.accuracy.tolist(), strict=True))
+    known = {index: a for index, a in published.INDEX_TABLE["lenet"].items() if index in accuracy}
+    assert set(known) == {0, 10, 50}
+    assert {index: round(accuracy[index], 3) for index in known} == known

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nadkit import directions
-from nadkit.synthetic import SIGMA, Separable
+from nadkit.synthetic import SIGMA, Separable, checksum
+from nadkit.training import Problem
 
 SHAPE = (1, 8, 8)
 
@@ -65,6 +66,41 @@ def test_v_is_normalised_and_may_be_an_image():
     torch.testing.assert_close(x, problem().sample("test")[0])
     for same in (v.tolist(), v.numpy()):
         torch.testing.assert_close(problem(v=same).sample("test")[0], x)
+
+
+def test_a_problem_keeps_its_own_direction():
+    """Neither a change of the array it was made from, nor the whole basis behind a row, comes along."""
+    basis = torch.eye(64)
+    kept = problem(v=basis[3])
+    assert kept.v.untyped_storage().nbytes() == 4 * 64
+    basis[3] = 0
+    assert kept.v[3] == 1
+    assert not problem(v=torch.ones(64, requires_grad=True)).v.requires_grad
+
+
+def test_it_is_a_problem_to_train_on():
+    assert isinstance(problem(), Problem)
+    assert problem().n_classes == len(problem().sample("train")[1].unique())
+
+
+def test_checksums_tell_problems_apart():
+    v = problem().v
+    other = directions.fourier_direction(2, 1, shape=SHAPE)
+    changes = [{"sigma": 2.0}, {"epsilon": 2.0}, {"convention": "code"}, {"n_train": 9}, {"n_test": 9}, {"seed": 1}]
+    distinct = [problem(), problem(v=other), *(problem(**change) for change in changes)]
+    assert len({p.checksum() for p in distinct}) == len(distinct)
+    assert problem().checksum() == problem(v=v.clone()).checksum()
+    half = v.float()
+    assert problem(v=half).checksum() == problem(v=half.double()).checksum()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_checksums_of_tensors_see_values_shape_and_type(dtype):
+    zeros = torch.zeros(2, 3, dtype=dtype)
+    ones = torch.ones(2, 3, dtype=dtype)
+    others = [zeros.flatten(), zeros.T, zeros.to(torch.float16), zeros[0, 0]]
+    assert len({checksum("a", t) for t in (zeros, ones, *others)} | {checksum("b", zeros)}) == 7
+    assert checksum("a", ones.T) == checksum("a", ones.T.contiguous())
 
 
 def test_problems_are_compared_by_identity():

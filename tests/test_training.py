@@ -35,6 +35,26 @@ def problems(n, **options):
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Stripes:
+    """Images in bytes, in which the row that is bright tells the class."""
+
+    seed: int = 0
+    shape: tuple[int, int, int] = SHAPE
+    n_classes: int = 3
+    n_train: int = 150
+
+    def sample(self, split, device):
+        generator = training.seeds.generator(self.seed, split)
+        y = torch.randint(self.n_classes, (self.n_train if split == "train" else 90,), generator=generator)
+        x = torch.randint(128, (len(y), *self.shape), generator=generator, dtype=torch.uint8)
+        x[torch.arange(len(y)), :, y] += 100
+        return x.to(device), y.to(device)
+
+    def checksum(self):
+        return repr(self)
+
+
 def data(n=200, classes=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, *SHAPE, generator=generator)
@@ -125,14 +145,78 @@ def test_bytes_are_scaled_batch_by_batch():
     assert runs[0].train_loss == pytest.approx(runs[1].train_loss, rel=1e-4)
 
 
-def test_training_stops_at_a_small_loss():
-    problem = problems(1)[0]
-    recipe = Recipe(epochs=50, learning_rate=0.5, stop_at_loss=0.2)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
-    history = fit(model, problem.sample("train"), problem.sample("test"), recipe, device="cpu", evaluate_every=50)
-    assert history.epochs < 50
-    assert history.train_loss[-1] <= 0.2 < history.train_loss[-2]
+def test_adam_against_a_plain_loop():
+    """The reference is `torch.optim.Adam` itself, at a constant rate, on the same order of samples."""
+    (x, y), test = data(), data(seed=1)
+    recipe = dataclasses.replace(RECIPE, optimizer="adam", learning_rate=0.01, schedule="constant", weight_decay=1e-2)
+    torch.manual_seed(0)
+    model = with_batch_norm(SHAPE, 3)
+    plain = with_batch_norm(SHAPE, 3)
+    plain.load_state_dict(model.state_dict())
+    fit(model, (x, y), test, recipe, seed=5, device="cpu")
+
+    order = training.seeds.generator(5, "order")
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.01, weight_decay=1e-2)
+    for _ in range(recipe.epochs):
+        for batch in torch.randperm(len(x), generator=order).split(recipe.batch_size):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(plain(x[batch]), y[batch]).backward()
+            nn.utils.clip_grad_norm_(plain.parameters(), recipe.clip)
+            optimizer.step()
+    for ours, theirs in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_schedules_by_hand():
+    linear, constant = (Recipe(learning_rate=0.4, schedule=schedule) for schedule in ("linear", "constant"))
+    assert [linear.rate(step, 4) for step in range(4)] == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert [constant.rate(step, 4) for step in range(4)] == [0.4] * 4
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """The mean loss of every batch, as the loop computes them."""
+    seen, step = [], training._step
+
+    def recorded(*args):
+        result = step(*args)
+        seen.append(result[0].item())
+        return result
+
+    monkeypatch.setattr(training, "_step", recorded)
+    return seen
+
+
+@pytest.mark.parametrize("batch_size", [50, 64, 150])
+def test_steps_to_loss_against_a_slow_search(losses, batch_size):
+    """Windows may begin in an epoch and end in the next: at 150 an epoch is a single batch."""
+    recipe = Recipe(epochs=60, batch_size=batch_size, learning_rate=0.5, stop_at_loss=0.2)
+    (history,) = fit_many("logreg", problems(1), recipe, device="cpu", strategy="loop")
+    window = training.STOP_WINDOW
+    means = {last: sum(losses[last - window : last]) / window for last in range(window, len(losses) + 1)}
+    assert history.steps_to_loss == min(last for last, mean in means.items() if mean <= 0.2)
+    per_epoch = -(-150 // batch_size)
+    assert history.epochs == -(-history.steps_to_loss // per_epoch) < 60
+    assert len(losses) == history.epochs * per_epoch
     assert len(history.test_loss) == 1
+
+
+def test_a_loss_that_is_not_reached_has_no_step():
+    far = Recipe(epochs=2, batch_size=64, stop_at_loss=1e-6)
+    few = Recipe(epochs=1, batch_size=64, stop_at_loss=100.0)  # 3 batches: fewer than a window
+    for recipe in (far, few, RECIPE):
+        (history,) = fit_many("logreg", problems(1), recipe, device="cpu", strategy="loop")
+        assert history.steps_to_loss is None
+        assert history.epochs == recipe.epochs
+
+
+def test_stopping_changes_nothing_before_it():
+    recipe = Recipe(epochs=40, batch_size=64, schedule="constant", stop_at_loss=0.3)
+    (stopped,) = fit_many("logreg", problems(1), recipe, device="cpu", strategy="loop")
+    whole = dataclasses.replace(recipe, stop_at_loss=None)
+    (trained,) = fit_many("logreg", problems(1), whole, device="cpu", strategy="loop")
+    assert 1 < stopped.epochs < trained.epochs == 40
+    assert stopped.train_loss == trained.train_loss[: stopped.epochs]
 
 
 def test_bf16_trains_and_keeps_float32_weights():
@@ -226,9 +310,64 @@ def test_it_does_not_matter_which_worker_is_first(monkeypatch):
 
 def test_a_worker_is_sent_its_own_problem_only():
     basis = directions.pixel((1, 32, 32))
-    alone = training._alone(Separable(v=basis[5]))
-    assert len(pickle.dumps(alone)) < 2 * 8 * 1024
-    assert torch.equal(alone.v, basis[5])
+    assert len(pickle.dumps(Separable(v=basis[5]))) < 2 * 8 * 1024
+
+
+def test_any_problem_can_be_trained_on(tmp_path, two_processes, one_thread):
+    """Not D(v): three classes, bytes, a checkpoint; and every strategy gives the same."""
+    tasks = [Stripes(seed) for seed in range(3)]
+    recipe = Recipe(epochs=20, batch_size=32, learning_rate=0.5, momentum=0.5)
+    options = {"seed": 1, "device": "cpu"}
+    alone = fit_many("logreg", tasks, recipe, strategy="loop", **options)
+    assert min(h.test_accuracy[-1] for h in alone) > 0.8
+    for strategy in ("loop", "processes"):
+        path = tmp_path / f"{strategy}.json"
+        parts = [
+            fit_many("logreg", tasks, recipe, strategy=strategy, workers=2, checkpoint=path, networks=r, **options)
+            for r in (range(2), range(3))
+        ]
+        assert parts[1] == alone
+        with pytest.raises(ValueError, match=r"problem 1 was .*seed=1.*, now .*seed=5"):
+            fit_many("logreg", [tasks[0], Stripes(5), tasks[2]], recipe, checkpoint=path, **options)
+    assert fit_many("logreg", tasks, recipe, executor=two_processes, **options) == alone
+    for ours, theirs in zip(alone, fit_many("logreg", tasks, recipe, strategy="vmap", **options), strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-3)
+        assert ours.test_accuracy == pytest.approx(theirs.test_accuracy, abs=1.5 / 90)
+
+
+def test_problems_may_differ_in_shape_and_classes():
+    tasks = [Stripes(), Stripes(n_classes=5), Stripes(shape=(3, 8, 8)), *problems(1)]
+    together = fit_many("logreg", tasks, RECIPE, device="cpu", strategy="loop")
+    assert fit_many("logreg", tasks, RECIPE, device="cpu", strategy="processes", workers=2) == together
+    for other in (tasks[1], tasks[2], Stripes(n_train=100)):
+        with pytest.raises(ValueError, match="'vmap' needs problems of one shape, one number of classes"):
+            fit_many("logreg", [tasks[0], other], RECIPE, device="cpu", strategy="vmap")
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+def test_labels_without_a_logit_are_explained(strategy):
+    class Wrong(Stripes):
+        def sample(self, split, device):
+            x, y = super().sample(split, device)
+            return x, y + 1
+
+    with pytest.raises(ValueError, match="train labels: expected 0 to 2 for 3 logits, got 1 to 3"):
+        fit_many("logreg", [Wrong()], RECIPE, device="cpu", strategy=strategy)
+
+
+def test_what_is_no_problem_is_explained():
+    basis = directions.pixel(SHAPE)
+    for wrong, message in [
+        (
+            [*problems(1), basis[0]],
+            "problem 1: expected a training.Problem .* got a Tensor, which lacks n_classes, sam",
+        ),
+        ([basis], "problem 0: .* got a Basis, which lacks n_classes, sample, checksum"),
+        (problems(1)[0], "problems: expected a list of problems, got one Separable"),
+        (basis[0], "problems: expected a list of problems, got one Tensor"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fit_many("logreg", wrong, RECIPE)
 
 
 def test_an_error_of_a_worker_arrives(two_processes):
@@ -329,6 +468,29 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         fit_many(**own, checkpoint=path)
 
 
+def test_a_checkpoint_knows_when_a_loss_was_reached(tmp_path):
+    recipe = Recipe(epochs=40, batch_size=32, stop_at_loss=0.3)
+    options = {"device": "cpu", "strategy": "loop", "checkpoint": tmp_path / "map.json"}
+    first = fit_many("logreg", problems(2), recipe, **options)
+    assert all(h.steps_to_loss for h in first)
+    assert fit_many("logreg", problems(2), recipe, **options) == first
+
+
+def test_a_checkpoint_of_an_older_form_is_refused(tmp_path):
+    """As it was before recipes had optimizers and histories `steps_to_loss`."""
+    path = tmp_path / "map.json"
+    fit_many("logreg", problems(1), RECIPE, device="cpu", checkpoint=path)
+    content = json.loads(path.read_text())
+    for name in ("optimizer", "schedule"):
+        del content["settings"][name]
+    del content["networks"]["0"]["steps_to_loss"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"of another run, name another file \(optimizer was None, now 'sgd', schedule"
+    ):
+        fit_many("logreg", problems(1), RECIPE, device="cpu", checkpoint=path)
+
+
 def test_a_checkpoint_that_cannot_be_read_is_explained(tmp_path):
     path = tmp_path / "map.json"
     options = {"device": "cpu", "checkpoint": path}
@@ -419,6 +581,10 @@ def test_bad_data_are_explained():
         ({"momentum": None}, "momentum"),
         ({"stop_at_loss": 0.0}, "stop_at_loss"),
         ({"stop_at_loss": float("nan")}, "stop_at_loss"),
+        ({"optimizer": "adm"}, "optimizer: expected 'sgd' or 'adam', got 'adm'; did you mean 'adam'"),
+        ({"optimizer": None}, "optimizer: expected 'sgd' or 'adam', got None"),
+        ({"schedule": "constnat"}, "schedule: expected 'linear' or 'constant', .*did you mean 'constant'"),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum: expected 0 with 'adam'"),
     ],
 )
 def test_impossible_recipes_are_explained(options, message):
@@ -438,5 +604,7 @@ def test_impossible_requests_are_explained():
         fit_many("logrep", problems(1), RECIPE)
     with pytest.raises(ValueError, match="stop early"):
         fit_many("logreg", problems(2), Recipe(stop_at_loss=0.1), strategy="vmap")
+    with pytest.raises(ValueError, match="strategy 'vmap' has 'sgd' only; use 'loop' or 'processes' for 'adam'"):
+        fit_many("logreg", problems(2), Recipe(optimizer="adam"), strategy="vmap")
     with pytest.raises(ValueError, match="one number of training samples"):
         fit_many("logreg", [*problems(1), *problems(1, n_train=20)], RECIPE, strategy="vmap")

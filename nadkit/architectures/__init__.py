@@ -1,12 +1,13 @@
-"""Architectures by name: the NAD paper's five networks, torchvision's models, or a user's own factory.
+"""Architectures by name: the NAD paper's five networks and small later ones, torchvision's models, or a user's own.
 
 An *architecture* is one of
 
-- a name in `NAMES`, for instance ``"lenet"``;
+- a name in `NAMES`, for instance ``"lenet"``; with ``-nopool`` (LeNet, VGG11 and ResNet18) no layer subsamples or
+  averages over positions, with ``-blur`` (LeNet and ResNet18) they alias less;
 - ``"torchvision:NAME"``, any torchvision model that accepts the image shape;
-- such a name with ``-nopool`` (LeNet, VGG11 and ResNet18): no layer subsamples or averages over positions;
 - ``"MODULE:FUNCTION"``, an importable factory of your own;
-- a factory itself, any callable ``factory(shape=(C, H, W), classes=K)`` that returns a fresh `torch.nn.Module`.
+- a factory itself, any callable ``factory(shape=(C, H, W), classes=K)`` that returns a fresh `torch.nn.Module`, for
+  instance a network here with other options: ``functools.partial(LeNet, width=2)``.
 """
 
 import functools
@@ -16,13 +17,33 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from nadkit.architectures.convnext import ConvNeXt
 from nadkit.architectures.densenet import DenseNet121
 from nadkit.architectures.lenet import LeNet, LogReg
+from nadkit.architectures.mixer import Mixer
 from nadkit.architectures.resnet import ResNet18
 from nadkit.architectures.vgg import VGG11
+from nadkit.architectures.vit import ViT
 from nadkit.names import hint
 
-__all__ = ["NAMES", "Architecture", "Shape", "build", "check", "factory", "n_logits", "name_of"]
+__all__ = [
+    "NAMES",
+    "VGG11",
+    "Architecture",
+    "ConvNeXt",
+    "DenseNet121",
+    "LeNet",
+    "LogReg",
+    "Mixer",
+    "ResNet18",
+    "Shape",
+    "ViT",
+    "build",
+    "check",
+    "factory",
+    "n_logits",
+    "name_of",
+]
 
 Shape = tuple[int, int, int]
 Architecture = str | Callable[..., nn.Module]
@@ -36,9 +57,17 @@ _REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "lenet-nopool": functools.partial(LeNet, pooling=False),
     "vgg11-nopool": functools.partial(VGG11, pooling=False),
     "resnet18-nopool": functools.partial(ResNet18, pooling=False),
+    "lenet-average": functools.partial(LeNet, pooling="average"),
+    "lenet-stride": functools.partial(LeNet, pooling="stride"),
+    "lenet-blur": functools.partial(LeNet, pooling="blur"),
+    "resnet18-blur": functools.partial(ResNet18, pooling="blur"),
+    "vit": ViT,
+    "convnext": ConvNeXt,
+    "mixer": Mixer,
 }
 NAMES = tuple(_REGISTRY)
-"""The registered names: the networks of the paper's figures in their order, then those without pooling."""
+"""The registered names: the networks of the paper's figures in their order, without pooling, with other pooling, later
+families."""
 
 
 def build(architecture: Architecture, *, shape: Shape, classes: int, pooling: bool = True) -> nn.Module:
@@ -111,8 +140,18 @@ def check(name: str) -> None:
 
 
 def name_of(architecture: Architecture) -> str:
-    """Return a name for records and plots: the string itself, or the factory's own name."""
-    return architecture if isinstance(architecture, str) else getattr(architecture, "__name__", "custom")
+    """Return a name for records and plots: the string itself, or the factory's own name, with a partial's options."""
+    if isinstance(architecture, str):
+        return architecture
+    if isinstance(architecture, functools.partial):
+        options = [*map(_option, architecture.args), *(f"{k}={_option(v)}" for k, v in architecture.keywords.items())]
+        return f"{name_of(architecture.func)}({', '.join(options)})"
+    return getattr(architecture, "__name__", "custom")
+
+
+def _option(value: object) -> str:
+    """Return an option as text that is the same in every run, which the address in a function's repr is not."""
+    return getattr(value, "__name__", None) or repr(value)
 
 
 def _without_pooling(architecture: Architecture) -> str:

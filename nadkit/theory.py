@@ -1,0 +1,269 @@
+"""What can be computed about linear convolutional networks: filter, subsample, and then any classifier.
+
+The first layer is z = Phi x: circular filters (cross-correlations, as in torch) at every S-th position along each axis.
+What follows sees x through the row space of Phi alone. Everything here is float64.
+
+Axis letters: C filters, D = prod(size) inputs, N = size of one axis, S = stride; axes: one for signals, two for images.
+
+Source: derived here, from the setting of Ortiz-Jimenez et al. 2020 (sections "anisotropic loss of information" and
+"anisotropic conditioning of the optimisation landscape").
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nadkit import seeds
+from nadkit.architectures import Shape
+from nadkit.directions import Basis
+
+RANK_TOLERANCE = 1e-10
+"""Singular values below this share of the largest are rounding."""
+
+Size = tuple[int, ...]
+Part = Literal["real", "imaginary"]
+
+
+# ---- the layer ------------------------------------------------------------------------------------------------------
+
+
+def aliases(frequency: Sequence[int], *, size: Size, stride: int) -> list[Size]:
+    """Return the frequencies that coincide with this one once every S-th position is kept, itself first.
+
+    They are k + j N / S on every axis, j = 0 .. S - 1, written as numbers from -N/2 to N/2 - 1.
+
+    Raises:
+        ValueError: the stride does not divide the size, or there is not one frequency an axis.
+    """
+    _require_stride(size, stride)
+    if len(frequency) != len(size):
+        raise ValueError(f"frequency: expected {len(size)} numbers, one an axis, got {tuple(frequency)}")
+    axes = [
+        [(k + j * (n // stride) + n // 2) % n - n // 2 for j in range(stride)]
+        for k, n in zip(frequency, size, strict=True)
+    ]
+    return list(itertools.product(*axes))
+
+
+def transfer(taps: Tensor, *, size: Size) -> Tensor:
+    """Return the factors m_k = sum_t h_t exp(2 pi i k t / N) of every frequency: (C, *kernel) -> (C, *size) complex.
+
+    Entry k belongs to frequency k modulo N, as in `torch.fft`; the conjugate of the DFT, for a cross-correlation.
+
+    Raises:
+        ValueError: the taps are not (C, *kernel) with a kernel that fits into the size.
+    """
+    kernel = tuple(taps.shape[1:])
+    if len(kernel) != len(size) or not all(1 <= k <= n for k, n in zip(kernel, size, strict=True)):
+        raise ValueError(
+            f"taps: expected (filters, kernel of {len(size)} axes, at most {size}), got {tuple(taps.shape)}"
+        )
+    return torch.fft.fftn(taps.double(), s=size, dim=_axes(size)).conj()
+
+
+def folded(taps: Tensor, *, size: Size, stride: int) -> Tensor:
+    """Return Phi of z = Phi x, z_c,n = sum_t h_c,t x_(S n + t): (C, *kernel) -> (C D / S^axes, D).
+
+    It is the matrix of a convolutional layer with circular padding after the input and this stride. Inputs and outputs
+    are flattened as by `torch.flatten`.
+
+    Raises:
+        ValueError: the stride does not divide the size, or the taps do not fit into it.
+    """
+    _require_stride(size, stride)
+    # the columns are what the layer makes of unit vectors, by the convolution theorem
+    units = torch.eye(math.prod(size), dtype=torch.float64).unflatten(0, size).unflatten(-1, size)
+    spectra = torch.fft.fftn(units, dim=_axes(size)).flatten(0, len(size) - 1)
+    filtered = torch.fft.ifftn(spectra[:, None] * transfer(taps, size=size), dim=_axes(size)).real
+    kept = filtered[(..., *[slice(None, None, stride)] * len(size))]
+    return kept.flatten(1).T.contiguous()
+
+
+# ---- what it lets through -------------------------------------------------------------------------------------------
+
+
+def visible_share(phi: Tensor, v: Tensor) -> Tensor:
+    """Return |P v|^2 / |v|^2, P the projection onto the row space of Phi: (K, D), (..., D) -> (...), from 0 to 1."""
+    rows = _singular_vectors(phi)[1]
+    v = v.double()
+    return ((v @ rows.T).square().sum(-1) / v.square().sum(-1)).clamp(max=1)
+
+
+def folded_share(taps: Tensor, v: Tensor, *, size: Size, stride: int) -> Tensor:
+    """Return `visible_share` of `folded` without that matrix: (C, *kernel), (..., D) -> (...).
+
+    The layer mixes a frequency with its aliases alone. With v^ the unitary Fourier transform of v, and for each
+    frequency q after subsampling the C x S^axes matrix M_q of the factors of its aliases,
+
+        |P v|^2 = sum_q |M_q^+ M_q v^_q|^2.
+
+    Raises:
+        ValueError: as `folded`.
+    """
+    _require_stride(size, stride)
+    mixed = _by_alias(transfer(taps, size=size), size, stride).movedim(0, -2)  # (*size / S, C, S^axes)
+    tolerance = RANK_TOLERANCE * torch.linalg.matrix_norm(mixed, ord=2).max()
+    projections = torch.linalg.pinv(mixed, atol=tolerance, rtol=0.0) @ mixed
+    v = v.double() / v.double().norm(dim=-1, keepdim=True)
+    spectrum = torch.fft.fftn(v.unflatten(-1, size), dim=_axes(size), norm="ortho")
+    seen = (projections @ _by_alias(spectrum, size, stride)[..., None]).squeeze(-1)
+    return seen.abs().square().flatten(-len(size) - 1).sum(-1).clamp(max=1)
+
+
+def wave_shares(taps: Tensor, *, size: Size, stride: int, part: Part = "real") -> Tensor:
+    """Return the share of every cosine (or sine) that one filter lets through: (1, *kernel) -> (*size).
+
+    With M_k = sum_j |m_(k + j N / S)|^2 over the aliases of k, the share of the cosine of +-k is
+
+        |m_k|^2 / M_k          where -k is no alias of k, and where -k is k itself;
+        2 (Re m_k)^2 / M_k     where -k is another alias of k: then the two halves of the wave interfere,
+
+    and that of the sine the same with Im in place of Re, nothing where -k is k. Frequencies are in the order of
+    `torch.fft`.
+
+    Raises:
+        ValueError: more than one filter, an unknown part, or as `folded`.
+    """
+    _require_stride(size, stride)
+    if len(taps) != 1:
+        raise ValueError(f"taps: expected one filter, got {len(taps)}; folded_share takes several")
+    if part not in ("real", "imaginary"):
+        raise ValueError(f"part: expected 'real' or 'imaginary', got {part!r}")
+    m = transfer(taps, size=size)[0]
+    power = m.abs().square()
+    coarse = _by_alias(power, size, stride).sum(-1)
+    total = coarse.repeat([stride] * len(size))
+    amplitude = m.real if part == "real" else m.imag
+    own = _mirrored(size, modulo=size)
+    among_aliases = _mirrored(size, modulo=tuple(n // stride for n in size)) & ~own
+    passed = torch.where(among_aliases, 2 * amplitude.square(), power)
+    if part == "imaginary":
+        passed = torch.where(own, 0, passed)
+    is_dark = total <= (RANK_TOLERANCE**2) * total.max()
+    return torch.where(is_dark, 0, passed / total.where(~is_dark, 1)).clamp(max=1)
+
+
+def best_accuracy(share: Tensor | float, *, shift: float = 1.0, sigma: float = 3.0) -> Tensor:
+    """Return the largest accuracy on D(v) of any classifier that sees Phi x: shares |P v|^2 (...) -> (...), 0.5 to 1.
+
+    The classes are Gaussians around +-shift Phi v with the covariance Sigma = sigma^2 Phi (I - v v^T) Phi^T, so the
+    accuracy is Q(-d), with
+
+        d = shift sqrt((Phi v)^T Sigma^+ (Phi v)) = (shift / sigma) |P v| / |v - P v|,
+
+    (the second by Sherman and Morrison), and 1 where all of v is visible: there Phi v is not in the range of Sigma.
+    For one filter and a wave that is no alias of its own mirror, d = shift |m_k| / (sigma sqrt(sum_(j != 0)
+    |m_(k + j N / S)|^2)).
+
+    Args:
+        share: of v, as from `visible_share`, `folded_share` or `wave_shares`.
+        shift: distance of each class from the origin along v.
+        sigma: standard deviation of the noise in every other direction.
+
+    Raises:
+        ValueError: a share is not from 0 to 1, the shift is not positive or sigma negative.
+    """
+    share = torch.as_tensor(share, dtype=torch.float64)
+    if not ((share >= 0) & (share <= 1)).all():
+        raise ValueError(f"share: expected numbers from 0 to 1, got {share.min().item()} to {share.max().item()}")
+    if not (shift > 0 and sigma >= 0):
+        raise ValueError(f"expected shift > 0 and sigma >= 0, got {shift} and {sigma}")
+    clear = (1 - share) * sigma**2 <= RANK_TOLERANCE**2
+    d = shift * (share / ((1 - share) * sigma**2).where(~clear, 1)).sqrt()
+    return torch.special.ndtr(torch.where(clear & (share > 0), torch.inf, d))
+
+
+def best_filter(
+    frequency: Sequence[int], kernel: Size, *, size: Size, stride: int, part: Part = "real"
+) -> tuple[Tensor, float]:
+    """Return the filter that lets most of one wave through, and that share: (1, *kernel), from 0 to 1.
+
+    For the waves of `wave_shares` the share is h^T A h / h^T B h, with B = Re sum_j e_j e_j^H over the aliases,
+    e_j,t = exp(2 pi i k_j t / N), and A the term of the wave: the leading generalised eigenvector. No filter of this
+    size, however it is trained, lets more through.
+
+    Raises:
+        ValueError: an unknown part, a sine that is zero everywhere, or as `aliases`.
+    """
+    if part not in ("real", "imaginary"):
+        raise ValueError(f"part: expected 'real' or 'imaginary', got {part!r}")
+    waves = aliases(frequency, size=size, stride=stride)
+    mirror = aliases([-k for k in frequency], size=size, stride=1)[0]
+    taps = torch.cartesian_prod(*map(torch.arange, kernel)).view(-1, len(kernel)).double()
+    turns = torch.tensor(waves).double() / torch.tensor(size) @ taps.T
+    phases = 2 * math.pi * turns
+    wave = torch.stack([phases.cos(), phases.sin()])[:, 0]
+    if mirror in waves:  # one phase of the wave alone, and, if it is another frequency, both halves of it
+        if mirror == waves[0] and part == "imaginary":
+            raise ValueError(f"frequency {tuple(frequency)} has no sine on {size}")
+        wave = wave[:1] if part == "real" else wave[1:]
+        wave = wave if mirror == waves[0] else math.sqrt(2) * wave
+    numerator = wave.T @ wave
+    denominator = phases.cos().T @ phases.cos() + phases.sin().T @ phases.sin()
+    values, vectors = torch.linalg.eigh(denominator)
+    kept = values > RANK_TOLERANCE * values[-1]
+    whitener = vectors[:, kept] / values[kept].sqrt()
+    shares, leading = torch.linalg.eigh(whitener.T @ numerator @ whitener)
+    best = whitener @ leading[:, -1]
+    return (best / best.norm()).view(1, *kernel), min(max(shares[-1].item(), 0.0), 1.0)
+
+
+# ---- what it prefers ------------------------------------------------------------------------------------------------
+
+
+def nads(phi: Tensor, *, shape: Shape) -> Basis:
+    """Return the NADs of f = theta^T Phi x for theta ~ N(0, I): eigenvectors of E[grad f grad f^T] = Phi^T Phi.
+
+    They are the right singular vectors of Phi, as many as its rank, with the squared singular values as eigenvalues.
+
+    Raises:
+        ValueError: Phi does not take inputs of that shape, or is zero.
+    """
+    values, rows = _singular_vectors(phi)
+    return Basis(vectors=rows, shape=shape, name="NADs of a linear network", eigenvalues=values.square())
+
+
+def hessian(phi: Tensor, v: Tensor, *, shift: float = 1.0, sigma: float = 3.0) -> Tensor:
+    """Return the Hessian in theta of the loss E (y - theta^T Phi x)^2 / 2 on D(v): (K, D), (D,) -> (K, K).
+
+    H = Phi E[x x^T] Phi^T = Phi (sigma^2 I + (shift^2 - sigma^2) v v^T) Phi^T, and at theta = 0 the gradient is
+    -shift Phi v. The direction v is normalised.
+    """
+    phi, v = phi.double(), v.double() / v.double().norm()
+    signal = phi @ v
+    return sigma**2 * phi @ phi.T + (shift**2 - sigma**2) * torch.outer(signal, signal)
+
+
+def _singular_vectors(phi: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the singular values of Phi that are not rounding, and their right singular vectors as rows."""
+    _, values, rows = torch.linalg.svd(phi.double(), full_matrices=False)
+    kept = values > RANK_TOLERANCE * values[0]
+    return values[kept], rows[kept]
+
+
+def _by_alias(spectrum: Tensor, size: Size, stride: int) -> Tensor:
+    """Gather the S^axes aliases of each frequency after subsampling: (..., *size) -> (..., *size / S, S^axes)."""
+    split = [n for length in size for n in (stride, length // stride)]
+    spectrum = spectrum.reshape(*spectrum.shape[: spectrum.ndim - len(size)], *split)
+    aliased = range(-2 * len(size), 0, 2)
+    return spectrum.movedim(tuple(aliased), tuple(range(-len(size), 0))).flatten(-len(size))
+
+
+def _mirrored(size: Size, *, modulo: Size) -> Tensor:
+    """Say for each frequency k whether k = -k on every axis, modulo the given numbers: (*size) bool."""
+    axes = [(2 * torch.arange(n)) % m == 0 for n, m in zip(size, modulo, strict=True)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).all(0)
+
+
+def _axes(size: Size) -> tuple[int, ...]:
+    return tuple(range(-len(size), 0))
+
+
+def _require_stride(size: Size, stride: int) -> None:
+    seeds.require_integer("stride", stride, 1)
+    if not size or any(n % stride for n in size):
+        raise ValueError(f"stride: expected a divisor of the size {tuple(size)}, got {stride}")

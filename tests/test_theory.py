@@ -1,0 +1,272 @@
+"""Theory of linear convolutional networks: closed forms against matrices, matrices against convolutions and data."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nadkit import directions, synthetic, theory
+
+SHIFT, SIGMA = 1.0, 3.0
+CASES = [((12,), 1), ((12,), 2), ((12,), 4), ((6, 8), 2), ((8, 4), 4)]  # (size, stride)
+
+
+def filters(count: int, kernel: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, *kernel, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def kernel_of(size: tuple[int, ...]) -> tuple[int, ...]:
+    return (3,) * len(size)
+
+
+def waves(size: tuple[int, ...]) -> list[tuple[tuple[int, ...], str, torch.Tensor]]:
+    """Every frequency and part of a grid with its unit vector."""
+    height, width = size if len(size) == 2 else (1, *size)
+    found = []
+    for fy in range(height):
+        for fx in range(width):
+            for part in ("real", "imaginary"):
+                try:
+                    v = directions.fourier_direction(fx, fy, shape=(1, height, width), part=part)
+                except ValueError:  # a sine that is zero on every pixel
+                    continue
+                found.append(((fy, fx)[2 - len(size) :], part, v))
+    return found
+
+
+def accuracy_by_matrix(phi: torch.Tensor, v: torch.Tensor) -> float:
+    """Q(-d) by the definition, with the pseudo-inverse; 1 where the signal leaves the range of the noise."""
+    signal = phi @ v
+    noise = SIGMA**2 * phi @ (torch.eye(len(v), dtype=torch.float64) - torch.outer(v, v)) @ phi.T
+    inverse = torch.linalg.pinv(noise, rtol=1e-10, hermitian=True)
+    if (noise @ inverse @ signal - signal).norm() > 1e-6 * signal.norm():
+        return 1.0
+    d = SHIFT * (signal @ inverse @ signal).clamp(min=0).sqrt()
+    return torch.special.ndtr(d).item()
+
+
+def test_aliases_fold_by_hand():
+    assert theory.aliases([2], size=(32,), stride=4) == [(2,), (10,), (-14,), (-6,)]
+    assert theory.aliases([0, 3], size=(8, 8), stride=2) == [(0, 3), (0, -1), (-4, 3), (-4, -1)]
+    assert theory.aliases([5, -1], size=(8, 8), stride=1) == [(-3, -1)]
+
+
+@pytest.mark.parametrize(("size", "stride"), CASES)
+def test_aliases_are_one_signal_after_subsampling(size, stride):
+    positions = torch.cartesian_prod(*(torch.arange(0, n, stride) for n in size)).view(-1, len(size)).double()
+
+    def kept(frequency: tuple[int, ...]) -> torch.Tensor:
+        turns = positions @ (torch.tensor(frequency).double() / torch.tensor(size))
+        return torch.exp(2j * math.pi * turns)
+
+    for frequency, _, _ in waves(size):
+        found = theory.aliases(frequency, size=size, stride=stride)
+        assert len(set(found)) == stride ** len(size)
+        for other in found:
+            torch.testing.assert_close(kept(other), kept(frequency))
+
+
+def test_folded_is_a_circular_convolution_with_a_stride():
+    taps = filters(2, (3, 2))
+    x = torch.randn(5, 1, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = F.conv2d(F.pad(x, (0, 1, 0, 2), mode="circular"), taps[:, None], stride=4).flatten(1)
+    phi = theory.folded(taps, size=(8, 12), stride=4)
+    assert phi.shape == (2 * 2 * 3, 96)
+    torch.testing.assert_close(x.flatten(1) @ phi.T, expected)
+
+
+def test_folded_in_one_dimension_by_hand():
+    phi = theory.folded(torch.tensor([[1.0, 2.0]]), size=(4,), stride=2)
+    assert phi.round(decimals=12).tolist() == [[1, 2, 0, 0], [0, 0, 1, 2]]
+
+
+def test_average_pooling_is_a_box_filter():
+    taps = torch.full((1, 2, 2), 1 / 4)
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    phi = theory.folded(taps, size=(8, 8), stride=2)
+    torch.testing.assert_close(phi @ x.flatten(), F.avg_pool2d(x, 2).flatten())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize(("size", "stride"), CASES)
+def test_three_ways_to_the_best_accuracy_agree(size, stride, count):
+    """The matrix of the definition, the row space, and the folded spectrum."""
+    taps = filters(count, kernel_of(size))
+    phi = theory.folded(taps, size=size, stride=stride)
+    for frequency, part, v in waves(size):
+        share = theory.visible_share(phi, v)
+        torch.testing.assert_close(theory.folded_share(taps, v, size=size, stride=stride), share)
+        accuracy = theory.best_accuracy(share, shift=SHIFT, sigma=SIGMA).item()
+        assert accuracy == pytest.approx(accuracy_by_matrix(phi, v), abs=1e-6), (frequency, part)
+
+
+@pytest.mark.parametrize("part", ["real", "imaginary"])
+@pytest.mark.parametrize(("size", "stride"), CASES)
+def test_the_closed_form_of_waves_agrees(size, stride, part):
+    taps = filters(1, kernel_of(size), seed=2)
+    closed = theory.wave_shares(taps, size=size, stride=stride, part=part)
+    phi = theory.folded(taps, size=size, stride=stride)
+    for frequency, which, v in waves(size):
+        if which == part:
+            assert closed[frequency].item() == pytest.approx(theory.visible_share(phi, v).item(), abs=1e-10)
+
+
+def test_the_formula_of_the_paper():
+    """Where a wave is no alias of its mirror: Q(-d), d = shift |m_k| / (sigma sqrt(sum_j |m_(k + j N / S)|^2))."""
+    taps, size, stride, k = filters(1, (5,)), (32,), 4, 3
+    m = theory.transfer(taps, size=size)[0].abs().square()
+    d = SHIFT * (m[k] / (m[11] + m[19] + m[27])).sqrt() / SIGMA
+    share = theory.wave_shares(taps, size=size, stride=stride)[k]
+    accuracy = theory.best_accuracy(share, shift=SHIFT, sigma=SIGMA)
+    torch.testing.assert_close(accuracy, torch.special.ndtr(d))
+
+
+def test_a_wave_that_is_an_alias_of_its_mirror_depends_on_the_phase():
+    """Every second sample of a wave of N / 4 cycles: the cosine is seen whole, the sine not at all."""
+    pick = torch.ones(1, 1)
+    assert theory.wave_shares(pick, size=(16,), stride=2)[4] == pytest.approx(1)
+    assert theory.wave_shares(pick, size=(16,), stride=2, part="imaginary")[4] == pytest.approx(0, abs=1e-20)
+    assert theory.wave_shares(pick, size=(16,), stride=2)[3] == pytest.approx(1 / 2)
+
+
+def test_without_subsampling_nothing_is_lost():
+    shares = theory.wave_shares(filters(1, (3, 3)), size=(8, 8), stride=1)
+    torch.testing.assert_close(shares, torch.ones(8, 8, dtype=torch.float64))
+    assert (theory.best_accuracy(shares) == 1).all()
+
+
+def test_averages_hide_the_multiples_of_their_rate():
+    """A box of S lets frequency zero through whole, and nothing of N / S, 2 N / S, ..."""
+    shares = theory.wave_shares(torch.ones(1, 4), size=(32,), stride=4)
+    assert shares[0] == pytest.approx(1)
+    assert shares[[8, 16, 24]].abs().max() < 1e-20
+    assert (theory.best_accuracy(shares[[8, 16]]) == 0.5).all()
+    basis = directions.fourier((1, 1, 32))
+    phi = theory.folded(torch.ones(1, 4), size=(32,), stride=4)
+    total = theory.visible_share(phi, basis.vectors).sum()
+    assert total == pytest.approx(8)  # all directions together show as much as there are numbers left
+
+
+def test_as_many_filters_as_aliases_lose_nothing():
+    v = directions.fourier_direction(3, 5, shape=(1, 8, 8))
+    taps = filters(4, (3, 3))
+    shares = [theory.folded_share(taps[:c], v, size=(8, 8), stride=2).item() for c in (1, 2, 3, 4)]
+    assert shares == sorted(shares)
+    assert shares[2] < 0.999
+    assert shares[3] == pytest.approx(1)
+
+
+def test_what_no_filter_passes_is_dark():
+    both = torch.ones(2, 2, dtype=torch.float64)  # both filters drop N / 2, and with stride 2 its alias is zero
+    v = directions.fourier_direction(8, 0, shape=(1, 1, 16))
+    assert theory.folded_share(both, v, size=(16,), stride=2) == pytest.approx(0, abs=1e-12)
+    zero = theory.folded_share(torch.zeros(1, 2), v, size=(16,), stride=2)
+    assert zero == 0
+    assert theory.wave_shares(torch.zeros(1, 2), size=(16,), stride=2).abs().max() == 0
+
+
+def test_many_directions_at_once():
+    taps, vectors = filters(2, (3, 3)), directions.random((1, 6, 4)).vectors
+    together = theory.folded_share(taps, 7 * vectors, size=(6, 4), stride=2)
+    one_by_one = [theory.folded_share(taps, v, size=(6, 4), stride=2) for v in vectors]
+    torch.testing.assert_close(together, torch.stack(one_by_one))
+    phi = theory.folded(taps, size=(6, 4), stride=2)
+    torch.testing.assert_close(theory.visible_share(phi, 7 * vectors), together)
+
+
+@pytest.mark.parametrize("frequency", [1, 3, 4, 8])
+def test_the_best_linear_classifier_of_samples_reaches_the_theory(frequency):
+    """Fisher's discriminant, fitted to samples of D(v) behind the layer and counted on others."""
+    n = 40_000
+    v = directions.fourier_direction(frequency, 0, shape=(1, 1, 16))
+    problem = synthetic.Separable(v=v, shape=(1, 1, 16), sigma=SIGMA, n_train=n, n_test=n)
+    taps = filters(1, (3,), seed=4)
+    phi = theory.folded(taps, size=(16,), stride=4)
+    (x, y), (x_test, y_test) = (problem.sample(split) for split in ("train", "test"))
+    z, z_test = (inputs.flatten(1).double() @ phi.T for inputs in (x, x_test))
+    means = torch.stack([z[y == label].mean(0) for label in (0, 1)])
+    within = torch.cov((z - means[y]).T)
+    weights = torch.linalg.solve(within, means[1] - means[0])
+    right = ((z_test - means.mean(0)) @ weights > 0) == y_test.bool()
+    share = theory.wave_shares(taps, size=(16,), stride=4)[frequency]
+    expected = theory.best_accuracy(share, shift=problem.shift, sigma=SIGMA).item()
+    assert right.double().mean().item() == pytest.approx(expected, abs=4 * 0.5 / math.sqrt(n))
+
+
+@pytest.mark.parametrize("part", ["real", "imaginary"])
+@pytest.mark.parametrize(("size", "stride", "kernel"), [((16,), 4, (5,)), ((16,), 2, (2,)), ((8, 8), 4, (3, 3))])
+def test_the_best_filter_reaches_its_share_and_no_other_does(size, stride, kernel, part):
+    generator = torch.Generator().manual_seed(0)
+    for frequency, which, v in waves(size):
+        if which != part:
+            continue
+        taps, share = theory.best_filter(frequency, kernel, size=size, stride=stride, part=part)
+        assert theory.folded_share(taps, v, size=size, stride=stride).item() == pytest.approx(share, abs=1e-8)
+        for _ in range(3):
+            other = torch.randn(1, *kernel, generator=generator, dtype=torch.float64)
+            assert theory.folded_share(other, v, size=size, stride=stride) <= share + 1e-10
+            near = taps + 0.01 * other
+            assert theory.folded_share(near, v, size=size, stride=stride) <= share + 1e-10
+
+
+def test_a_filter_long_enough_to_drop_every_alias_hides_nothing():
+    """A filter of 5 taps can drop the one alias of every wave that a stride of 2 leaves it."""
+    assert theory.best_filter([3], (5,), size=(32,), stride=2)[1] == pytest.approx(1)
+    assert theory.best_filter([3], (5,), size=(32,), stride=4)[1] < 0.99
+
+
+def test_nads_are_the_right_singular_vectors():
+    phi = theory.folded(filters(1, (3, 3)), size=(6, 4), stride=2)
+    basis = theory.nads(phi, shape=(1, 6, 4))
+    second = basis.vectors.T @ torch.diag(basis.eigenvalues) @ basis.vectors
+    torch.testing.assert_close(second, phi.T @ phi)
+    assert len(basis) == 6
+    theta = torch.randn(200_000, len(phi), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    derivatives = theta @ phi
+    moment = derivatives.T @ derivatives / len(theta)
+    assert (moment - phi.T @ phi).abs().max() < 0.02 * (phi.T @ phi).diagonal().max()
+
+
+def test_hessian_is_that_of_the_loss_on_samples():
+    v = directions.fourier_direction(1, 2, shape=(1, 6, 4))
+    phi = theory.folded(filters(1, (3, 3)), size=(6, 4), stride=2)
+    x, y = synthetic.Separable(v=v, shape=(1, 6, 4), sigma=0.5, n_train=200_000).sample("train")
+    z = x.flatten(1).double() @ phi.T
+    expected = z.T @ z / len(z)
+    found = theory.hessian(phi, 3 * v, shift=1.0, sigma=0.5)
+    assert (found - expected).abs().max() < 0.02 * found.abs().max()
+    gradient = -(z * (2 * y - 1)[:, None]).mean(0)
+    assert (gradient + phi @ v).abs().max() < 0.02 * (phi @ v).norm()
+
+
+def test_accuracy_grows_with_the_share_and_the_signal():
+    shares = torch.linspace(0, 1, 11, dtype=torch.float64)
+    accuracy = theory.best_accuracy(shares, sigma=3)
+    assert accuracy[0] == 0.5
+    assert accuracy[-1] == 1
+    assert (accuracy.diff() > 0).all()
+    assert theory.best_accuracy(0.5, shift=1, sigma=3).item() == pytest.approx(torch.special.ndtr(torch.tensor(1 / 3)))
+    assert theory.best_accuracy(0.5, sigma=0) == 1
+    assert theory.best_accuracy(0.0, sigma=0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: theory.aliases([1], size=(10,), stride=4), r"divisor of the size \(10,\), got 4"),
+        (lambda: theory.aliases([1, 2], size=(8,), stride=2), "expected 1 numbers, one an axis"),
+        (lambda: theory.folded(torch.ones(1, 2), size=(8,), stride=0), "stride: expected an integer, at least 1"),
+        (lambda: theory.folded(torch.ones(3), size=(8,), stride=2), "taps: expected"),
+        (lambda: theory.folded(torch.ones(1, 9), size=(8,), stride=2), "taps: expected"),
+        (lambda: theory.wave_shares(torch.ones(2, 2), size=(8,), stride=2), "one filter, got 2"),
+        (lambda: theory.wave_shares(torch.ones(1, 2), size=(8,), stride=2, part="sine"), "'real' or 'imaginary'"),
+        (lambda: theory.best_filter([1], (2,), size=(8,), stride=2, part="sine"), "'real' or 'imaginary'"),
+        (lambda: theory.best_filter([4], (2,), size=(8,), stride=2, part="imaginary"), "has no sine"),
+        (lambda: theory.best_accuracy(1.5), "from 0 to 1, got 1.5"),
+        (lambda: theory.best_accuracy(0.5, shift=0), "shift > 0"),
+    ],
+)
+def test_impossible_layers_are_explained(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
