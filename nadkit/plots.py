@@ -9,6 +9,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 SEQUENTIAL = "cividis"
@@ -219,4 +220,73 @@ def colour_images(images: Tensor, titles: Sequence[str]) -> Figure:
         image = image.double().cpu()
         axis.imshow((0.5 + image / (2 * image.abs().max())).permute(1, 2, 0).numpy())
         axis.set(title=title, xticks=[], yticks=[])
+    return figure
+
+
+def log_maps(maps: Mapping[str, pd.DataFrame], *, label: str) -> Figure:
+    """Return heat maps of positive numbers by vertical and horizontal frequency, side by side on one logarithmic scale."""
+    figure = _figure(3.4 * len(maps) + 1, 3.4)
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    norm = LogNorm(*(pd.concat(maps).stack().agg(["min", "max"])))
+    for axis, (title, table) in zip(axes, maps.items(), strict=True):
+        sns.heatmap(table, ax=axis, norm=norm, cmap=SEQUENTIAL, cbar=False, xticklabels=8, yticklabels=8)
+        axis.set(title=title, xlabel="horizontal frequency", ylabel="vertical frequency" if axis is axes[0] else "")
+        axis.tick_params(axis="y", rotation=0)
+    figure.colorbar(axes[-1].collections[0], ax=axes, label=label)
+    return figure
+
+
+def scatter(frame: pd.DataFrame, *, x: str, y: str, panel: str, style: str) -> Figure:
+    """Return column ``y`` against column ``x`` (logarithmic), a panel for each ``panel``, a mark for each ``style``."""
+    groups = frame.groupby(panel, sort=False)
+    figure = _figure(3.2 * len(groups) + 1.4, 3.4)
+    axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    order = {f"{mark}_order": frame[style].unique() for mark in ("hue", "style")}
+    for axis, (name, rows) in zip(axes, groups, strict=True):
+        legend = "auto" if axis is axes[-1] else False
+        sns.scatterplot(rows, x=x, y=y, hue=style, style=style, ax=axis, legend=legend, **order)
+        axis.set(xscale="log", title=name)
+    axes[-1].legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    return figure
+
+
+def step_maps(maps: Mapping[str, pd.DataFrame], *, most: int) -> Figure:
+    """Return heat maps of numbers of steps side by side, one logarithmic scale up to ``most``; NaN (never) is grey."""
+    figure = _figure(3.6 * len(maps) + 1, 3.6)
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    fewest = min(table.min(axis=None) for table in maps.values())
+    fewest = min(fewest, most - 1) if fewest == fewest else 1
+    for axis, (title, table) in zip(axes, maps.items(), strict=True):
+        sns.heatmap(
+            table,
+            ax=axis,
+            norm=LogNorm(fewest, most),
+            vmin=fewest,  # which seaborn else looks for, in vain where nothing was reached
+            vmax=most,
+            cmap=SEQUENTIAL,
+            annot=table.size <= ANNOTATED,
+            fmt=".0f",
+            cbar=False,
+        )
+        axis.set(title=title, facecolor="0.85", xlabel="horizontal frequency")
+        axis.set_ylabel("vertical frequency" if axis is axes[0] else "")
+        axis.tick_params(axis="y", rotation=0)
+    bar = figure.colorbar(axes[-1].collections[0], ax=axes, label=f"steps (grey: not within {most})", format="%.0f")
+    bar.set_ticks(LogLocator(subs=(1, 2, 5)))
+    bar.minorticks_off()
+    return figure
+
+
+def sampled_waves(waves: Mapping[str, Tensor], *, stride: int, fine: int) -> Figure:
+    """Return signals, drawn at ``fine`` points a position, with a dot at every ``stride``-th position."""
+    figure = _figure(6.4, 2.8)
+    axis = figure.subplots()
+    for (label, wave), mark in zip(waves.items(), "oxs^", strict=False):
+        position = torch.arange(len(wave)) / fine
+        (line,) = axis.plot(position, wave, linewidth=1)
+        kept = slice(None, None, stride * fine)
+        style = {"color": line.get_color(), "markersize": 9 if mark == "o" else 6, "fillstyle": "none"}
+        axis.plot(position[kept], wave[kept], linestyle="none", marker=mark, label=label, **style)
+    axis.set(xlabel="position")
+    axis.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure

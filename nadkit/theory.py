@@ -65,6 +65,18 @@ def transfer(taps: Tensor, *, size: Size) -> Tensor:
     return torch.fft.fftn(taps.double(), s=size, dim=_axes(size)).conj()
 
 
+def composed(first: Tensor, second: Tensor) -> Tensor:
+    """Return the taps of a filter behind another: (C, *kernel_1), (E, *kernel_2) -> (C E, *(kernel_1 + kernel_2 - 1)).
+
+    Each of the C outputs of the first goes through each of the E filters of the second, as through a pooling layer. The
+    factors of the two are multiplied: m_k = m1_k m2_k.
+    """
+    kernel = tuple(a + b - 1 for a, b in zip(first.shape[1:], second.shape[1:], strict=True))
+    spectra = [torch.fft.fftn(taps.double(), s=kernel, dim=_axes(kernel)) for taps in (first, second)]
+    both = torch.fft.ifftn(spectra[0][:, None] * spectra[1], dim=_axes(kernel)).real
+    return both.flatten(0, 1)
+
+
 def folded(taps: Tensor, *, size: Size, stride: int) -> Tensor:
     """Return Phi of z = Phi x, z_c,n = sum_t h_c,t x_(S n + t): (C, *kernel) -> (C D / S^axes, D).
 
@@ -129,8 +141,7 @@ def wave_shares(taps: Tensor, *, size: Size, stride: int, part: Part = "real") -
         ValueError: more than one filter, an unknown part, or as `folded`.
     """
     _require_stride(size, stride)
-    if len(taps) != 1:
-        raise ValueError(f"taps: expected one filter, got {len(taps)}; folded_share takes several")
+    _require_one(taps)
     if part not in ("real", "imaginary"):
         raise ValueError(f"part: expected 'real' or 'imaginary', got {part!r}")
     m = transfer(taps, size=size)[0]
@@ -178,16 +189,23 @@ def best_accuracy(share: Tensor | float, *, shift: float = 1.0, sigma: float = 3
 
 
 def best_filter(
-    frequency: Sequence[int], kernel: Size, *, size: Size, stride: int, part: Part = "real"
+    frequency: Sequence[int],
+    kernel: Size,
+    *,
+    size: Size,
+    stride: int,
+    part: Part = "real",
+    then: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """Return the filter that lets most of one wave through, and that share: (1, *kernel), from 0 to 1.
 
     For the waves of `wave_shares` the share is h^T A h / h^T B h, with B = Re sum_j e_j e_j^H over the aliases,
-    e_j,t = exp(2 pi i k_j t / N), and A the term of the wave: the leading generalised eigenvector. No filter of this
-    size, however it is trained, lets more through.
+    e_j,t = b_j exp(2 pi i k_j t / N), and A the term of the wave: the leading generalised eigenvector. No filter this
+    long, however it is trained, lets more through. A fixed filter (1, *kernel_2) may follow it, as that of a pooling
+    layer; b_j are its factors, else 1.
 
     Raises:
-        ValueError: an unknown part, a sine that is zero everywhere, or as `aliases`.
+        ValueError: an unknown part, a sine that is zero everywhere, several filters that follow, or as `aliases`.
     """
     if part not in ("real", "imaginary"):
         raise ValueError(f"part: expected 'real' or 'imaginary', got {part!r}")
@@ -195,15 +213,19 @@ def best_filter(
     mirror = aliases([-k for k in frequency], size=size, stride=1)[0]
     taps = torch.cartesian_prod(*map(torch.arange, kernel)).view(-1, len(kernel)).double()
     turns = torch.tensor(waves).double() / torch.tensor(size) @ taps.T
-    phases = 2 * math.pi * turns
-    wave = torch.stack([phases.cos(), phases.sin()])[:, 0]
+    factors = torch.exp(2j * math.pi * turns)
+    if then is not None:
+        _require_one(then)
+        passed = transfer(then, size=size)[0]
+        factors = factors * torch.stack([passed[k] for k in waves])[:, None]
+    wave = torch.stack([factors.real, factors.imag])[:, 0]
     if mirror in waves:  # one phase of the wave alone, and, if it is another frequency, both halves of it
         if mirror == waves[0] and part == "imaginary":
             raise ValueError(f"frequency {tuple(frequency)} has no sine on {size}")
         wave = wave[:1] if part == "real" else wave[1:]
         wave = wave if mirror == waves[0] else math.sqrt(2) * wave
     numerator = wave.T @ wave
-    denominator = phases.cos().T @ phases.cos() + phases.sin().T @ phases.sin()
+    denominator = factors.real.T @ factors.real + factors.imag.T @ factors.imag
     values, vectors = torch.linalg.eigh(denominator)
     kept = values > RANK_TOLERANCE * values[-1]
     whitener = vectors[:, kept] / values[kept].sqrt()
@@ -238,6 +260,35 @@ def hessian(phi: Tensor, v: Tensor, *, shift: float = 1.0, sigma: float = 3.0) -
     return sigma**2 * phi @ phi.T + (shift**2 - sigma**2) * torch.outer(signal, signal)
 
 
+def descent(
+    phi: Tensor, v: Tensor, steps: int, *, learning_rate: float, shift: float = 1.0, sigma: float = 3.0
+) -> Tensor:
+    """Return the loss E (y - theta^T Phi x)^2 / 2 on D(v) after 0 .. steps steps of gradient descent from theta = 0.
+
+    With H = sum_i h_i q_i q_i^T the `hessian` and b_i = shift <q_i, Phi v>, which is zero wherever h_i is,
+
+        L_t = 1/2 - 1/2 sum_i (b_i^2 / h_i) (1 - (1 - eta h_i)^(2 t)).
+
+    If v is a right singular vector of Phi, with singular value s, this is (1 - eta shift^2 s^2)^(2 t) / 2. The
+    direction v is normalised: (K, D), (D,) -> (steps + 1,).
+
+    Raises:
+        ValueError: the learning rate is not positive, or so large that the loss would grow.
+    """
+    steps = seeds.require_integer("steps", steps, 0)
+    curvatures, axes = torch.linalg.eigh(hessian(phi, v, shift=shift, sigma=sigma))
+    if not 0 < learning_rate * curvatures[-1] < 2:
+        raise ValueError(
+            f"learning_rate: expected one from 0 to 2 / {curvatures[-1].item():.4g}, the largest curvature, got "
+            f"{learning_rate}"
+        )
+    signal = shift * (phi.double() @ (v.double() / v.double().norm())) @ axes
+    kept = curvatures > RANK_TOLERANCE**2 * curvatures[-1]
+    curvatures, gains = curvatures[kept], signal[kept].square() / curvatures[kept]
+    left = (1 - learning_rate * curvatures) ** (2 * torch.arange(steps + 1)[:, None])
+    return (1 - (1 - left) @ gains) / 2
+
+
 def _singular_vectors(phi: Tensor) -> tuple[Tensor, Tensor]:
     """Return the singular values of Phi that are not rounding, and their right singular vectors as rows."""
     _, values, rows = torch.linalg.svd(phi.double(), full_matrices=False)
@@ -261,6 +312,11 @@ def _mirrored(size: Size, *, modulo: Size) -> Tensor:
 
 def _axes(size: Size) -> tuple[int, ...]:
     return tuple(range(-len(size), 0))
+
+
+def _require_one(taps: Tensor) -> None:
+    if len(taps) != 1:
+        raise ValueError(f"taps: expected one filter, got {len(taps)}; folded_share takes several")
 
 
 def _require_stride(size: Size, stride: int) -> None:

@@ -167,3 +167,42 @@ def test_colour_images_are_grey_where_they_are_zero():
     assert shown[0][0, 0].tolist() == [1, 0.5, 0.5]
     assert shown[1][1, 1].tolist() == [0.5, 0.5, 0]
     assert [axis.get_title() for axis in axes] == ["red", "no blue"]
+
+
+def test_log_maps_share_one_scale():
+    tables = {n: pd.DataFrame([[low, 10.0]], index=[0], columns=[0, 2]) for n, low in (("a", 1.0), ("b", 0.1))}
+    one, other, _ = draw(plots.log_maps(tables, label="variance"))
+    assert [axis.get_title() for axis in (one, other)] == ["a", "b"]
+    assert {axis.collections[0].get_clim() for axis in (one, other)} == {(0.1, 10.0)}
+
+
+def test_a_scatter_has_a_panel_for_each_group_and_a_legend_of_marks():
+    rows = [("vit", "NAD", 10.0, 100.0), ("vit", "wave", 0.1, 50.0), ("mixer", "NAD", 1.0, 90.0)]
+    frame = pd.DataFrame(rows, columns=["network", "direction", "variance", "accuracy"])
+    one, other = draw(plots.scatter(frame, x="variance", y="accuracy", panel="network", style="direction"))
+    assert [axis.get_title() for axis in (one, other)] == ["vit", "mixer"]
+    assert one.collections[0].get_offsets().tolist() == [[10, 100], [0.1, 50]]
+    assert one.get_xscale() == "log"
+    assert one.get_legend() is None
+    assert [text.get_text() for text in other.get_legend().get_texts()] == ["NAD", "wave"]
+
+
+def test_step_maps_share_one_scale_and_leave_out_what_was_never_reached():
+    tables = {n: pd.DataFrame([[steps, float("nan")]], index=[0], columns=[0, 2]) for n, steps in (("a", 40), ("b", 5))}
+    one, other, bar = draw(plots.step_maps(tables, most=300))
+    assert [text.get_text() for text in one.texts] == ["40"]
+    assert {axis.collections[0].get_clim() for axis in (one, other)} == {(5, 300)}
+    assert "not within 300" in bar.get_ylabel()
+    (alone, _) = draw(plots.step_maps({"never": pd.DataFrame([[float("nan")] * 2])}, most=300))
+    assert not alone.texts
+    (reached, _) = draw(plots.step_maps({"at the last step": pd.DataFrame([[300]])}, most=300))
+    assert reached.texts
+
+
+def test_sampled_waves_mark_the_positions_that_are_kept():
+    position = torch.arange(16) / 2
+    (axis,) = draw(plots.sampled_waves({"line": position, "square": position.square()}, stride=4, fine=2))
+    assert [line.get_xdata().tolist() for line in axis.lines[1::2]] == [[0, 4], [0, 4]]
+    assert axis.lines[3].get_ydata().tolist() == [0, 16]
+    assert len(axis.lines[0].get_xdata()) == 16
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["line", "square"]

@@ -194,20 +194,49 @@ def test_the_best_linear_classifier_of_samples_reaches_the_theory(frequency):
     assert right.double().mean().item() == pytest.approx(expected, abs=4 * 0.5 / math.sqrt(n))
 
 
+@pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("part", ["real", "imaginary"])
 @pytest.mark.parametrize(("size", "stride", "kernel"), [((16,), 4, (5,)), ((16,), 2, (2,)), ((8, 8), 4, (3, 3))])
-def test_the_best_filter_reaches_its_share_and_no_other_does(size, stride, kernel, part):
+def test_the_best_filter_reaches_its_share_and_no_other_does(size, stride, kernel, part, pooled):
     generator = torch.Generator().manual_seed(0)
+    then = torch.ones(1, *[stride] * len(size), dtype=torch.float64) if pooled else torch.ones(1, *[1] * len(size))
+
+    def share_of(taps: torch.Tensor, v: torch.Tensor) -> float:
+        return theory.folded_share(theory.composed(taps, then), v, size=size, stride=stride).item()
+
+    options = {"size": size, "stride": stride, "part": part, "then": then if pooled else None}
     for frequency, which, v in waves(size):
         if which != part:
             continue
-        taps, share = theory.best_filter(frequency, kernel, size=size, stride=stride, part=part)
-        assert theory.folded_share(taps, v, size=size, stride=stride).item() == pytest.approx(share, abs=1e-8)
+        taps, share = theory.best_filter(frequency, kernel, **options)
+        assert share_of(taps, v) == pytest.approx(share, abs=1e-8)
         for _ in range(3):
             other = torch.randn(1, *kernel, generator=generator, dtype=torch.float64)
-            assert theory.folded_share(other, v, size=size, stride=stride) <= share + 1e-10
-            near = taps + 0.01 * other
-            assert theory.folded_share(near, v, size=size, stride=stride) <= share + 1e-10
+            assert share_of(other, v) <= share + 1e-10
+            assert share_of(taps + 0.01 * other, v) <= share + 1e-10
+
+
+def test_no_filter_brings_back_what_an_average_hides():
+    options = {"size": (32,), "stride": 4, "then": torch.ones(1, 4)}
+    shares = [theory.best_filter([k], (5,), **options)[1] for k in (0, 1, 8, 16)]
+    assert shares[0] == pytest.approx(1)
+    assert 0.5 < shares[1] < 1
+    assert max(shares[2:]) < 1e-12
+    crowd = theory.composed(filters(9, (5,)), torch.ones(1, 4))
+    dark, lit = (directions.fourier_direction(k, 0, shape=(1, 1, 32)) for k in (8, 7))
+    assert theory.folded_share(crowd, dark, size=(32,), stride=4) < 1e-12
+    assert theory.folded_share(crowd, lit, size=(32,), stride=4) == pytest.approx(1)
+
+
+def test_composed_filters_are_one_after_the_other():
+    first, second = filters(2, (3, 2)), filters(2, (2, 4), seed=1)
+    size = (6, 8)
+    one_by_one = theory.folded(second, size=size, stride=2)
+    inner = theory.folded(first, size=size, stride=1).unflatten(0, (2, 48))
+    expected = torch.cat([one_by_one @ phi for phi in inner])
+    both = theory.composed(first, second)
+    assert both.shape == (4, 4, 5)
+    torch.testing.assert_close(theory.folded(both, size=size, stride=2), expected)
 
 
 def test_a_filter_long_enough_to_drop_every_alias_hides_nothing():
@@ -240,6 +269,43 @@ def test_hessian_is_that_of_the_loss_on_samples():
     assert (gradient + phi @ v).abs().max() < 0.02 * (phi @ v).norm()
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_descent_against_gradient_descent_on_the_same_moments(stride):
+    """Square loss sees first and second moments only, and 2 (D - 1) points a class have exactly those of D(v)."""
+    shift, sigma = 0.8, 0.5
+    phi = theory.folded(filters(2, (3, 3)), size=(6, 4), stride=stride)
+    v = torch.randn(24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    unit = v / v.norm()
+    across = directions.Basis(vectors=unit[None], shape=(1, 6, 4)).complete().vectors[1:]
+    noise = sigma * math.sqrt(len(across)) * torch.cat([across, -across])
+    z = torch.cat([noise + shift * unit, noise - shift * unit]) @ phi.T
+    y = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(len(noise))
+    rate = 1 / torch.linalg.eigvalsh(theory.hessian(phi, v, shift=shift, sigma=sigma))[-1].item()
+    theta, losses = torch.zeros(len(phi), dtype=torch.float64), []
+    for _ in range(31):
+        error = z @ theta - y
+        losses.append(error.square().mean() / 2)
+        theta -= rate * (error @ z) / len(z)
+    found = theory.descent(phi, v, 30, learning_rate=rate, shift=shift, sigma=sigma)
+    torch.testing.assert_close(found, torch.stack(losses))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_descent_along_a_nad_is_geometric():
+    phi = theory.folded(filters(2, (3, 3)), size=(6, 4), stride=2)
+    basis = theory.nads(phi, shape=(1, 6, 4))
+    rate = 0.5 / basis.eigenvalues[0].item()
+    for index in (0, 3, 5):
+        found = theory.descent(phi, basis[index], 20, learning_rate=rate, shift=0.8, sigma=0.5)
+        factor = 1 - rate * 0.8**2 * basis.eigenvalues[index]
+        torch.testing.assert_close(found, factor ** (2 * torch.arange(21)) / 2)
+
+
+def test_descent_without_a_signal_stays_where_it_is():
+    phi = torch.eye(4, dtype=torch.float64)[:2]
+    assert theory.descent(phi, torch.eye(4)[3], 5, learning_rate=0.1).tolist() == [0.5] * 6
+
+
 def test_accuracy_grows_with_the_share_and_the_signal():
     shares = torch.linspace(0, 1, 11, dtype=torch.float64)
     accuracy = theory.best_accuracy(shares, sigma=3)
@@ -263,8 +329,11 @@ def test_accuracy_grows_with_the_share_and_the_signal():
         (lambda: theory.wave_shares(torch.ones(1, 2), size=(8,), stride=2, part="sine"), "'real' or 'imaginary'"),
         (lambda: theory.best_filter([1], (2,), size=(8,), stride=2, part="sine"), "'real' or 'imaginary'"),
         (lambda: theory.best_filter([4], (2,), size=(8,), stride=2, part="imaginary"), "has no sine"),
+        (lambda: theory.best_filter([1], (2,), size=(8,), stride=2, then=torch.ones(2, 2)), "one filter, got 2"),
         (lambda: theory.best_accuracy(1.5), "from 0 to 1, got 1.5"),
         (lambda: theory.best_accuracy(0.5, shift=0), "shift > 0"),
+        (lambda: theory.descent(torch.eye(3), torch.ones(3), 2, learning_rate=0.3), r"from 0 to 2 / 9, .* got 0.3"),
+        (lambda: theory.descent(torch.eye(3), torch.ones(3), -1, learning_rate=0.1), "steps: expected an integer"),
     ],
 )
 def test_impossible_layers_are_explained(call, message):
