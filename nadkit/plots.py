@@ -224,7 +224,7 @@ def colour_images(images: Tensor, titles: Sequence[str]) -> Figure:
 
 
 def log_maps(maps: Mapping[str, pd.DataFrame], *, label: str) -> Figure:
-    """Return heat maps of positive numbers by vertical and horizontal frequency, side by side on one logarithmic scale."""
+    """Return heat maps of positive numbers by vertical and horizontal frequency, on one logarithmic scale."""
     figure = _figure(3.4 * len(maps) + 1, 3.4)
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     norm = LogNorm(*(pd.concat(maps).stack().agg(["min", "max"])))
@@ -240,7 +240,7 @@ def scatter(frame: pd.DataFrame, *, x: str, y: str, panel: str, style: str) -> F
     """Return column ``y`` against column ``x`` (logarithmic), a panel for each ``panel``, a mark for each ``style``."""
     groups = frame.groupby(panel, sort=False)
     figure = _figure(3.2 * len(groups) + 1.4, 3.4)
-    axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    axes = figure.subplots(1, len(groups), squeeze=False, sharex=True, sharey=True)[0]
     order = {f"{mark}_order": frame[style].unique() for mark in ("hue", "style")}
     for axis, (name, rows) in zip(axes, groups, strict=True):
         legend = "auto" if axis is axes[-1] else False

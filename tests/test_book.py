@@ -1,5 +1,6 @@
 """The book itself: it runs, says what it measured, and its pages work without a network."""
 
+import fnmatch
 import re
 import shutil
 import subprocess
@@ -68,6 +69,24 @@ def test_a_chapter_is_sound(name):
     assert all(parameter.help for parameter in load(ROOT, name).parameters.values())
 
 
+def listed_claims(name: str) -> list[str]:
+    """The claims that a chapter's first cell says it tests."""
+    opening = next(cell for cell in load(ROOT, name).notebook["cells"] if cell["cell_type"] == "markdown")
+    _, _, rest = cell_source(opening).partition("Claims tested here")
+    return re.findall(r"`([^`]+)`", rest.partition("\n\n")[0])
+
+
+def test_the_page_on_the_paper_knows_every_chapter_of_part_one_and_names_claims_that_exist():
+    page = (ROOT / "book" / "inputs" / "paper.md").read_text()
+    chapters = [name for name in CHAPTERS if name.startswith("inputs/")]
+    assert set(re.findall(r"{ref}`([a-z0-9-]+)`", page)) >= {name.partition("/")[2] for name in chapters}
+    listed = [claim for name in chapters for claim in listed_claims(name)]
+    named = re.findall(r"`([a-z0-9]+-[a-z0-9*-]+)`", page.partition("| in the paper")[2].partition("\n\n")[0])
+    named = [pattern for pattern in named if f"{{ref}}`{pattern}`" not in page]
+    assert named
+    assert [pattern for pattern in named if not fnmatch.filter(listed, pattern)] == []
+
+
 # ---- the runs ------------------------------------------------------------------------------------
 
 
@@ -92,11 +111,8 @@ def test_every_chapter_claims_something_under_an_id_of_its_own(built):
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_lists_the_claims_that_it_tests(built, name):
-    opening = next(cell for cell in load(ROOT, name).notebook["cells"] if cell["cell_type"] == "markdown")
-    _, _, rest = cell_source(opening).partition("Claims tested here")
-    listed = re.findall(r"`([^`]+)`", rest.partition("\n\n")[0])
     (run,) = claims.read(built / "executed" / PROFILE / f"{name}.ipynb")
-    assert sorted(listed) == sorted(claim.id for claim in run.claims)
+    assert sorted(listed_claims(name)) == sorted(claim.id for claim in run.claims)
 
 
 # ---- the pages -----------------------------------------------------------------------------------
