@@ -194,6 +194,7 @@ def fit(
                 steps.append(_step(model, optimizer, to_float(x[batch]), y[batch], rate, recipe))
             losses, right = torch.stack(steps).cpu().T  # the epoch's only wait for the device
             sizes = torch.tensor([len(batch) for batch in batches])
+            # one after the other, not by `.sum()`, whose order and so last digits depend on the processor
             loss, accuracy = ((sum(part) / len(x)).item() for part in (losses * sizes, right))
             _require_finite(loss, epoch, recipe)
             history.train_loss.append(loss)
@@ -397,14 +398,15 @@ def _fit_vmap(
         return {}
     problems = list(numbered.values())
     samples = [_on_device(p.sample("train", device), device, "train") for p in problems]
-    if len({(tuple(p.shape), p.n_classes, len(y)) for p, (_, y) in zip(problems, samples, strict=True)}) != 1:
+    kinds = {(tuple(p.shape), p.n_classes, len(y), x.dtype) for p, (x, y) in zip(problems, samples, strict=True)}
+    if len(kinds) != 1:
         raise ValueError(
-            "strategy 'vmap' needs problems of one shape, one number of classes and one number of training samples; "
-            "use 'loop' or 'processes'"
+            "strategy 'vmap' needs problems of one shape, one number of classes and one number and type of training "
+            "samples; use 'loop' or 'processes'"
         )
     models = [_fresh(architecture, p, seed, i, device) for i, p in numbered.items()]
-    for model, sample in zip(models, samples, strict=True):
-        _require_fit(model, sample, sample)
+    for model, problem, sample in zip(models, problems, samples, strict=True):
+        _require_fit(model, sample, _on_device(problem.sample("test", device), device, "test"))
         model.train()
     params, buffers = stack_module_state(models)
     params = {name: p.detach() for name, p in params.items()}
@@ -438,7 +440,8 @@ def _fit_vmap(
                 history.train_loss.append(loss)
                 history.train_accuracy.append(accuracy)
     for i, (model, problem) in enumerate(zip(models, problems, strict=True)):
-        model.load_state_dict({name: t[i] for name, t in {**params, **buffers}.items()})
+        # buffers that no state dict holds, such as a fixed filter, are stacked, too
+        model.load_state_dict({name: t[i] for name, t in {**params, **buffers}.items()}, strict=False)
         loss, accuracy = evaluate(model, problem.sample("test", device))
         histories[i].test_loss.append(loss)
         histories[i].test_accuracy.append(accuracy)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nadkit import directions, training
+from nadkit.architectures.pooling import Blur
 from nadkit.files import DataError
 from nadkit.synthetic import Separable
 from nadkit.training import Recipe, evaluate, fit, fit_many
@@ -23,6 +24,10 @@ def with_batch_norm(shape, classes):
     return nn.Sequential(
         nn.Conv2d(shape[0], 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, classes)
     )
+
+
+def with_fixed_filter(shape, classes):
+    return nn.Sequential(Blur(), nn.Flatten(), nn.Linear(9 * shape[0], classes))
 
 
 def problems(n, **options):
@@ -239,7 +244,7 @@ def test_the_same_seed_gives_the_same_numbers():
     assert runs[0] == runs[1] != runs[2]
 
 
-@pytest.mark.parametrize("architecture", ["logreg", with_batch_norm])
+@pytest.mark.parametrize("architecture", ["logreg", with_batch_norm, with_fixed_filter])
 def test_strategies_agree(architecture):
     recipe = dataclasses.replace(RECIPE, momentum=0.9, weight_decay=1e-3)
     runs = [
@@ -353,6 +358,27 @@ def test_labels_without_a_logit_are_explained(strategy):
 
     with pytest.raises(ValueError, match="train labels: expected 0 to 2 for 3 logits, got 1 to 3"):
         fit_many("logreg", [Wrong()], RECIPE, device="cpu", strategy=strategy)
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+def test_a_test_split_that_does_not_fit_is_explained_before_training(strategy):
+    class Wrong(Stripes):
+        def sample(self, split, device):
+            x, y = super().sample(split, device)
+            return (x, y) if split == "train" else (x.float() / torch.tensor(torch.nan), y)
+
+    with pytest.raises(ValueError, match="test data: expected finite inputs"):
+        fit_many("logreg", [Wrong()], RECIPE, device="cpu", strategy=strategy)
+
+
+def test_bytes_and_floats_are_not_batched():
+    class Floats(Stripes):
+        def sample(self, split, device):
+            x, y = super().sample(split, device)
+            return x / 255, y
+
+    with pytest.raises(ValueError, match="one number and type of training samples"):
+        fit_many("logreg", [Stripes(), Floats()], RECIPE, device="cpu", strategy="vmap")
 
 
 def test_what_is_no_problem_is_explained():
@@ -606,5 +632,5 @@ def test_impossible_requests_are_explained():
         fit_many("logreg", problems(2), Recipe(stop_at_loss=0.1), strategy="vmap")
     with pytest.raises(ValueError, match="strategy 'vmap' has 'sgd' only; use 'loop' or 'processes' for 'adam'"):
         fit_many("logreg", problems(2), Recipe(optimizer="adam"), strategy="vmap")
-    with pytest.raises(ValueError, match="one number of training samples"):
+    with pytest.raises(ValueError, match="one number and type of training samples"):
         fit_many("logreg", [*problems(1), *problems(1, n_train=20)], RECIPE, strategy="vmap")
