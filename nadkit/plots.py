@@ -1,6 +1,7 @@
 """Figures of the book: results in, a figure (or inline HTML) out, in colours safe for colour-blind readers."""
 
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -148,9 +149,9 @@ def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str, hue: str | None
     kinds = 1 if hue is None else frame[hue].nunique()
     # seaborn spreads dots over 0.8 of a group: the means stand among their own
     beside = {"hue": hue, "dodge": 0.8 - 0.8 / kinds} if kinds > 1 else {}
-    dots = {"hue": hue, "dodge": True, "alpha": 0.4, "legend": False} if kinds > 1 else {"color": "0.6"}
-    marks = {"markers": ["o", "s", "^", "D", "v", "P"][:kinds]} if kinds > 1 else {}
-    sns.stripplot(frame, x=x, y=y, ax=axis, jitter=0.1, zorder=1, **dots)
+    pale = {"hue": hue, "dodge": True, "alpha": 0.4, "legend": False} if kinds > 1 else {"color": "0.6"}
+    marks = {"markers": list(itertools.islice(itertools.cycle("os^DvP"), kinds))} if kinds > 1 else {}
+    sns.stripplot(frame, x=x, y=y, ax=axis, jitter=0.1, zorder=1, **pale)
     options = {"errorbar": ("se", 2), "linestyle": "none", "capsize": 0.1, "zorder": 2}
     sns.pointplot(frame, x=x, y=y, ax=axis, **options, **beside, **marks)
     axis.set(xlabel="", ylabel=label)
@@ -254,8 +255,8 @@ def step_maps(maps: Mapping[str, pd.DataFrame], *, most: int) -> Figure:
     """Return heat maps of numbers of steps side by side, one logarithmic scale up to ``most``; NaN (never) is grey."""
     figure = _figure(3.6 * len(maps) + 1, 3.6)
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    fewest = min(table.min(axis=None) for table in maps.values())
-    fewest = min(fewest, most - 1) if fewest == fewest else 1
+    reached = pd.concat([table.stack() for table in maps.values()])
+    fewest = min(reached.min(), most - 1) if reached.notna().any() else 1
     for axis, (title, table) in zip(axes, maps.items(), strict=True):
         sns.heatmap(
             table,
@@ -281,7 +282,7 @@ def sampled_waves(waves: Mapping[str, Tensor], *, stride: int, fine: int) -> Fig
     """Return signals, drawn at ``fine`` points a position, with a dot at every ``stride``-th position."""
     figure = _figure(6.4, 2.8)
     axis = figure.subplots()
-    for (label, wave), mark in zip(waves.items(), "oxs^", strict=False):
+    for (label, wave), mark in zip(waves.items(), itertools.cycle("oxs^")):
         position = torch.arange(len(wave)) / fine
         (line,) = axis.plot(position, wave, linewidth=1)
         kept = slice(None, None, stride * fine)

@@ -12,6 +12,7 @@ Source: derived here, from the setting of Ortiz-Jimenez et al. 2020 (sections "a
 import itertools
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -40,8 +41,8 @@ def aliases(frequency: Sequence[int], *, size: Size, stride: int) -> list[Size]:
         ValueError: the stride does not divide the size, or there is not one frequency an axis.
     """
     _require_stride(size, stride)
-    if len(frequency) != len(size):
-        raise ValueError(f"frequency: expected {len(size)} numbers, one an axis, got {tuple(frequency)}")
+    if len(frequency) != len(size) or not all(isinstance(k, Integral) for k in frequency):
+        raise ValueError(f"frequency: expected {len(size)} integers, one an axis, got {tuple(frequency)}")
     axes = [
         [(k + j * (n // stride) + n // 2) % n - n // 2 for j in range(stride)]
         for k, n in zip(frequency, size, strict=True)
@@ -57,11 +58,7 @@ def transfer(taps: Tensor, *, size: Size) -> Tensor:
     Raises:
         ValueError: the taps are not (C, *kernel) with a kernel that fits into the size.
     """
-    kernel = tuple(taps.shape[1:])
-    if len(kernel) != len(size) or not all(1 <= k <= n for k, n in zip(kernel, size, strict=True)):
-        raise ValueError(
-            f"taps: expected (filters, kernel of {len(size)} axes, at most {size}), got {tuple(taps.shape)}"
-        )
+    _require_kernel(tuple(taps.shape[1:]), size)
     return torch.fft.fftn(taps.double(), s=size, dim=_axes(size)).conj()
 
 
@@ -70,7 +67,12 @@ def composed(first: Tensor, second: Tensor) -> Tensor:
 
     Each of the C outputs of the first goes through each of the E filters of the second, as through a pooling layer. The
     factors of the two are multiplied: m_k = m1_k m2_k.
+
+    Raises:
+        ValueError: the kernels differ in their number of axes.
     """
+    if first.ndim != second.ndim:
+        raise ValueError(f"taps: expected kernels of as many axes, got {tuple(first.shape)} and {tuple(second.shape)}")
     kernel = tuple(a + b - 1 for a, b in zip(first.shape[1:], second.shape[1:], strict=True))
     spectra = [torch.fft.fftn(taps.double(), s=kernel, dim=_axes(kernel)) for taps in (first, second)]
     both = torch.fft.ifftn(spectra[0][:, None] * spectra[1], dim=_axes(kernel)).real
@@ -99,10 +101,13 @@ def folded(taps: Tensor, *, size: Size, stride: int) -> Tensor:
 
 
 def visible_share(phi: Tensor, v: Tensor) -> Tensor:
-    """Return |P v|^2 / |v|^2, P the projection onto the row space of Phi: (K, D), (..., D) -> (...), from 0 to 1."""
+    """Return |P v|^2 / |v|^2, P the projection onto the row space of Phi: (K, D), (..., D) -> (...), from 0 to 1.
+
+    Raises:
+        ValueError: v is zero.
+    """
     rows = _singular_vectors(phi)[1]
-    v = v.double()
-    return ((v @ rows.T).square().sum(-1) / v.square().sum(-1)).clamp(max=1)
+    return (_unit(v) @ rows.T).square().sum(-1).clamp(max=1)
 
 
 def folded_share(taps: Tensor, v: Tensor, *, size: Size, stride: int) -> Tensor:
@@ -114,14 +119,13 @@ def folded_share(taps: Tensor, v: Tensor, *, size: Size, stride: int) -> Tensor:
         |P v|^2 = sum_q |M_q^+ M_q v^_q|^2.
 
     Raises:
-        ValueError: as `folded`.
+        ValueError: v is zero, or as `folded`.
     """
     _require_stride(size, stride)
     mixed = _by_alias(transfer(taps, size=size), size, stride).movedim(0, -2)  # (*size / S, C, S^axes)
     tolerance = RANK_TOLERANCE * torch.linalg.matrix_norm(mixed, ord=2).max()
     projections = torch.linalg.pinv(mixed, atol=tolerance, rtol=0.0) @ mixed
-    v = v.double() / v.double().norm(dim=-1, keepdim=True)
-    spectrum = torch.fft.fftn(v.unflatten(-1, size), dim=_axes(size), norm="ortho")
+    spectrum = torch.fft.fftn(_unit(v).unflatten(-1, size), dim=_axes(size), norm="ortho")
     seen = (projections @ _by_alias(spectrum, size, stride)[..., None]).squeeze(-1)
     return seen.abs().square().flatten(-len(size) - 1).sum(-1).clamp(max=1)
 
@@ -183,8 +187,8 @@ def best_accuracy(share: Tensor | float, *, shift: float = 1.0, sigma: float = 3
         raise ValueError(f"share: expected numbers from 0 to 1, got {share.min().item()} to {share.max().item()}")
     if not (shift > 0 and sigma >= 0):
         raise ValueError(f"expected shift > 0 and sigma >= 0, got {shift} and {sigma}")
-    clear = (1 - share) * sigma**2 <= RANK_TOLERANCE**2
-    d = shift * (share / ((1 - share) * sigma**2).where(~clear, 1)).sqrt()
+    clear = (1 - share <= RANK_TOLERANCE**2) | torch.tensor(sigma == 0)
+    d = shift / (sigma or 1) * (share / (1 - share).where(~clear, 1)).sqrt()
     return torch.special.ndtr(torch.where(clear & (share > 0), torch.inf, d))
 
 
@@ -205,10 +209,12 @@ def best_filter(
     layer; b_j are its factors, else 1.
 
     Raises:
-        ValueError: an unknown part, a sine that is zero everywhere, several filters that follow, or as `aliases`.
+        ValueError: an unknown part, a sine that is zero everywhere, a kernel that does not fit into the size, filters
+            that follow and are several or let none of the aliases through, or as `aliases`.
     """
     if part not in ("real", "imaginary"):
         raise ValueError(f"part: expected 'real' or 'imaginary', got {part!r}")
+    _require_kernel(kernel, size)
     waves = aliases(frequency, size=size, stride=stride)
     mirror = aliases([-k for k in frequency], size=size, stride=1)[0]
     taps = torch.cartesian_prod(*map(torch.arange, kernel)).view(-1, len(kernel)).double()
@@ -218,6 +224,8 @@ def best_filter(
         _require_one(then)
         passed = transfer(then, size=size)[0]
         factors = factors * torch.stack([passed[k] for k in waves])[:, None]
+        if not factors.abs().max() > RANK_TOLERANCE * passed.abs().max():
+            raise ValueError(f"then: expected a filter that lets frequency {tuple(frequency)} or an alias through")
     wave = torch.stack([factors.real, factors.imag])[:, 0]
     if mirror in waves:  # one phase of the wave alone, and, if it is another frequency, both halves of it
         if mirror == waves[0] and part == "imaginary":
@@ -254,9 +262,12 @@ def hessian(phi: Tensor, v: Tensor, *, shift: float = 1.0, sigma: float = 3.0) -
 
     H = Phi E[x x^T] Phi^T = Phi (sigma^2 I + (shift^2 - sigma^2) v v^T) Phi^T, and at theta = 0 the gradient is
     -shift Phi v. The direction v is normalised.
+
+    Raises:
+        ValueError: v is zero.
     """
-    phi, v = phi.double(), v.double() / v.double().norm()
-    signal = phi @ v
+    phi = phi.double()
+    signal = phi @ _unit(v)
     return sigma**2 * phi @ phi.T + (shift**2 - sigma**2) * torch.outer(signal, signal)
 
 
@@ -273,7 +284,7 @@ def descent(
     direction v is normalised: (K, D), (D,) -> (steps + 1,).
 
     Raises:
-        ValueError: the learning rate is not positive, or so large that the loss would grow.
+        ValueError: v is zero; the learning rate is not positive, or so large that the loss would grow.
     """
     steps = seeds.require_integer("steps", steps, 0)
     curvatures, axes = torch.linalg.eigh(hessian(phi, v, shift=shift, sigma=sigma))
@@ -282,10 +293,10 @@ def descent(
             f"learning_rate: expected one from 0 to 2 / {curvatures[-1].item():.4g}, the largest curvature, got "
             f"{learning_rate}"
         )
-    signal = shift * (phi.double() @ (v.double() / v.double().norm())) @ axes
-    kept = curvatures > RANK_TOLERANCE**2 * curvatures[-1]
+    signal = shift * (phi.double() @ _unit(v)) @ axes
+    kept = curvatures > RANK_TOLERANCE * curvatures[-1]
     curvatures, gains = curvatures[kept], signal[kept].square() / curvatures[kept]
-    left = (1 - learning_rate * curvatures) ** (2 * torch.arange(steps + 1)[:, None])
+    left = (1 - learning_rate * curvatures) ** (2 * torch.arange(steps + 1, device=phi.device)[:, None])
     return (1 - (1 - left) @ gains) / 2
 
 
@@ -308,6 +319,19 @@ def _mirrored(size: Size, *, modulo: Size) -> Tensor:
     """Say for each frequency k whether k = -k on every axis, modulo the given numbers: (*size) bool."""
     axes = [(2 * torch.arange(n)) % m == 0 for n, m in zip(size, modulo, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).all(0)
+
+
+def _unit(v: Tensor) -> Tensor:
+    """Return directions (..., D) at length 1, in float64."""
+    norm = v.double().norm(dim=-1, keepdim=True)
+    if not (norm > 0).all():
+        raise ValueError("v: expected a direction, got the zero vector")
+    return v.double() / norm
+
+
+def _require_kernel(kernel: Size, size: Size) -> None:
+    if len(kernel) != len(size) or not all(1 <= k <= n for k, n in zip(kernel, size, strict=True)):
+        raise ValueError(f"taps: expected a kernel of {len(size)} axes, each from 1 to {tuple(size)}, got {kernel}")
 
 
 def _axes(size: Size) -> tuple[int, ...]:

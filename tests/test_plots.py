@@ -193,6 +193,9 @@ def test_step_maps_share_one_scale_and_leave_out_what_was_never_reached():
     assert [text.get_text() for text in one.texts] == ["40"]
     assert {axis.collections[0].get_clim() for axis in (one, other)} == {(5, 300)}
     assert "not within 300" in bar.get_ylabel()
+    unreached = {"never": pd.DataFrame([[float("nan")] * 2]), "a": tables["a"]}
+    for maps in (unreached, dict(reversed(unreached.items()))):
+        assert {axis.collections[0].get_clim() for axis in draw(plots.step_maps(maps, most=300))[:2]} == {(40, 300)}
     (alone, _) = draw(plots.step_maps({"never": pd.DataFrame([[float("nan")] * 2])}, most=300))
     assert not alone.texts
     (reached, _) = draw(plots.step_maps({"at the last step": pd.DataFrame([[300]])}, most=300))
@@ -206,3 +209,5 @@ def test_sampled_waves_mark_the_positions_that_are_kept():
     assert axis.lines[3].get_ydata().tolist() == [0, 16]
     assert len(axis.lines[0].get_xdata()) == 16
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["line", "square"]
+    (many,) = draw(plots.sampled_waves({str(k): position * k for k in range(6)}, stride=4, fine=2))
+    assert len(many.get_legend().get_texts()) == 6

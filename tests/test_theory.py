@@ -315,13 +315,19 @@ def test_accuracy_grows_with_the_share_and_the_signal():
     assert theory.best_accuracy(0.5, shift=1, sigma=3).item() == pytest.approx(torch.special.ndtr(torch.tensor(1 / 3)))
     assert theory.best_accuracy(0.5, sigma=0) == 1
     assert theory.best_accuracy(0.0, sigma=0) == 0.5
+    tiny = theory.best_accuracy(shares, shift=1e-11, sigma=3e-11)
+    torch.testing.assert_close(tiny, theory.best_accuracy(shares, sigma=3))  # their ratio alone matters
+
+
+def test_a_frequency_that_a_filter_stops_with_its_aliases_has_no_share():
+    assert theory.wave_shares(torch.ones(1, 3), size=(9,), stride=1)[3] == 0
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: theory.aliases([1], size=(10,), stride=4), r"divisor of the size \(10,\), got 4"),
-        (lambda: theory.aliases([1, 2], size=(8,), stride=2), "expected 1 numbers, one an axis"),
+        (lambda: theory.aliases([1, 2], size=(8,), stride=2), "expected 1 integers, one an axis"),
         (lambda: theory.folded(torch.ones(1, 2), size=(8,), stride=0), "stride: expected an integer, at least 1"),
         (lambda: theory.folded(torch.ones(3), size=(8,), stride=2), "taps: expected"),
         (lambda: theory.folded(torch.ones(1, 9), size=(8,), stride=2), "taps: expected"),
@@ -330,6 +336,13 @@ def test_accuracy_grows_with_the_share_and_the_signal():
         (lambda: theory.best_filter([1], (2,), size=(8,), stride=2, part="sine"), "'real' or 'imaginary'"),
         (lambda: theory.best_filter([4], (2,), size=(8,), stride=2, part="imaginary"), "has no sine"),
         (lambda: theory.best_filter([1], (2,), size=(8,), stride=2, then=torch.ones(2, 2)), "one filter, got 2"),
+        (lambda: theory.best_filter([1], (9,), size=(8,), stride=2), "kernel of 1 axes"),
+        (lambda: theory.best_filter([1], (2, 2), size=(8,), stride=2), "kernel of 1 axes"),
+        (lambda: theory.best_filter([1.5], (2,), size=(8,), stride=2), "integers, one an axis"),
+        (lambda: theory.best_filter([3], (2,), size=(9,), stride=1, then=torch.ones(1, 3)), "lets frequency"),
+        (lambda: theory.composed(torch.ones(1, 2), torch.ones(1, 2, 2)), "as many axes"),
+        (lambda: theory.visible_share(torch.eye(3), torch.zeros(3)), "the zero vector"),
+        (lambda: theory.hessian(torch.eye(3), torch.zeros(3)), "the zero vector"),
         (lambda: theory.best_accuracy(1.5), "from 0 to 1, got 1.5"),
         (lambda: theory.best_accuracy(0.5, shift=0), "shift > 0"),
         (lambda: theory.descent(torch.eye(3), torch.ones(3), 2, learning_rate=0.3), r"from 0 to 2 / 9, .* got 0.3"),
