@@ -134,7 +134,7 @@ class Basis:
     def flip(self, x: Tensor) -> Tensor:
         """Return U^T flip(U x): coordinate k takes the place of coordinate D - 1 - k, in the shape of ``x``.
 
-        Source: Ortiz-Jimenez et al. 2020, section 4 (data reversed in the NAD basis).
+        Source: Ortiz-Jimenez et al. 2020, flipping experiment on CIFAR-10 (data reversed in the NAD basis).
 
         Raises:
             ValueError: the basis does not span the whole space (`complete` it first).

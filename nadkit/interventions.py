@@ -1,4 +1,4 @@
-"""Interventions on real images: a spurious feature along a direction, directions erased, or data flipped in a basis.
+"""Interventions on real images: a spurious feature along a direction, or data flipped in a basis.
 
 Axis letters: B batch, N images, C channels, D input dimensions of a basis (H x W where it acts on each channel).
 """
@@ -166,7 +166,8 @@ class Poisoned(_OfImages):
 
     with pixels in [0, 1], before they are standardised by the statistics of the clean images; nothing is clipped. Six
     classes share a direction in the three channels and two signs, so with three channels all classes have
-    carriers of their own; with one channel they would not.
+    carriers of their own; with one channel they would not. A tiny epsilon such as 1e-6 takes the coefficients away and
+    puts no mark in their place: the control for what their absence does.
 
     Attributes:
         images: both splits, in three channels.
@@ -253,51 +254,18 @@ class Poisoned(_OfImages):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Erased(_OfImages):
-    """Training images without their components along some directions, in each channel; test images stay clean.
-
-    Poisoning replaces a coefficient, and so takes away what the training images had there. This is that loss alone, of
-    all images alike: what it costs, no spurious feature is to blame for.
-
-    Attributes:
-        images: both splits.
-        basis: directions of one channel, (1, H, W), or of the whole image, (C, H, W).
-        indices: of the directions to remove, from pixels in [0, 1] before they are standardised.
-        statistics: as in `Clean`.
-
-    Raises:
-        ValueError: the basis is for other inputs, or has no such direction; none is named, or one twice; the statistics
-            are of other data.
-    """
-
-    basis: Basis
-    indices: Sequence[int]
-
-    def __post_init__(self) -> None:
-        _require_inputs(self.basis, self.shape)
-        indices = tuple(seeds.require_integer("indices", index, 0) for index in self.indices)
-        object.__setattr__(self, "indices", indices)
-        if not indices or len(set(indices)) < len(indices) or max(indices) >= len(self.basis):
-            raise ValueError(f"indices: expected different numbers from 0 to {len(self.basis) - 1}, got {indices}")
-        super().__post_init__()
-
-    def _change(self, split: Split, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-        if split == "test":
-            return lambda pixels, labels: self._standardised(pixels)
-        return lambda pixels, labels: self._standardised(self.basis.remove(pixels, self.indices))
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.basis.vectors[sorted(self.indices)],)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class _Mapped(_OfImages, ABC):
     """Standardised images through an orthogonal map that a complete basis U, rows u_k, defines."""
 
     basis: Basis
 
     def __post_init__(self) -> None:
-        _require_inputs(self.basis, self.shape)
+        shape = self.shape
+        if tuple(self.basis.shape) not in ((1, *shape[1:]), tuple(shape)):
+            raise ValueError(
+                f"{self.basis.name}: expected directions of images {shape} or of one channel of them, "
+                f"got {tuple(self.basis.shape)}"
+            )
         dimensions = math.prod(self.basis.shape)
         if len(self.basis) != dimensions:
             raise ValueError(
@@ -335,7 +303,7 @@ class Flipped(_Mapped):
         basis: a complete basis of one channel, (1, H, W), or of the whole image, (C, H, W).
         statistics: as in `Clean`.
 
-    Source: Ortiz-Jimenez et al. 2020, section 4 (data reversed in the NAD basis).
+    Source: Ortiz-Jimenez et al. 2020, flipping experiment on CIFAR-10 (data reversed in the NAD basis).
 
     Raises:
         ValueError: the basis is for other inputs or not complete; the statistics are of other data.
@@ -359,13 +327,6 @@ class Rotated(_Mapped):
 
     def _matrix(self) -> Tensor:
         return self.basis.vectors.T
-
-
-def _require_inputs(basis: Basis, shape: Shape) -> None:
-    if tuple(basis.shape) not in ((1, *shape[1:]), tuple(shape)):
-        raise ValueError(
-            f"{basis.name}: expected directions of images {shape} or of one channel of them, got {tuple(basis.shape)}"
-        )
 
 
 def _text(values: Tensor) -> str:

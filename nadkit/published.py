@@ -89,7 +89,7 @@ FLIPPING = {
 }
 """What flipping CIFAR-10 in its own NADs does to each architecture; the training error is about 0 either way.
 
-Source: Ortiz-Jimenez et al. 2020, section 4.
+Source: Ortiz-Jimenez et al. 2020, flipping experiment on CIFAR-10.
 """
 
 
