@@ -451,10 +451,10 @@ class _Networks:
 
 
 def _exact() -> contextlib.AbstractContextManager:
-    """Return a context in which a GPU computes with all digits, and the same ones in every run.
+    """Return a context in which a GPU's convolutions have all digits, and the same ones in every run.
 
     TensorFloat-32 keeps 10 of a float's 23 bits, too few for a difference; and an algorithm chosen by a race would
-    not be the same every time.
+    not be the same every time. Matrix products have all digits unless torch has been told otherwise.
     """
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
