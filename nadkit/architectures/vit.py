@@ -13,9 +13,10 @@ class ViT(nn.Module):
     There is no class token: the logits see the mean of all tokens, after a last layer norm. Without attention and
     positions all patches would be treated alike.
 
-    Initialisation follows torchvision's vision transformer but for one layer: patches by a truncated normal distribution of
-    variance 1 / fan-in, positions N(0, 0.02^2), Xavier-uniform weights and zero biases in the blocks, here
-    also where attention ends. The last layer, which there starts from zero, has PyTorch's default: with zeros a fresh network would not depend on its input.
+    Initialisation follows torchvision's vision transformer but for one layer: patches by a truncated normal
+    distribution of variance 1 / fan-in, positions N(0, 0.02^2), Xavier-uniform weights and zero biases in the blocks,
+    here also where attention ends. The last layer, which there starts from zero, has PyTorch's default: with zeros a
+    fresh network would not depend on its input.
 
     With 3 x 32 x 32 inputs and ten classes it has 29,418 weights.
 
