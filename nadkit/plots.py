@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -32,6 +33,12 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+def _by_frequency(axis: Axes, title: str = "", *, first: bool = True) -> None:
+    """Label a map of the Fourier plane; of several side by side, the first alone names the vertical axis."""
+    axis.set(title=title, xlabel="horizontal frequency", ylabel="vertical frequency" if first else "")
+    axis.tick_params(axis="y", rotation=0)
+
+
 def accuracy_maps(maps: Mapping[str, pd.DataFrame], *, low: float = 50.0, high: float = 100.0) -> Figure:
     """Return heat maps side by side, one colour scale: accuracy (%) by vertical (rows) and horizontal frequency."""
     figure = _figure(4.2 * len(maps) + 0.6, 4.2)
@@ -49,8 +56,7 @@ def accuracy_maps(maps: Mapping[str, pd.DataFrame], *, low: float = 50.0, high: 
             cbar=last,
             cbar_kws={"label": "test accuracy (%)"} if last else None,
         )
-        axis.set(title=title, xlabel="horizontal frequency", ylabel="vertical frequency" if axis is axes[0, 0] else "")
-        axis.tick_params(axis="y", rotation=0)
+        _by_frequency(axis, title, first=axis is axes[0, 0])
     return figure
 
 
@@ -59,8 +65,7 @@ def log_map(table: pd.DataFrame, *, label: str) -> Figure:
     figure = _figure(5, 4.2)
     axis = figure.subplots()
     sns.heatmap(table, ax=axis, norm=LogNorm(), cmap=SEQUENTIAL, cbar_kws={"label": label})
-    axis.set(xlabel="horizontal frequency", ylabel="vertical frequency")
-    axis.tick_params(axis="y", rotation=0)
+    _by_frequency(axis)
     return figure
 
 
@@ -231,8 +236,7 @@ def log_maps(maps: Mapping[str, pd.DataFrame], *, label: str) -> Figure:
     norm = LogNorm(*(pd.concat(maps).stack().agg(["min", "max"])))
     for axis, (title, table) in zip(axes, maps.items(), strict=True):
         sns.heatmap(table, ax=axis, norm=norm, cmap=SEQUENTIAL, cbar=False, xticklabels=8, yticklabels=8)
-        axis.set(title=title, xlabel="horizontal frequency", ylabel="vertical frequency" if axis is axes[0] else "")
-        axis.tick_params(axis="y", rotation=0)
+        _by_frequency(axis, title, first=axis is axes[0])
     figure.colorbar(axes[-1].collections[0], ax=axes, label=label)
     return figure
 
@@ -269,9 +273,8 @@ def step_maps(maps: Mapping[str, pd.DataFrame], *, most: int) -> Figure:
             fmt=".0f",
             cbar=False,
         )
-        axis.set(title=title, facecolor="0.85", xlabel="horizontal frequency")
-        axis.set_ylabel("vertical frequency" if axis is axes[0] else "")
-        axis.tick_params(axis="y", rotation=0)
+        axis.set_facecolor("0.85")
+        _by_frequency(axis, title, first=axis is axes[0])
     bar = figure.colorbar(axes[-1].collections[0], ax=axes, label=f"steps (grey: not within {most})", format="%.0f")
     bar.set_ticks(LogLocator(subs=(1, 2, 5)))
     bar.minorticks_off()
