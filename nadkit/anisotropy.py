@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -35,7 +36,6 @@ __all__ = [
     "effective_dimension",
     "gradient",
     "gradient_covariance",
-    "isotropic_effective_dimension",
     "leading_nads",
     "marchenko_pastur_cdf",
     "marchenko_pastur_edges",
@@ -350,7 +350,7 @@ def leading_nads(
         raise ValueError("leading_nads: expected method 'gradient' or 'secant', got 'mixed'; compute_nads takes it")
     seed, point = _checked(shape, method, scale, seed, x)
     rank = min(n_networks - 1, math.prod(shape))
-    if k not in range(1, rank + 1):
+    if not (isinstance(k, Integral) and 1 <= k <= rank):
         raise ValueError(
             f"k: expected 1 to {rank}, the rank that {n_networks} centred derivatives of {math.prod(shape)} numbers "
             f"can have, got {k}; take more networks"
@@ -663,8 +663,7 @@ def effective_dimension(eigenvalues: Tensor) -> float:
     """Return the participation ratio (sum_k lambda_k)^2 / sum_k lambda_k^2: how many directions share the variance.
 
     From 1, where one direction has it all, to K, where all have the same. A *sample* covariance of N networks gives
-    less than the truth, at most N - 1: `isotropic_effective_dimension` says how much less where there is no preference,
-    and `population_effective_dimension` estimates the truth.
+    less than the truth, at most N - 1; `population_effective_dimension` estimates the truth.
 
     Args:
         eigenvalues: (K,), all of them that are not zero.
@@ -678,19 +677,6 @@ def effective_dimension(eigenvalues: Tensor) -> float:
     return (spectrum.sum().square() / spectrum.square().sum()).item()
 
 
-def isotropic_effective_dimension(dimensions: int, n: int) -> float:
-    """Return the `effective_dimension` that N networks show of D dimensions none of which is preferred.
-
-        E[(tr S)^2] / E[tr S^2] = ((N - 1) D + 2) / (N + D),   about D / (1 + D / N)
-
-    for the centred sample covariance S of Gaussian derivatives: (N - 1) S is Wishart with N - 1 degrees of freedom,
-    whose moments these are.
-    """
-    n = seeds.require_integer("n", n, 2)
-    dimensions = seeds.require_integer("dimensions", dimensions, 1)
-    return ((n - 1) * dimensions + 2) / (n + dimensions)
-
-
 def population_effective_dimension(one: GradientCovariance, other: GradientCovariance) -> float:
     """Return the effective dimension of the true covariance C, estimated from two independent sets of networks.
 
@@ -700,11 +686,16 @@ def population_effective_dimension(one: GradientCovariance, other: GradientCovar
     derivatives; so the estimate, unlike `effective_dimension`, is not drawn towards the number of networks.
 
     Raises:
-        ValueError: the inputs differ in shape, the two share a network of the same seed, or a set is too small.
+        ValueError: the inputs differ in shape, or the settings in more than seed and point; the two share a
+            network of the same seed; a set is too small.
     """
     if tuple(one.shape) != tuple(other.shape):
         raise ValueError(f"effective dimension: expected covariances of one shape, got {one.shape} and {other.shape}")
-    if one.settings == other.settings:
+    differing = sorted(k for k in one.settings | other.settings if one.settings.get(k) != other.settings.get(k))
+    if other_experiment := [name for name in differing if name not in ("seed", "x", "networks")]:
+        told = ", ".join(f"{n} {one.settings.get(n)!r} and {other.settings.get(n)!r}" for n in other_experiment)
+        raise ValueError(f"effective dimension: expected two samples of one experiment, got {told}")
+    if "seed" not in differing:
         _join(one.networks, other.networks)
     if min(one.count, other.count) < 2:
         raise ValueError(f"effective dimension: expected two networks in each, got {one.count} and {other.count}")
@@ -724,11 +715,19 @@ def _compiled(template: nn.Module) -> Callable[[nn.Module], Network]:
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Return a short hash of a network: the kinds of its layers, the names, shapes and values of its weights."""
-    digest = hashlib.sha256(repr([type(layer).__qualname__ for layer in model.modules()]).encode())
+    """Return a short hash of a network: its layers with their options, its weights with their names and shapes."""
+    layers = [(type(layer).__qualname__, _options(layer)) for layer in model.modules()]
+    digest = hashlib.sha256(repr(layers).encode())
     for name, values in model.state_dict().items():
         digest.update(f"{name} {tuple(values.shape)}".encode() + values.cpu().double().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def _options(layer: nn.Module) -> dict[str, object]:
+    """Return the public attributes that are plain values, or functions, of which the name counts."""
+    public = {name: value for name, value in vars(layer).items() if not name.startswith("_") and name != "training"}
+    named = {name: getattr(value, "__qualname__", value) for name, value in public.items()}
+    return {name: value for name, value in named.items() if isinstance(value, str | int | float | tuple | None)}
 
 
 def _point(x: Tensor | None, shape: Shape, method: Method, seed: int) -> Tensor:

@@ -258,6 +258,28 @@ def test_one_checkpoint_serves_one_process_and_workers(tmp_path, two_processes, 
         covariance(range(7), executor=two_processes, checkpoint=path, seed=1)
 
 
+def test_a_checkpoint_knows_networks_that_differ_in_a_plain_function_alone(tmp_path):
+    class Activated(nn.Module):
+        def __init__(self, activation):
+            super().__init__()
+            self.flatten, self.linear, self.activation = nn.Flatten(), nn.Linear(16, 1), activation
+
+        def forward(self, x):
+            return self.activation(self.linear(self.flatten(x)))
+
+    def run(activation):
+        def network(shape, classes):
+            return Activated(activation)
+
+        return gradient_covariance(
+            network, shape=(1, 4, 4), networks=range(2), device="cpu", checkpoint=tmp_path / "moments.safetensors"
+        )
+
+    run(torch.tanh)
+    with pytest.raises(ValueError, match="of another run"):
+        run(torch.sigmoid)
+
+
 def interrupted_covariance(path):
     built = []
 
@@ -589,6 +611,7 @@ def dead(shape, classes):
         (tanh_network, {"k": 17, "n_networks": 40}, "k: expected 1 to 16"),
         (tanh_network, {"k": 0}, "k: expected 1 to 5"),
         (tanh_network, {"k": 1.5}, "k: expected 1 to 5"),
+        (tanh_network, {"k": 3.0}, "k: expected 1 to 5.*got 3.0"),
         (tanh_network, {"n_networks": 1}, "n_networks: expected an integer, at least 2"),
         (tanh_network, {"method": "mixed"}, "'gradient' or 'secant', got 'mixed'"),
         (tanh_network, {"method": "grad"}, "expected one of secant, gradient, mixed"),
@@ -710,29 +733,6 @@ def test_what_has_no_effective_dimension_is_refused(spectrum):
         anisotropy.effective_dimension(torch.tensor(spectrum))
 
 
-@pytest.mark.parametrize(("dimensions", "n"), [(60, 240), (240, 60), (5, 4)])
-def test_isotropic_effective_dimension_against_simulation(dimensions, n):
-    generator = torch.Generator().manual_seed(0)
-    traces = []
-    for _ in range(400):
-        g = torch.randn(n, dimensions, generator=generator, dtype=torch.float64)
-        s = torch.cov(g.T)
-        traces.append([s.trace().square(), s.square().sum()])
-    square, of_square = torch.tensor(traces, dtype=torch.float64).mean(0)
-    expected = anisotropy.isotropic_effective_dimension(dimensions, n)
-    assert (square / of_square).item() == pytest.approx(expected, rel=0.03)
-    assert expected == pytest.approx(dimensions / (1 + dimensions / n), rel=0.2)
-
-
-def test_isotropic_effective_dimension_tends_to_the_dimensions():
-    assert anisotropy.isotropic_effective_dimension(100, 10**8) == pytest.approx(100, rel=1e-4)
-    assert anisotropy.isotropic_effective_dimension(10**8, 50) == pytest.approx(49, rel=1e-4)
-    with pytest.raises(ValueError, match="n: expected an integer, at least 2"):
-        anisotropy.isotropic_effective_dimension(100, 1)
-    with pytest.raises(ValueError, match="dimensions"):
-        anisotropy.isotropic_effective_dimension(0, 10)
-
-
 def with_derivatives(g, first):
     part = GradientCovariance.empty((1, 1, g.shape[1]), {"seed": 0})
     part.update(g, (first, first + len(g)))
@@ -763,5 +763,9 @@ def test_population_effective_dimension_wants_other_networks():
         anisotropy.population_effective_dimension(one, with_derivatives(torch.eye(4), 2))
     with pytest.raises(ValueError, match="one shape"):
         anisotropy.population_effective_dimension(one, with_derivatives(torch.eye(5), 4))
+    of_a_step = with_derivatives(torch.eye(4), 4)
+    of_a_step.settings = {"seed": 1, "scale": 2.0}
+    with pytest.raises(ValueError, match="two samples of one experiment, got scale"):
+        anisotropy.population_effective_dimension(one, of_a_step)
     with pytest.raises(ValueError, match="two networks in each, got 4 and 1"):
         anisotropy.population_effective_dimension(one, with_derivatives(torch.eye(4)[:1], 4))
