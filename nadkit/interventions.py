@@ -1,4 +1,4 @@
-"""Interventions on real images: a spurious feature along a direction, or data flipped in a basis.
+"""Interventions on real images: a spurious feature along a direction, data flipped in a basis, corrupted labels.
 
 Axis letters: B batch, N images, C channels, D input dimensions of a basis (H x W where it acts on each channel).
 """
@@ -16,7 +16,7 @@ from nadkit import seeds
 from nadkit.architectures import Shape
 from nadkit.directions import Basis
 from nadkit.images import ImageSet, to_float
-from nadkit.synthetic import checksum
+from nadkit.synthetic import checksum, corrupt_labels
 
 Split = Literal["train", "test"]
 
@@ -152,6 +152,42 @@ class Clean(_OfImages):
 
     def _change(self, split: Split, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda pixels, labels: self._standardised(pixels)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Corrupted(Clean):
+    """Images as in `Clean`, with the labels of a random fraction of the training examples permuted; test labels stay.
+
+    Attributes:
+        images: both splits.
+        fraction: of the training examples, from 0 (all labels are right) to 1, see `synthetic.corrupt_labels`.
+        seed: of the choice and of the permutation.
+        statistics: as in `Clean`.
+
+    Source: Morcos et al. 2018 (partially corrupted labels).
+
+    Raises:
+        ValueError: the fraction or the seed is out of range; otherwise as `Clean`.
+    """
+
+    fraction: float = 0.4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        corrupt_labels(self.images.train_labels[:0], self.fraction, seed=self.seed)  # refuses a bad fraction or seed
+        super().__post_init__()
+
+    @property
+    def train_labels(self) -> Tensor:
+        """The labels to train on, corrupted: (N,) int64, where the images are."""
+        return corrupt_labels(self.images.train_labels, self.fraction, seed=self.seed)
+
+    def sample(self, split: Split, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+        x, y = super().sample(split, device)
+        return x, self.train_labels.to(device) if split == "train" else y
+
+    def _facts(self) -> tuple[float, ...]:
+        return (float(self.fraction), int(self.seed))
 
 
 class Carrier(NamedTuple):

@@ -1,6 +1,7 @@
-"""The arrays and accuracies that the authors of neural anisotropy directions published.
+"""What others published: the arrays and accuracies of neural anisotropy directions, the numbers of single directions.
 
-Source: github.com/LTS4/neural-anisotropy-directions (Apache-2.0), the code of arXiv 2006.09717.
+Source: of the former, github.com/LTS4/neural-anisotropy-directions (Apache-2.0), the code of arXiv 2006.09717; of the
+latter, arXiv 1803.06959, and a replication by others.
 
 The five arrays of NADs and LeNet's eigenvalues are verified against the checksums below. The other four eigenvalue
 files have no published checksum: their structure alone is examined.
@@ -90,6 +91,82 @@ FLIPPING = {
 """What flipping CIFAR-10 in its own NADs does to each architecture; the training error is about 0 either way.
 
 Source: Ortiz-Jimenez et al. 2020, flipping experiment on CIFAR-10.
+"""
+
+
+class Reported(NamedTuple):
+    """A number of the paper on single directions, with the figure it belongs to; as text, ``"0.914 (recalled)"``.
+
+    A *recalled* number was noted down from memory of the paper and not looked up in it: quote it as reported, with
+    the mark, and never as verified.
+    """
+
+    value: float
+    figure: str
+    recalled: bool
+
+    def __str__(self) -> str:
+        return f"{self.value:g}{' (recalled)' if self.recalled else ''}"
+
+
+AUC_AND_TEST_LOSS = Reported(-0.728, "4b", recalled=True)
+"""Spearman correlation over training, CIFAR-10: area under the cumulative ablation curve (AUC) and test loss.
+
+Source: Morcos et al. 2018, figure 4b, recalled.
+"""
+
+AUC_AND_TEST_ACCURACY = Reported(0.914, "4c", recalled=True)
+"""Spearman correlation over 192 networks on CIFAR-10, two of each of 96 settings: AUC and test accuracy.
+
+Source: Morcos et al. 2018, figure 4c, recalled.
+"""
+
+IMPACT_AND_SELECTIVITY = {
+    "mnist": Reported(0.095, "7", recalled=False),
+    "cifar10": Reported(-0.428, "7", recalled=True),
+}
+"""Spearman correlation over all units, by image set: class selectivity and what ablating the unit alone costs.
+
+That it is negative on CIFAR-10, because of the early layers, is sure; its size there is recalled.
+
+Source: Morcos et al. 2018, figure 7.
+"""
+
+
+class Anchor(NamedTuple):
+    """Training accuracies (0 to 1) of the replication at one level of corruption.
+
+    Attributes:
+        accuracy: by the number of units ablated, of 1024.
+        auc: area under the cumulative ablation curve, over the fraction of units ablated.
+        noise: accuracy by the scale of the noise.
+    """
+
+    accuracy: dict[int, float]
+    auc: float
+    noise: dict[float, float]
+
+
+ANCHOR = {
+    0.0: Anchor({108: 0.994, 216: 0.972, 539: 0.818}, 0.735, {0.164: 1.00, 0.562: 0.979}),
+    0.2: Anchor({108: 0.623, 216: 0.477, 539: 0.278}, 0.343, {0.164: 0.938, 0.562: 0.522}),
+    0.4: Anchor({108: 0.578, 216: 0.408, 539: 0.240}, 0.305, {0.164: 0.864, 0.562: 0.410}),
+    0.6: Anchor({108: 0.499, 216: 0.354, 539: 0.201}, 0.269, {0.164: 0.848, 0.562: 0.371}),
+    0.8: Anchor({108: 0.424, 216: 0.301, 539: 0.172}, 0.240, {0.164: 0.790, 0.562: 0.322}),
+    1.0: Anchor({108: 0.429, 216: 0.284, 539: 0.174}, 0.238, {0.164: 0.796, 0.562: 0.320}),
+}
+"""Cumulative ablation and noise, by the fraction of examples whose labels are corrupted.
+
+Of MLPs with two hidden layers of 512 units on MNIST, 20 % of its training data, ten random orderings. The levels 0.8
+and 1.0 are not told apart.
+
+Source: an independent replication of Morcos et al. 2018, figures 1a and 2a; not the paper.
+"""
+
+ANCHOR_WEIGHTS = {0.0: 0.022, 1.0: 0.064}
+"""Mean absolute weight of the first layer of those networks at the two ends, between which it grows with corruption.
+
+Source: as of `ANCHOR`.
 """
 
 

@@ -1,8 +1,9 @@
-"""Synthetic data whose only signal lies along one direction."""
+"""Synthetic data whose only signal lies along one direction, and labels that are partly noise."""
 
 import hashlib
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -101,6 +102,31 @@ class Separable:
         noise = torch.randn(n, v.numel(), generator=generator, device=device)
         along = self.shift * (2 * labels - 1) - self.sigma * (noise @ v)
         return torch.addmm(self.sigma * noise, along[:, None], v[None, :]).unflatten(1, self.shape), labels
+
+
+def corrupt_labels(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
+    """Return labels (N,), same type and device, in which those of a random fraction of the examples are permuted.
+
+    round(fraction N) examples are chosen uniformly, and their labels change places by a uniform permutation. So every
+    class keeps its count exactly, and a label may well meet itself: with ten classes of one size, a fraction of 0.2
+    changes about 0.18 of the labels. With the same seed, the chosen examples of a smaller fraction are among those of
+    a larger one; the labels that they get are drawn anew.
+
+    Raises:
+        ValueError: the labels are no vector, the fraction is outside [0, 1], or the seed is out of range.
+
+    Source: Morcos et al. 2018 (partially corrupted labels).
+    """
+    if labels.ndim != 1:
+        raise ValueError(f"labels: expected a vector (N,), got shape {tuple(labels.shape)}")
+    if not (isinstance(fraction, Real) and 0 <= fraction <= 1):
+        raise ValueError(f"fraction: expected a number from 0 to 1, got {fraction!r}")
+    n = round(fraction * len(labels))
+    examples = torch.randperm(len(labels), generator=seeds.generator(seed, "corruption", "examples"))[:n]
+    order = torch.randperm(n, generator=seeds.generator(seed, "corruption", "labels"))
+    corrupted = labels.clone()
+    corrupted[examples.to(labels.device)] = labels[examples[order].to(labels.device)]
+    return corrupted
 
 
 def checksum(facts: object, *tensors: Tensor) -> str:

@@ -10,7 +10,9 @@ import torch
 from nadkit import directions, images, interventions
 from nadkit.directions import Basis
 from nadkit.images import ImageSet
-from nadkit.interventions import Clean, Flipped, Poisoned, Rotated
+from nadkit.interventions import Clean, Corrupted, Flipped, Poisoned, Rotated
+from nadkit.synthetic import corrupt_labels
+from nadkit.training import Problem
 
 SIDE = 4
 D = SIDE * SIDE
@@ -37,6 +39,7 @@ PROBLEMS = {
     "poisoned": lambda data, **options: Poisoned(**{"images": data, "basis": BASIS, "index": 2} | options),
     "flipped": lambda data, **options: Flipped(**{"images": data, "basis": BASIS} | options),
     "rotated": lambda data, **options: Rotated(**{"images": data, "basis": BASIS} | options),
+    "corrupted": lambda data, **options: Corrupted(images=data, **options),
 }
 
 
@@ -239,6 +242,50 @@ def test_the_signs_of_the_directions_are_part_of_a_flip():
     assert a.checksum() != b.checksum()
 
 
+# Corrupted labels
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0])
+def test_only_labels_of_the_training_split_are_corrupted(fraction):
+    data = image_set()
+    problem, clean = Corrupted(images=data, fraction=fraction, seed=2), Clean(images=data)
+    for split in ("train", "test"):
+        assert torch.equal(problem.sample(split)[0], clean.sample(split)[0])
+    assert torch.equal(problem.sample("test")[1], data.test_labels)
+    expected = corrupt_labels(data.train_labels, fraction, seed=2)
+    assert torch.equal(problem.sample("train")[1], expected)
+    assert torch.equal(problem.train_labels, expected)
+    assert torch.equal(expected, data.train_labels) == (fraction == 0)
+
+
+def test_a_corrupted_problem_can_be_changed_without_being_corrupted_twice():
+    problem = Corrupted(images=image_set(), fraction=0.4, seed=1)
+    again = replace(replace(problem, fraction=0.8), fraction=0.4)
+    assert torch.equal(again.train_labels, problem.train_labels)
+    assert again.checksum() == problem.checksum()
+
+
+def test_checksums_of_corruption_see_fraction_and_seed():
+    data = image_set()
+    options = [{}, {"fraction": 0.2}, {"fraction": 0.41}, {"seed": 1}, {"fraction": 0}]
+    assert len({Corrupted(images=data, **option).checksum() for option in options}) == len(options)
+    assert Corrupted(images=data, fraction=1).checksum() == Corrupted(images=data, fraction=1.0).checksum()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fraction": 1.2}, "fraction: expected a number from 0 to 1, got 1.2"),
+        ({"fraction": -0.2}, "fraction: expected a number from 0 to 1"),
+        ({"seed": -1}, "seed: expected an integer"),
+        ({"seed": 0.5}, "seed: expected an integer"),
+    ],
+)
+def test_impossible_corruptions_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        Corrupted(images=image_set(), **options)
+
+
 # Chunks, devices, repetition
 
 
@@ -257,7 +304,9 @@ def test_samples_are_problems_of_training(name):
     problem = PROBLEMS[name](data)
     assert problem.shape == (3, SIDE, SIDE)
     assert problem.n_classes == 10
-    for split, labels in (("train", data.train_labels), ("test", data.test_labels)):
+    assert isinstance(problem, Problem)
+    train_labels = problem.train_labels if name == "corrupted" else data.train_labels
+    for split, labels in (("train", train_labels), ("test", data.test_labels)):
         state = torch.get_rng_state()
         x, y = problem.sample(split)
         assert torch.equal(torch.get_rng_state(), state), "something was drawn at random"

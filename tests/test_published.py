@@ -249,6 +249,31 @@ def test_every_network_loses_by_the_flip_and_towards_the_end_of_the_basis():
     assert published.POISONING[0] < low < high
 
 
+# Numbers of single directions
+
+
+def test_correlations_of_single_directions_carry_their_marks():
+    assert str(published.AUC_AND_TEST_LOSS) == "-0.728 (recalled)"
+    assert str(published.AUC_AND_TEST_ACCURACY) == "0.914 (recalled)"
+    assert str(published.IMPACT_AND_SELECTIVITY["mnist"]) == "0.095"
+    assert str(published.IMPACT_AND_SELECTIVITY["cifar10"]) == "-0.428 (recalled)"
+    assert published.AUC_AND_TEST_LOSS.value < 0 < published.AUC_AND_TEST_ACCURACY.value < 1
+
+
+def test_the_anchor_table_falls_with_ablation_noise_and_up_to_the_last_two_levels_with_corruption():
+    levels = list(published.ANCHOR.values())
+    assert list(published.ANCHOR) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    for level in levels:
+        assert 1 > level.accuracy[108] > level.accuracy[216] > level.accuracy[539] > 0.1
+        assert 1 >= level.noise[0.164] > level.noise[0.562] > 0.1
+        assert 0.1 < level.auc < level.accuracy[108]
+    for column in (lambda a: a.auc, lambda a: a.noise[0.562], *(lambda a, n=n: a.accuracy[n] for n in (108, 216, 539))):
+        values = [column(level) for level in levels[:-1]]
+        assert values == sorted(values, reverse=True)
+        assert column(levels[-1]) == pytest.approx(values[-1], abs=0.02)
+    assert published.ANCHOR_WEIGHTS[0] < published.ANCHOR_WEIGHTS[1]
+
+
 # The real files
 
 

@@ -1,10 +1,12 @@
-"""D(v): what its definition says, on both conventions."""
+"""D(v): what its definition says, on both conventions. Corrupted labels: which change, and what stays."""
+
+import itertools
 
 import pytest
 import torch
 
 from nadkit import directions
-from nadkit.synthetic import SIGMA, Separable, checksum
+from nadkit.synthetic import SIGMA, Separable, checksum, corrupt_labels
 from nadkit.training import Problem
 
 SHAPE = (1, 8, 8)
@@ -133,3 +135,90 @@ def test_an_unknown_split_is_explained():
 def test_impossible_problems_are_explained(options, message):
     with pytest.raises(ValueError, match=message):
         problem(**options)
+
+
+# Corrupted labels
+
+LABELS = torch.arange(10).repeat_interleave(torch.tensor([500, 900, 100, 1, 0, 400, 300, 200, 700, 899]))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.2, 0.4, 0.999, 1.0, 1])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_corruption_keeps_the_class_counts_and_all_but_a_fraction_of_the_labels(fraction, seed):
+    before = LABELS.clone()
+    corrupted = corrupt_labels(LABELS, fraction, seed=seed)
+    assert torch.equal(LABELS, before), "the labels that came in were changed"
+    assert corrupted.dtype == LABELS.dtype
+    assert torch.equal(corrupted.bincount(minlength=10), LABELS.bincount(minlength=10))
+    assert (corrupted != LABELS).sum() <= round(fraction * len(LABELS))
+    assert torch.equal(corrupted, corrupt_labels(LABELS, fraction, seed=seed))
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.6, 1.0])
+def test_exactly_the_chosen_examples_are_permuted(fraction):
+    """With a class for each example, an example stays with probability 1 / n: one of the chosen, on average."""
+    own = torch.arange(1000)
+    corrupted = corrupt_labels(own, fraction, seed=0)
+    moved = (corrupted != own).sum().item()
+    assert round(fraction * 1000) - 6 <= moved <= round(fraction * 1000)
+    assert corrupted.sort().values.equal(own)
+
+
+def test_as_many_labels_change_as_chance_leaves():
+    """A fraction f of n labels in K equal classes: f n (1 - 1 / K) change on average."""
+    labels = torch.arange(10).repeat(1000)
+    for fraction in (0.2, 0.5, 1.0):
+        changed = (corrupt_labels(labels, fraction, seed=0) != labels).double().mean().item()
+        assert changed == pytest.approx(0.9 * fraction, abs=5 * (0.09 * fraction / 10_000) ** 0.5)
+
+
+def test_examples_are_chosen_uniformly_and_labels_independently_of_their_place():
+    own = torch.arange(100)
+    corrupted = torch.stack([corrupt_labels(own, 0.5, seed=seed) for seed in range(2000)])
+    moved = (corrupted != own).double().mean(0)
+    assert (moved - 0.49).abs().max() < 5 * 0.5 / 2000**0.5
+    places = corrupted[:, 0][corrupted[:, 0] != 0].double()  # the 99 other labels, all alike
+    assert places.mean().item() == pytest.approx(50, abs=5 * 29 / len(places) ** 0.5)
+
+
+def test_the_choices_of_one_seed_are_nested():
+    own = torch.arange(1000)
+    moved = [set((corrupt_labels(own, f, seed=3) != own).nonzero().flatten().tolist()) for f in (0.2, 0.4, 1.0)]
+    for smaller, larger in itertools.pairwise(moved):
+        assert len(smaller - larger) <= 5  # of the larger choice, about one happens to keep its label
+    assert moved[0] != set((corrupt_labels(own, 0.2, seed=4) != own).nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([], dtype=torch.int64), torch.tensor([3]), torch.tensor([1, 1, 1])])
+def test_nothing_changes_where_nothing_can(labels):
+    assert torch.equal(corrupt_labels(labels, 1.0, seed=0), labels)
+
+
+def test_corruption_draws_nothing_from_the_global_generator():
+    state = torch.get_rng_state()
+    corrupt_labels(LABELS, 0.5, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_corruption_is_the_same_on_every_device():
+    there = corrupt_labels(LABELS.cuda(), 0.5, seed=0)
+    assert there.device.type == "cuda"
+    assert torch.equal(there.cpu(), corrupt_labels(LABELS, 0.5, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "fraction", "seed", "message"),
+    [
+        (LABELS, -0.1, 0, "fraction: expected a number from 0 to 1, got -0.1"),
+        (LABELS, 1.01, 0, "fraction: expected a number from 0 to 1"),
+        (LABELS, float("nan"), 0, "fraction: expected a number from 0 to 1"),
+        (LABELS, "0.2", 0, "fraction: expected a number from 0 to 1, got '0.2'"),
+        (LABELS, 0.5, -1, "seed: expected an integer, at least 0"),
+        (LABELS.view(4, 1000), 0.5, 0, r"expected a vector \(N,\), got shape \(4, 1000\)"),
+    ],
+)
+def test_impossible_corruptions_are_explained(labels, fraction, seed, message):
+    with pytest.raises(ValueError, match=message):
+        corrupt_labels(labels, fraction, seed=seed)

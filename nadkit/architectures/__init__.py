@@ -1,9 +1,10 @@
-"""Architectures by name: the NAD paper's five networks and small later ones, torchvision's models, or a user's own.
+"""Architectures by name: those of the papers and small later ones, torchvision's models, or a user's own.
 
 An *architecture* is one of
 
 - a name in `NAMES`, for instance ``"lenet"``; with ``-nopool`` (LeNet, VGG11 and ResNet18) no layer subsamples or
-  averages over positions, with ``-blur`` (LeNet and ResNet18) they alias less;
+  averages over positions, with ``-blur`` (LeNet and ResNet18) they alias less; ``mlp512`` has 512
+  units in each hidden layer, ``convnet11-nobn`` no batch norm;
 - ``"torchvision:NAME"``, any torchvision model that accepts the image shape;
 - ``"MODULE:FUNCTION"``, an importable factory of your own;
 - a factory itself, any callable ``factory(shape=(C, H, W), classes=K)`` that returns a fresh `torch.nn.Module`, for
@@ -17,20 +18,26 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from nadkit.architectures.convnet import ConvNet
 from nadkit.architectures.convnext import ConvNeXt
 from nadkit.architectures.densenet import DenseNet121
 from nadkit.architectures.lenet import LeNet, LogReg
 from nadkit.architectures.mixer import Mixer
+from nadkit.architectures.mlp import MLP
+from nadkit.architectures.pretrained import IMAGENET_STATISTICS, pretrained
 from nadkit.architectures.resnet import ResNet18
 from nadkit.architectures.vgg import VGG11
 from nadkit.architectures.vit import ViT
 from nadkit.names import hint
 
 __all__ = [
+    "IMAGENET_STATISTICS",
+    "MLP",
     "NAMES",
     "VGG11",
     "Architecture",
     "ConvNeXt",
+    "ConvNet",
     "DenseNet121",
     "LeNet",
     "LogReg",
@@ -43,6 +50,7 @@ __all__ = [
     "factory",
     "n_logits",
     "name_of",
+    "pretrained",
 ]
 
 Shape = tuple[int, int, int]
@@ -64,10 +72,15 @@ _REGISTRY: dict[str, Callable[..., nn.Module]] = {
     "vit": ViT,
     "convnext": ConvNeXt,
     "mixer": Mixer,
+    "mlp128": functools.partial(MLP, width=128),
+    "mlp512": functools.partial(MLP, width=512),
+    "mlp2048": functools.partial(MLP, width=2048),
+    "convnet11": ConvNet,
+    "convnet11-nobn": functools.partial(ConvNet, batch_norm=False),
 }
 NAMES = tuple(_REGISTRY)
-"""The registered names: the networks of the paper's figures in their order, without pooling, with other pooling, later
-families."""
+"""The registered names: the networks of the NAD paper's figures in their order, without pooling, with other pooling,
+later families; those of the work on single directions."""
 
 
 def build(architecture: Architecture, *, shape: Shape, classes: int, pooling: bool = True) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from nadkit.architectures.patches import MLP, require_multiple
+from nadkit.architectures.patches import FeedForward, require_multiple
 
 WIDTHS = (24, 48, 96)
 DEPTHS = (1, 1, 1)
@@ -52,7 +52,7 @@ class Block(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 7, padding=3, groups=width)
         self.norm = nn.LayerNorm(width)
-        self.mlp = MLP(width, 4 * width)
+        self.mlp = FeedForward(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.norm(self.conv(x).movedim(1, -1))).movedim(-1, 1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nadkit import seeds
+from nadkit.architectures.chain import scaled
 from nadkit.architectures.pooling import pooled_size, pooling_layer
 from nadkit.names import hint
 
@@ -76,21 +77,21 @@ class LeNet(nn.Module):
         if isinstance(pooling, bool):
             pooling = "max" if pooling else "none"
         pool = pooling_layer(pooling)
-        _require_options(width, depth, activation)
+        _require_options(depth, activation)
         channels, *size = shape
         positions = [_left(n, depth, pooling) for n in size]
         if min(positions) < 1:
             least = next(n for n in itertools.count(1) if _left(n, depth, pooling) >= 1)
             raise ValueError(f"lenet: expected images of at least {least}x{least}, got {size[0]}x{size[1]}")
         self.depth, self.activation, self.batch_norm = depth, activation, batch_norm
-        for i, (maps, padding) in enumerate(zip(_scaled(MAPS, width), PADDING, strict=True), start=1):
+        for i, (maps, padding) in enumerate(zip(scaled(MAPS, width), PADDING, strict=True), start=1):
             if i <= depth:
                 setattr(self, f"conv{i}", nn.Conv2d(channels, maps, 5, padding=padding))
                 if batch_norm:
                     setattr(self, f"norm{i}", nn.BatchNorm2d(maps))
                 channels = maps
         self.pool = pool
-        first, second = _scaled(HIDDEN, width)
+        first, second = scaled(HIDDEN, width)
         self.fc1 = nn.Linear(channels * math.prod(positions), first)
         self.fc2 = nn.Linear(first, second)
         self.fc3 = nn.Linear(second, classes)
@@ -106,18 +107,12 @@ class LeNet(nn.Module):
         return self.fc3(activate(self.fc2(x)))
 
 
-def _require_options(width: float, depth: int, activation: str) -> None:
-    if not (math.isfinite(width) and width > 0):
-        raise ValueError(f"width: expected a positive finite factor, got {width!r}")
+def _require_options(depth: int, activation: str) -> None:
     if seeds.require_integer("depth", depth, 1) > len(MAPS):
         raise ValueError(f"depth: expected 1 to {len(MAPS)} convolutions, got {depth}")
     if activation not in ACTIVATIONS:
         near = hint(str(activation), ACTIVATIONS)
         raise ValueError(f"activation: expected {', '.join(ACTIVATIONS)}, got {activation!r}{near}")
-
-
-def _scaled(sizes: tuple[int, ...], width: float) -> list[int]:
-    return [max(1, round(width * size)) for size in sizes]
 
 
 def _left(size: int, depth: int, pooling: Pooling) -> int:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from nadkit import seeds
-from nadkit.architectures.patches import MLP, PatchEmbedding
+from nadkit.architectures.patches import FeedForward, PatchEmbedding
 
 
 class Mixer(nn.Module):
@@ -57,9 +57,9 @@ class Block(nn.Module):
     def __init__(self, tokens: int, dim: int, token_hidden: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.tokens = MLP(tokens, token_hidden)
+        self.tokens = FeedForward(tokens, token_hidden)
         self.norm2 = nn.LayerNorm(dim)
-        self.channels = MLP(dim, 4 * dim)
+        self.channels = FeedForward(dim, 4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)

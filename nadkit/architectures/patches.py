@@ -18,7 +18,7 @@ class PatchEmbedding(nn.Conv2d):
         return super().forward(x).flatten(2).transpose(1, 2)
 
 
-class MLP(nn.Sequential):
+class FeedForward(nn.Sequential):
     """Two linear layers with a GELU between them: (..., features) -> (..., features)."""
 
     def __init__(self, features: int, hidden: int) -> None:

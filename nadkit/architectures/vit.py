@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nadkit import seeds
-from nadkit.architectures.patches import MLP, PatchEmbedding
+from nadkit.architectures.patches import FeedForward, PatchEmbedding
 
 
 class ViT(nn.Module):
@@ -72,7 +72,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, 4 * dim)
+        self.mlp = FeedForward(dim, 4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
