@@ -14,19 +14,26 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MACHINE = fingerprints.MACHINE - {"__main__"} | {"results"}
 SCIENCE = {
+    "ablation",
     "anisotropy",
     "architectures",
+    "checkpoints",
     "devices",
     "directions",
+    "fitting",
     "images",
     "interventions",
     "parallel",
     "plots",
     "published",
     "seeds",
+    "selectivity",
+    "sites",
     "synthetic",
     "theory",
     "training",
+    "variants",
+    "vmapped",
 }
 
 

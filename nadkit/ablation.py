@@ -1,0 +1,402 @@
+"""Ablation: what becomes of a network's accuracy when activations are clamped or drowned in noise.
+
+Units are clamped where they are post-activation, to zero or to their mean, never by zeroing weights: in the network
+h_l = f_l(h_(l-1)) with a site at h_l, what comes after sees h_l + m * (v - h_l), with m a mask over the units.
+
+Source: Morcos, Barrett, Rabinowitz and Botvinick, "On the importance of single directions for generalization", ICLR
+2018, sections 2.1 and 3.1.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nadkit import directions, seeds
+from nadkit.names import hint
+from nadkit.sites import Moments, Site, Sites, evaluating
+from nadkit.training import Data
+from nadkit.variants import BATCH, Tally, Variants, add, clamp, clamp_in
+
+__all__ = [
+    "Curve",
+    "Impact",
+    "NoiseCurve",
+    "Scores",
+    "area_under_curve",
+    "cumulative_curve",
+    "evaluate_masks",
+    "noise_curve",
+    "unit_impact",
+]
+
+Value = Literal["zero", "mean"]
+Basis = Literal["units", "random"]
+
+NOISE = 2**16
+"""Numbers of a draw of noise: those of a site for a block of samples, the same blocks whatever the batches are."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """How well a network does, clamped in one way or in several; on the CPU, float64.
+
+    Attributes:
+        accuracy: (...), from 0 to 1.
+        loss: (...), mean cross-entropy in nats.
+        class_accuracy: (..., classes), on the samples of each class alone; NaN for a class without samples.
+    """
+
+    accuracy: Tensor
+    loss: Tensor
+    class_accuracy: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curve(Scores):
+    """Scores (R, S) of R orderings of the units, of which ever more are ablated.
+
+    Attributes:
+        counts: (S,) int64, units ablated, from none to all.
+        fraction: (S,) float64, the same from 0 to 1.
+    """
+
+    counts: Tensor
+    fraction: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Impact(Scores):
+    """Scores (n_units,) with each unit ablated alone, the units numbered as in the sites.
+
+    Attributes:
+        baseline: the scores with none ablated.
+    """
+
+    baseline: Scores
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NoiseCurve(Scores):
+    """Scores (R, S) of R draws of noise, each at S scales.
+
+    Attributes:
+        scale: (S,) float64.
+    """
+
+    scale: Tensor
+
+
+def cumulative_curve(
+    model: nn.Module,
+    data: Data,
+    sites: Sites,
+    *,
+    orderings: int = 10,
+    steps: int | Sequence[int] = 20,
+    value: Value = "zero",
+    moments: Moments | None = None,
+    basis: Basis = "units",
+    seed: int = 0,
+    batch_size: int | None = None,
+    memory: int | None = None,
+    progress: bool = False,
+) -> Curve:
+    """Return the scores as growing random subsets of all units of the sites are ablated.
+
+    Args:
+        model: any network of logits (B, classes); it stays on its device and in its modes.
+        data: what the scores are taken on, (N, ...) inputs as in training and (N,) labels.
+        sites: of the units; of the last k layers ``sites.last(k)``.
+        orderings: random orders R of the units.
+        steps: number of equal steps from none to all, or the numbers of units to ablate; none and all are added.
+        value: what units are clamped to: ``"zero"``, or ``"mean"``, each unit's own.
+        moments: of the training data (`nadkit.sites.moments`), for ``"mean"``.
+        basis: ``"units"``, or ``"random"``: directions q of a random orthonormal basis of each site (a fresh one for
+            each ordering), whose coordinates q h are clamped; of feature maps, at each position.
+        seed: of the orderings and bases.
+        batch_size: samples at a time; by default what the memory allows, at most `BATCH`.
+        memory: bytes of the largest activation of a chunk; by default `MEMORY` of the device.
+        progress: show a bar that counts samples.
+
+    Raises:
+        ValueError: a number is out of range, ``"mean"`` without moments or with those of other sites, and what
+            `evaluate_masks` raises.
+
+    Source: Morcos et al. 2018, figure 1 (zero, 10 orderings), figure A1 (mean).
+    """
+    n, rows = sites.n_units, seeds.require_integer("orderings", orderings, 1)
+    _require_choice("basis", basis, Basis)
+    counts = _counts(steps, n)
+    orders = [torch.randperm(n, generator=seeds.generator(seed, "ordering", r)) for r in range(rows)]
+    masks = torch.stack([order.argsort() < counts[:, None] for order in orders])  # (R, S, n_units)
+    evaluate = functools.partial(
+        evaluate_masks, model, data, sites, value=value, moments=moments, batch_size=batch_size, memory=memory
+    )
+    if basis == "units":
+        inner = masks[:, 1:-1].flatten(0, 1)  # with none and with all ablated, every ordering is the same
+        scores = evaluate(torch.cat([masks[0, [0, -1]], inner]), progress=progress)
+        numbers = 2 + torch.arange(len(inner)).view(rows, len(counts) - 2)
+        numbers = torch.cat([torch.zeros(rows, 1), numbers, torch.ones(rows, 1)], 1).long()
+        scores = {name: part[numbers] for name, part in vars(scores).items()}
+    else:
+        bars = tqdm(range(rows), unit="ordering", disable=not progress, leave=False)
+        each = [vars(evaluate(masks[r], bases=_random_bases(sites, seed, r))) for r in bars]
+        scores = {name: torch.stack([part[name] for part in each]) for name in each[0]}
+    return Curve(counts=counts, fraction=counts.double() / n, **scores)
+
+
+def area_under_curve(fraction: Tensor, accuracy: Tensor, *, normalised: bool = False) -> Tensor:
+    """Return the area under accuracy (..., S) over the fraction (S,) ablated, by trapezoids: (...) float64.
+
+    ``normalised`` divides by the accuracy with none ablated, the first.
+
+    Raises:
+        ValueError: sizes do not match, or the fraction does not rise from 0 to 1.
+    """
+    fraction, accuracy = torch.as_tensor(fraction).double(), torch.as_tensor(accuracy).double()
+    if fraction.ndim != 1 or accuracy.ndim < 1 or accuracy.shape[-1] != len(fraction):
+        raise ValueError(
+            f"expected fraction (S,) and accuracy (..., S), got {tuple(fraction.shape)} and {tuple(accuracy.shape)}"
+        )
+    if len(fraction) < 2 or fraction[0] != 0 or fraction[-1] != 1 or (fraction.diff() <= 0).any():
+        raise ValueError(f"fraction: expected rising numbers from 0 to 1, got {fraction.tolist()}")
+    area = torch.trapezoid(accuracy, fraction)
+    return area / accuracy[..., 0] if normalised else area
+
+
+@torch.no_grad()
+def evaluate_masks(
+    model: nn.Module,
+    data: Data,
+    sites: Sites,
+    masks: Tensor,
+    *,
+    value: Value = "zero",
+    moments: Moments | None = None,
+    bases: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    memory: int | None = None,
+    progress: bool = False,
+) -> Scores:
+    """Return the scores (K,) of a network with the units of each mask clamped.
+
+    Args:
+        model: any network of logits (B, classes); it stays on its device and in its modes.
+        data: what the scores are taken on, inputs (N, ...) as in training and labels (N,).
+        sites: of the units.
+        masks: (K, n_units) bool, true where a unit is ablated.
+        value: what units are clamped to: ``"zero"``, or ``"mean"``, each unit's own.
+        moments: of the training data (`nadkit.sites.moments`), for ``"mean"``.
+        bases: by name of site, orthonormal rows (C, C), whose coordinates are clamped instead of units.
+        batch_size: samples at a time; by default what the memory allows, at most `BATCH`.
+        memory: bytes of the widest activation of a chunk of masks; by default `MEMORY` of the device.
+        progress: show a bar that counts samples.
+
+    Raises:
+        ValueError: masks of another length, no data, labels without a logit, a network with one logit, NaN
+            activations, sites of another network, ``"mean"`` without moments or with those of other sites.
+    """
+    if masks.dtype != torch.bool or masks.ndim != 2 or masks.shape[1] != sites.n_units or len(masks) == 0:
+        raise ValueError(
+            f"masks: expected (K, {sites.n_units}) bool, a column for each unit of the sites, got "
+            f"{tuple(masks.shape)} {masks.dtype}"
+        )
+    values = _values(sites, value, moments)
+    with evaluating(model):
+        variants = Variants(model, data, sites, batch_size=batch_size, memory=memory)
+        edits = {}
+        for site, v in _to(variants.device, values).items():
+            edits[site] = clamp(site, v) if bases is None else clamp_in(site, v, _basis(bases, site).to(v))
+        tally = variants.tally(len(masks))
+        masks = dict(zip(sites, sites.split(masks.cpu()).values(), strict=True))
+        groups = _by_first(variants.order, masks)
+        for x, y in variants.batches(progress):
+            if None in groups:
+                tally.add(groups[None], variants.plain(x)[None], y)
+            for first, known in variants.starts(x, [site for site in groups if site is not None]):
+                for chunk in variants.split(groups[first], first, len(x)):
+                    used = {site: m[chunk].to(variants.device) for site, m in masks.items() if m[chunk].any()}
+                    tally.add(chunk, variants.logits(known, first, edits, used), y)
+        return _scores(tally)
+
+
+@torch.no_grad()
+def unit_impact(
+    model: nn.Module,
+    data: Data,
+    sites: Sites,
+    *,
+    value: Value = "zero",
+    moments: Moments | None = None,
+    batch_size: int | None = None,
+    memory: int | None = None,
+    progress: bool = False,
+) -> Impact:
+    """Return the scores (n_units,) with each unit of the sites ablated alone, and those of the network as it is.
+
+    The arguments, and what is raised, are those of `evaluate_masks`.
+
+    Source: Morcos et al. 2018, section 3.4 and figure 7.
+    """
+    values = _values(sites, value, moments)
+    with evaluating(model):
+        variants = Variants(model, data, sites, batch_size=batch_size, memory=memory)
+        values = _to(variants.device, values)
+        offsets = dict(zip(sites, sites.offsets, strict=False))
+        tally, baseline = variants.tally(sites.n_units), variants.tally(1)
+        for x, y in variants.batches(progress):
+            plain = variants.plain(x)
+            baseline.add(torch.tensor([0]), plain[None], y)
+            for site, known in variants.starts(x, sites):
+                for units, logits in variants.one_by_one(site, known, values[site], plain):
+                    tally.add(offsets[site] + units, logits, y)
+        first = {name: part[0] for name, part in vars(_scores(baseline)).items()}
+        return Impact(baseline=Scores(**first), **vars(_scores(tally)))
+
+
+@torch.no_grad()
+def noise_curve(
+    model: nn.Module,
+    data: Data,
+    sites: Sites,
+    scales: Sequence[float],
+    *,
+    repeats: int = 10,
+    moments: Moments | None = None,
+    relative: bool = True,
+    seed: int = 0,
+    batch_size: int | None = None,
+    memory: int | None = None,
+    progress: bool = False,
+) -> NoiseCurve:
+    """Return the scores with Gaussian noise added to every unit of the sites, h + scale std e, e ~ N(0, 1).
+
+    A repeat's e is the same at all scales, and whatever the batches are. It is drawn on the network's device: another
+    kind of device draws other numbers. Feature maps get noise of their own at each position.
+
+    Args:
+        model, data, sites: as in `evaluate_masks`.
+        scales: S numbers, at least 0; the paper's run from 10^-1.5 to 10.
+        repeats: draws R.
+        moments: of the training data (`nadkit.sites.moments`), whose standard deviations the noise is relative to.
+        relative: whether it is; otherwise std = 1, and moments are not needed.
+        seed: of the noise.
+        batch_size, memory, progress: as in `evaluate_masks`.
+
+    Raises:
+        ValueError: a number is out of range, relative noise without moments or with those of other sites, and what
+            `evaluate_masks` raises.
+
+    Source: Morcos et al. 2018, section 3.1 and figure 2.
+    """
+    scale, repeats = _scales(scales), seeds.require_integer("repeats", repeats, 1)
+    std = {site: torch.ones(site.units) for site in sites}
+    if relative:
+        std = _per_site(sites, moments, "std", "relative noise")
+    with evaluating(model):
+        variants = Variants(model, data, sites, batch_size=batch_size, memory=memory)
+        first, numbers = variants.order[0], torch.arange(len(scale))
+        tally = variants.tally(repeats * len(scale))
+        start = 0
+        for x, y in variants.batches(progress):
+            samples, start = range(start, start + len(x)), start + len(x)
+            ((_, known),) = variants.starts(x, [first])
+            for r in range(repeats):
+                noise = {s: _noise(s, std[s], samples, (seed, "noise", r), variants.device) for s in sites}
+                edits = {site: add(site, noise[site]) for site in sites}
+                for chunk in variants.split(numbers, first, len(x)):
+                    parameter = scale[chunk, None].to(variants.device, torch.float32)
+                    logits = variants.logits(known, first, edits, dict.fromkeys(sites, parameter))
+                    tally.add(r * len(scale) + chunk, logits, y)
+        scores = {name: part.unflatten(0, (repeats, -1)) for name, part in vars(_scores(tally)).items()}
+    return NoiseCurve(scale=scale, **scores)
+
+
+def _noise(site: Site, std: Tensor, samples: range, address: tuple[int | str, ...], device: torch.device) -> Tensor:
+    """Return noise for these samples of the whole data, (B, C, positions...), drawn block by block."""
+    block, draws = max(1, min(BATCH, NOISE // math.prod(site.shape))), []
+    for b in range(samples.start // block, -(-samples.stop // block)):
+        generator = seeds.generator(*address, site.name, b, device=device)
+        draws.append(torch.randn(block, *site.shape, generator=generator, device=device))
+    first = samples.start % block
+    return torch.cat(draws)[first : first + len(samples)] * std.to(device).view(-1, *[1] * (len(site.shape) - 1))
+
+
+def _by_first(order: Sequence[Site], masks: Mapping[Site, Tensor]) -> dict[Site | None, Tensor]:
+    """Return the numbers of the masks by the first site at which they ablate anything, None for those that do not."""
+    some = torch.stack([masks[site].any(1) for site in order], 1)
+    first = torch.where(some.any(1), some.int().argmax(1), len(order))
+    groups = {site: (first == i).nonzero().flatten() for i, site in enumerate([*order, None])}
+    return {site: group for site, group in groups.items() if len(group)}
+
+
+def _to(device: torch.device, values: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    return {site: v.to(device) for site, v in values.items()}
+
+
+def _basis(bases: Mapping[str, Tensor], site: Site) -> Tensor:
+    """Return a site's basis, having checked that it is one."""
+    if site.name not in bases:
+        raise ValueError(f"bases: expected one for each site, there is none for {site.name!r}")
+    basis, eye = bases[site.name].double(), torch.eye(site.units, dtype=torch.float64)
+    if basis.shape != eye.shape or (basis @ basis.T - eye.to(basis.device)).abs().max() > 1e-4:
+        raise ValueError(f"bases: expected ({site.units}, {site.units}) orthonormal rows for site {site.name!r}")
+    return basis
+
+
+def _random_bases(sites: Sites, seed: int, ordering: int) -> dict[str, Tensor]:
+    address = {site: seeds.derive(seed, "basis", ordering, site.name) for site in sites}
+    return {site.name: directions.random((site.units, 1, 1), seed=address[site]).vectors for site in sites}
+
+
+def _values(sites: Sites, value: Value, moments: Moments | None) -> dict[Site, Tensor]:
+    _require_choice("value", value, Value)
+    if value == "zero":
+        return {site: torch.zeros(site.units) for site in sites}
+    return _per_site(sites, moments, "mean", "value='mean'")
+
+
+def _per_site(sites: Sites, moments: Moments | None, name: str, purpose: str) -> dict[Site, Tensor]:
+    """Return a moment of each site's units, float32."""
+    if moments is None:
+        raise ValueError(f"{purpose} needs moments=nadkit.sites.moments(model, x, sites) of the training inputs x")
+    missing = [site.name for site in sites if site not in moments.sites]
+    if missing:
+        raise ValueError(f"moments: expected those of {sites.names}, these are of {moments.sites.names}")
+    return {site: getattr(moments[site.name], name).float() for site in sites}
+
+
+def _counts(steps: int | Sequence[int], n: int) -> Tensor:
+    """Return how many of n units to ablate, (S,) int64, from none to all."""
+    if not isinstance(steps, Sequence):
+        steps = seeds.require_integer("steps", steps, 1)
+        return torch.linspace(0, n, steps + 1, dtype=torch.float64).round().long().unique()
+    counts = [seeds.require_integer("steps", count, 0) for count in steps]
+    if not counts or max(counts) > n:
+        raise ValueError(f"steps: expected numbers of units from 0 to {n}, got {list(steps)}")
+    return torch.tensor([0, *counts, n]).unique()
+
+
+def _scales(scales: Sequence[float]) -> Tensor:
+    scales = list(scales.tolist() if isinstance(scales, Tensor) else scales)
+    if not scales or not all(isinstance(s, Real) and math.isfinite(s) and s >= 0 for s in scales):
+        raise ValueError(f"scales: expected finite numbers, at least 0, got {scales}")
+    return torch.tensor(scales, dtype=torch.float64)
+
+
+def _scores(tally: Tally) -> Scores:
+    accuracy, loss, class_accuracy = tally.results()
+    return Scores(accuracy=accuracy, loss=loss, class_accuracy=class_accuracy)
+
+
+def _require_choice(name: str, value: str, options: object) -> None:
+    known = get_args(options)
+    if value not in known:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {value!r}{hint(str(value), known)}")

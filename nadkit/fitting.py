@@ -1,0 +1,347 @@
+"""Training one network: recipe, objective and history; `fit` and `evaluate`."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from nadkit import architectures, seeds
+from nadkit.architectures import Shape
+from nadkit.devices import pick
+from nadkit.images import to_float
+from nadkit.names import hint
+
+Data = tuple[Tensor, Tensor]
+"""Inputs (N, C, H, W), uint8 (scaled to [0, 1] batch by batch) or float, and labels (N,) int64."""
+
+Objective = Callable[[nn.Module, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""What training makes small: (network, inputs (B, C, H, W) float, labels (B,), epoch from 0) -> loss, logits (B, K).
+
+The loss is a scalar; the accuracy is taken from the logits. Hooks on the network are allowed."""
+
+Optimizer = Literal["sgd", "adam"]
+Schedule = Literal["linear", "constant"]
+
+EVALUATION_BATCH = 1000
+
+STOP_WINDOW = 10
+"""Consecutive batches whose mean loss decides when a loss is reached; a single batch's is too noisy."""
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """What `fit_many` trains on: anything with these four, `nadkit.synthetic.Separable` for one."""
+
+    @property
+    def shape(self) -> Shape:
+        """(C, H, W) of the inputs."""
+
+    @property
+    def n_classes(self) -> int:
+        """Number of logits a network needs."""
+
+    def sample(self, split: Literal["train", "test"], device: str | torch.device) -> Data:
+        """Return a split's inputs and labels on a device, the same ones at each call."""
+
+    def checksum(self) -> str:
+        """Return a word that differs between problems with other samples; checkpoints know a problem by it."""
+
+
+class Diverged(RuntimeError):
+    """The training loss is no longer a finite number; the message says since when and what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train: by default stochastic gradient descent, learning rate falling linearly to zero with every step.
+
+    Attributes:
+        epochs: passes over the training data, at most.
+        batch_size: samples per step; the last, smaller batch is used too.
+        optimizer: ``"sgd"`` or ``"adam"``, as in `torch.optim`.
+        learning_rate: of the first step.
+        schedule: of the learning rate, step by step: ``"linear"`` to zero, or ``"constant"``.
+        momentum: of ``"sgd"``.
+        weight_decay: added to the gradient, times the weight.
+        clip: largest norm of a network's whole gradient, or None.
+        bf16: compute forward and backward in bfloat16 (weights stay float32).
+        stop_at_loss: stop after the epoch in which the mean loss of `STOP_WINDOW` consecutive batches was first at
+            most this, which `History.steps_to_loss` dates; or None.
+
+    Raises:
+        ValueError: a value is out of range, or a name unknown.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: Optimizer = "sgd"
+    learning_rate: float = 0.5
+    schedule: Schedule = "linear"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float | None = 0.5
+    bf16: bool = False
+    stop_at_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            seeds.require_integer(name, getattr(self, name), 1)
+        for name in ("learning_rate", "clip", "stop_at_loss"):
+            value = getattr(self, name)
+            if not (value is None and name != "learning_rate") and not (_is_finite(value) and value > 0):
+                raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
+        for name in ("momentum", "weight_decay"):
+            value = getattr(self, name)
+            if not (_is_finite(value) and value >= 0):
+                raise ValueError(f"{name}: expected a finite number, at least 0, got {value!r}")
+        for name, options in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
+            value = getattr(self, name)
+            if value not in options:
+                known = " or ".join(map(repr, options))
+                raise ValueError(f"{name}: expected {known}, got {value!r}{hint(str(value), options)}")
+        if self.optimizer == "adam" and self.momentum:
+            raise ValueError(f"momentum: expected 0 with 'adam', which has moments of its own, got {self.momentum}")
+
+    def rate(self, step: int, total: int) -> float:
+        """Return the learning rate of ``step`` out of ``total``."""
+        return self.learning_rate * (1 - step / total) if self.schedule == "linear" else self.learning_rate
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+SEPARABLE = Recipe()
+"""The recipe of the NAD paper for D(v)."""
+
+CIFAR = Recipe(epochs=50, learning_rate=0.21, momentum=0.9, weight_decay=5e-4, clip=None)
+"""The recipe of the NAD paper's poisoning experiment on CIFAR-10."""
+
+
+@dataclass(kw_only=True)
+class History:
+    """What a training run measured, one number an epoch; accuracies from 0 to 1, losses in nats.
+
+    Training loss and accuracy are means over the epoch's batches, each taken before its step; the training loss is that
+    of the objective, the test loss the cross-entropy. ``steps_to_loss`` is
+    the number of steps after which the recipe's ``stop_at_loss`` was reached: the mean loss of the last `STOP_WINDOW`
+    of them was at most that. It is None if that never happened, or was not asked for.
+    """
+
+    train_loss: list[float] = field(default_factory=list)
+    train_accuracy: list[float] = field(default_factory=list)
+    test_loss: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+    steps_to_loss: int | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs trained."""
+        return len(self.train_loss)
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy (nats) of a batch and its logits: the default `Objective`."""
+    logits = model(x)
+    return F.cross_entropy(logits, y), logits
+
+
+def fit(
+    model: nn.Module,
+    train: Data,
+    test: Data,
+    recipe: Recipe = SEPARABLE,
+    *,
+    objective: Objective = cross_entropy,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    evaluate_every: int = 1,
+    after_epoch: Callable[[int], None] | None = None,
+    progress: bool = False,
+) -> History:
+    """Train ``model`` in place, the data resident on the device, and return its history.
+
+    Args:
+        model: the network.
+        train: what it is trained on.
+        test: what it is tested on.
+        recipe: how to train.
+        objective: what to make small, by default the cross-entropy.
+        seed: of the order of the samples and of the dropout masks.
+        device: where to train.
+        evaluate_every: the test set is looked at after every such number of epochs, and after the last.
+        after_epoch: called with 0 before training and with the number of epochs trained after each; it may look at the
+            model, but draw nothing from torch's global generators.
+        progress: show a bar that counts epochs.
+
+    Raises:
+        ValueError: inputs and labels do not match, hold NaN, or a label has no logit; the test inputs have another
+            shape than the training inputs; the network does not accept them; the objective returns something else
+            than a scalar loss and logits.
+        Diverged: the loss became NaN or infinite.
+    """
+    device = pick(device)
+    objective = checked(objective)
+    after_epoch = after_epoch or (lambda epoch: None)
+    seeds.require_integer("evaluate_every", evaluate_every, 1)
+    (x, y), test = on_device(train, device, "train"), on_device(test, device, "test")
+    # channels_last halves the time of convolutions with few channels on one CPU thread
+    model.to(device, memory_format=torch.channels_last)
+    require_fit(model, (x, y), test)
+    optimizer = _optimizer(model, recipe)
+    history = History()
+    batch_losses = torch.empty(0)
+    per_epoch = math.ceil(len(x) / recipe.batch_size)
+    order = seeds.generator(seed, "order", device=device)
+    after_epoch(0)
+    with (
+        seeds.seeded(seed, "dropout", device=device),
+        tqdm(total=recipe.epochs, unit="epoch", disable=not progress, leave=False) as bar,
+    ):
+        for epoch in range(recipe.epochs):
+            model.train()
+            steps = []
+            batches = torch.randperm(len(x), generator=order, device=device).split(recipe.batch_size)
+            for i, batch in enumerate(batches):
+                rate = recipe.rate(epoch * per_epoch + i, recipe.epochs * per_epoch)
+                samples = (to_float(x[batch]), y[batch], epoch)
+                steps.append(_step(model, optimizer, objective, samples, rate, recipe))
+            losses, right = torch.stack(steps).cpu().T  # the epoch's only wait for the device
+            sizes = torch.tensor([len(batch) for batch in batches])
+            # one after the other, not by `.sum()`, whose order and so last digits depend on the processor
+            loss, accuracy = ((sum(part) / len(x)).item() for part in (losses * sizes, right))
+            require_finite(loss, epoch, recipe)
+            history.train_loss.append(loss)
+            history.train_accuracy.append(accuracy)
+            if recipe.stop_at_loss is not None:
+                batch_losses = torch.cat([batch_losses, losses])
+                history.steps_to_loss = _steps_to_loss(batch_losses, recipe.stop_at_loss)
+            done = history.steps_to_loss is not None
+            if done or (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs:
+                loss, accuracy = evaluate(model, test)
+                history.test_loss.append(loss)
+                history.test_accuracy.append(accuracy)
+            after_epoch(epoch + 1)
+            bar.update()
+            bar.set_postfix(loss=f"{history.train_loss[-1]:.3f}")
+            if done:
+                break
+    return history
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), **options)
+    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **options)
+
+
+def _steps_to_loss(losses: Tensor, limit: float) -> int | None:
+    """Return the number of steps after which the mean of the last `STOP_WINDOW` losses was first at most the limit."""
+    if len(losses) < STOP_WINDOW:
+        return None
+    low = losses.double().unfold(0, STOP_WINDOW, 1).mean(1) <= limit
+    return STOP_WINDOW + low.nonzero()[0].item() if low.any() else None
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    batch: tuple[Tensor, Tensor, int],
+    rate: float,
+    recipe: Recipe,
+) -> Tensor:
+    """Take one step; return the batch's mean loss and its number of right answers, without leaving the device."""
+    x, y, epoch = batch
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.bf16):
+        loss, logits = objective(model, x, y, epoch)
+    loss.backward()
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimizer.step()
+    return torch.stack([loss.detach().float(), (logits.argmax(1) == y).sum()])
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Data, *, batch_size: int = EVALUATION_BATCH) -> tuple[float, float]:
+    """Return mean cross-entropy (nats) and accuracy (0 to 1) of ``model`` in eval mode, on the device it lives on."""
+    device = next(model.parameters()).device
+    x, y = data[0].to(device), data[1].to(device)
+    model.eval()
+    sums = torch.zeros(2, device=device)
+    for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        logits = model(to_float(batch))
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([loss, (logits.argmax(1) == labels).sum()])
+    loss, accuracy = (sums / len(x)).tolist()
+    return loss, accuracy
+
+
+def checked(objective: Objective) -> Objective:
+    """Return the objective with a check of what it returns."""
+
+    def answer_of(model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        answer = objective(model, x, y, epoch)
+        tensors = answer if isinstance(answer, tuple) and all(isinstance(t, Tensor) for t in answer) else ()
+        shapes = [tuple(t.shape) for t in tensors]
+        if len(shapes) != 2 or shapes[0] != () or len(shapes[1]) != 2 or shapes[1][0] != len(y):
+            found = f"tensors of shape {shapes}" if shapes else f"a {type(answer).__name__}"
+            raise ValueError(
+                f"objective {name_of(objective)}: expected a scalar loss and logits ({len(y)}, classes), got {found}"
+            )
+        return answer
+
+    if not callable(objective):
+        raise ValueError(f"objective: expected a function (network, x, y, epoch) -> loss, logits, got {objective!r}")
+    return answer_of
+
+
+def name_of(function: object) -> str:
+    """Return a name of an objective that is the same in every run."""
+    described = repr(function)
+    return architectures.name_of(function) if " at 0x" in described else described
+
+
+def require_finite(loss: float, epoch: int, recipe: Recipe) -> None:
+    """Raise Diverged if the loss of an epoch is no number any more."""
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"training diverged in epoch {epoch + 1} (loss {loss}); lower the learning rate ({recipe.learning_rate}) "
+            f"or clip ({recipe.clip})"
+        )
+
+
+def on_device(data: Data, device: torch.device, split: str) -> Data:
+    """Move a split to the device, having checked that training on it can mean anything."""
+    x, y = data
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise ValueError(f"{split} data: expected two tensors, got {type(x).__name__} and {type(y).__name__}")
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"{split} data: expected one label an input, got {len(x)} inputs and {len(y)} labels")
+    if y.dtype != torch.int64 or y.ndim != 1:
+        raise ValueError(f"{split} labels: expected (N,) torch.int64, got {tuple(y.shape)} {y.dtype}")
+    if x.is_floating_point() and not torch.isfinite(x).all():
+        raise ValueError(f"{split} data: expected finite inputs, got NaN or infinity")
+    return x.to(device), y.to(device)
+
+
+def require_fit(model: nn.Module, train: Data, test: Data) -> None:
+    """A label without a logit, for one, would otherwise end in an unreadable error on the device."""
+    shape = train[0].shape[1:]
+    if test[0].shape[1:] != shape:
+        raise ValueError(f"test data: expected inputs of shape {tuple(shape)} as in training, got {test[0].shape[1:]}")
+    classes = architectures.n_logits(model, shape, train[0].device)
+    for split, (_, y) in (("train", train), ("test", test)):
+        low, high = y.min().item(), y.max().item()
+        if low < 0 or high >= classes:
+            raise ValueError(f"{split} labels: expected 0 to {classes - 1} for {classes} logits, got {low} to {high}")

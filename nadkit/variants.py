@@ -1,0 +1,451 @@
+"""Variants: many versions of one network, with activations changed here or there, in batched forward passes.
+
+What `nadkit.ablation` runs on. K variants and a batch of B samples are one forward pass of K B rows, begun at the first
+site that is changed: what comes before is the same in all of them.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from nadkit import seeds
+from nadkit.images import to_float
+from nadkit.sites import Site, Sites, capture, moments, replaced
+
+Edit = Callable[[Tensor, Tensor], Tensor]
+"""What variants do at a site: (activations (..., B, C, positions...), parameters (..., P)) -> other activations.
+
+The dots stand for nothing, or for K variants; activations without K are shared by them.
+"""
+
+MEMORY = {"cpu": 2**22, "cuda": 2**28, "mps": 2**27}
+"""Bytes of the widest activation of a chunk of variants; on a CPU what fits the caches is fastest."""
+
+BATCH = 128
+"""Samples that all variants see before the next ones, at most."""
+
+CHANNELWISE = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.ReLU,
+    nn.Flatten,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.AvgPool2d,
+    nn.MaxPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+)
+"""Modules that, in eval mode, make each number from those of one unit or feature map alone."""
+
+
+class Variants:
+    """A network on its device, in eval mode, about to be run on some data in many variants.
+
+    Raises:
+        ValueError: no data, labels without a logit, a network with one logit, or one whose answer for a sample depends
+            on the others; sites of another network.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: tuple[Tensor, Tensor],
+        sites: Sites,
+        *,
+        batch_size: int | None = None,
+        memory: int | None = None,
+    ) -> None:
+        self.model, self.sites, (self.x, self.y) = model, sites, data
+        parameter = next(model.parameters(), None)
+        self.device = torch.device("cpu") if parameter is None else parameter.device
+        _require_data(self.x, self.y)
+        self.memory = MEMORY.get(self.device.type, MEMORY["cpu"]) if memory is None else memory
+        seeds.require_integer("memory", self.memory, 1)
+        first = to_float(self.x[:1].to(self.device))
+        _require_independent_samples(model)
+        _require_sites(model, sites, first)
+        self.parts, self.place = _chain(model, sites)
+        sizes, out = _sizes(self.parts, first.clone())
+        self.sizes = [max(sizes[i:]) for i in range(len(sizes))]
+        self.classes = _require_logits(out, self.y)
+        if batch_size is None:
+            batch_size = max(1, min(BATCH, self.memory // max(sizes)))
+        self.batch_size = seeds.require_integer("batch_size", batch_size, 1)
+        self.can_vmap = self.place is None and _can_vmap(model, sites, first)
+
+    @property
+    def order(self) -> list[Site]:
+        """The sites, in the order of execution where that matters."""
+        return list(self.sites) if self.place is None else sorted(self.sites, key=lambda s: self.place[s.name])
+
+    def batches(self, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Run through the data: float32 inputs and labels on the device."""
+        with tqdm(total=len(self.x), unit="sample", disable=not progress, leave=False) as bar:
+            for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
+                yield to_float(x.to(self.device)), y.to(self.device)
+                bar.update(len(x))
+
+    def tally(self, count: int) -> "Tally":
+        """Return an empty count of answers of ``count`` variants."""
+        return Tally(self, count)
+
+    def split(self, variants: Tensor, first: Site, batch: int) -> Iterator[Tensor]:
+        """Cut the numbers of variants that are first changed at a site into chunks that fit the memory."""
+        size = self.sizes[0 if self.place is None else self.place[first.name]]
+        return iter(variants.split(max(1, self.memory // (size * batch))))
+
+    def plain(self, x: Tensor) -> Tensor:
+        """Return the logits (B, classes) of the network as it is."""
+        return self.model(x.clone())  # it may begin with an operation in place
+
+    def starts(self, x: Tensor, first: Iterable[Site]) -> Iterator[tuple[Site, Tensor]]:
+        """Go through the sites at which some variants are first changed, each with what is known up to there.
+
+        In a chain that is the site's activation, elsewhere the input.
+        """
+        if self.place is None:
+            yield from ((site, x) for site in first)
+            return
+        at, h = {self.place[site.name]: site for site in first}, x.clone()
+        for i, part in enumerate(self.parts[: max(at, default=-1) + 1]):
+            h = part(h)
+            if i in at:
+                yield at[i], h
+
+    def logits(
+        self, known: Tensor, first: Site, edits: Mapping[Site, Edit], parameters: Mapping[Site, Tensor]
+    ) -> Tensor:
+        """Return the logits (K, B, classes) of K variants.
+
+        Args:
+            known: what `starts` gave with the site ``first``.
+            first: the site that comes first of those changed.
+            edits: by site, what to do there.
+            parameters: by site that is changed, the variants' parameters (K, ...).
+        """
+        if self.place is None:
+            run = _vmapped if self.can_vmap else _expanded
+            return run(self.model, known, edits, parameters)
+        h = _edited(edits[first], first, known, parameters[first])
+        at, shape = {self.place[site.name]: site for site in parameters}, h.shape[:2]
+        h = h.flatten(0, 1)
+        for i in range(self.place[first.name] + 1, len(self.parts)):
+            h = self._run(i, i + 1, h)
+            if i in at:
+                h = _edited(edits[at[i]], at[i], h.unflatten(0, shape), parameters[at[i]]).flatten(0, 1)
+        return h.unflatten(0, shape)
+
+    def one_by_one(self, site: Site, known: Tensor, values: Tensor, plain: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Clamp each unit of a site alone: give the numbers (K,) of some of them, and the logits (K, B, classes).
+
+        Where a linear map W follows, with only channelwise modules P in between, its output is that of the network as
+        it is and a change by one unit's weights,
+
+            W P(h with h_c = v_c) = W P(h) + W_c (P(v) - P(h))_c,
+
+        and where a unit has its value already, the logits are those of the network as it is.
+
+        Args:
+            site: where.
+            known: what `starts` gave with it.
+            values: (C,) to clamp the units to.
+            plain: (B, classes), the logits of the network as it is.
+        """
+        every = torch.arange(site.units, device=self.device)
+        change = None if self.place is None else _change(self.parts, self.place[site.name], site, known, values)
+        if change is None:
+            masks = torch.eye(site.units, dtype=torch.bool, device=self.device)
+            for units in self.split(every, site, len(known)):
+                edits = {site: clamp(site, values)}
+                yield units, self.logits(known, site, edits, {site: masks[units]})
+            return
+        size = max(self.sizes[change.end], change.size)
+        for units in every.split(max(1, self.memory // (size * len(known)))):
+            logits = plain.repeat(len(units), 1, 1)
+            changed, samples, z = change.of(units)
+            if len(z):
+                logits[changed, samples] = self._run(change.end + 1, len(self.parts), z)
+            yield units, logits
+
+    def _run(self, begin: int, end: int, h: Tensor) -> Tensor:
+        """Run activations that nobody needs any more through some parts of the chain."""
+        for part in self.parts[begin:end]:
+            # in place, because fresh memory costs a CPU more than the ReLU itself
+            plain = type(part) is nn.ReLU and not part._forward_hooks
+            h = h.relu_() if plain else part(h)
+        return h
+
+
+class Tally:
+    """Right answers and losses of K variants, summed up batch by batch.
+
+    Losses are summed in float64 and right answers are whole numbers: the order of adding up does not matter.
+    """
+
+    def __init__(self, variants: Variants, count: int) -> None:
+        device = variants.device
+        self._sums = "cpu" if device.type == "mps" else device  # which has no float64
+        self._loss = torch.zeros(count, dtype=torch.float64, device=self._sums)
+        self._right = torch.zeros(count, variants.classes, dtype=torch.int64, device=device)
+        self._variants = variants
+
+    def add(self, which: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take in the logits (K, B, classes) of the variants of these numbers; (1, B, classes) counts for all."""
+        right = (logits.argmax(-1) == labels).float() @ F.one_hot(labels, logits.shape[-1]).float()
+        # with samples innermost, which a CPU does several times as fast
+        logits, labels = logits.transpose(1, 2).contiguous(), labels.expand(len(logits), -1)
+        losses = F.cross_entropy(logits, labels, reduction="none").to(self._sums).double().sum(1)
+        self._loss[which.to(self._sums)] += losses
+        self._right[which.to(self._right.device)] += right.long()
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return accuracies (K,), mean losses (K,) and accuracies by class (K, classes), float64 on the CPU.
+
+        Raises:
+            ValueError: a loss is NaN.
+        """
+        v = self._variants
+        loss, right = self._loss.cpu() / len(v.y), self._right.cpu().double()
+        if torch.isnan(loss).any():
+            moments(v.model, v.x, v.sites)  # says at which site, if the network itself is to blame
+            raise ValueError(f"the loss of {int(torch.isnan(loss).sum())} of {len(loss)} variants is NaN")
+        samples = torch.bincount(v.y, minlength=v.classes).cpu()
+        return right.sum(1) / len(v.y), loss, right / samples
+
+
+def clamp(site: Site, values: Tensor) -> Edit:
+    """Return the edit that puts the units of a mask (..., C) to their values (C,)."""
+    shape = (1, site.units, *[1] * (len(site.shape) - 1))
+
+    def edit(a: Tensor, mask: Tensor) -> Tensor:
+        # in numbers four times as fast on a CPU as by `torch.where`, and as exact: 0 h + v and 1 h + 0 do not round
+        mask = mask.to(a.dtype)
+        return torch.addcmul((mask * values).unflatten(-1, shape), a, (1 - mask).unflatten(-1, shape))
+
+    return edit
+
+
+def clamp_in(site: Site, values: Tensor, basis: Tensor) -> Edit:
+    """Return the edit that puts masked (..., C) coordinates in a basis (C, C) of rows to those of the values (C,)."""
+    axis, values = -len(site.shape), basis @ values
+
+    def edit(a: Tensor, mask: Tensor) -> Tensor:
+        rows = a.movedim(axis, -1)
+        mask = mask.to(a.dtype).unflatten(-1, (*[1] * len(site.shape), site.units))
+        return (rows + (values - rows @ basis.T) * mask @ basis).movedim(-1, axis)
+
+    return edit
+
+
+def add(site: Site, noise: Tensor) -> Edit:
+    """Return the edit that adds noise (B, C, positions...) times a scale (..., 1)."""
+    shape = [1] * (1 + len(site.shape))
+    return lambda a, scale: torch.addcmul(a, scale.unflatten(-1, shape), noise)
+
+
+def _edited(edit: Edit, site: Site, a: Tensor, parameters: Tensor) -> Tensor:
+    """Edit activations (..., B, ...) of a site whose units are on any axis."""
+    units, first = site.axis - len(site.shape) - 1, -len(site.shape)
+    return edit(a.movedim(units, first), parameters).movedim(first, units)
+
+
+def _vmapped(model: nn.Module, x: Tensor, edits: Mapping[Site, Edit], parameters: Mapping[Site, Tensor]) -> Tensor:
+    """Run variants by `torch.vmap`, which batches only what depends on the variant: not what lies before the sites."""
+
+    def one(parameters: Mapping[Site, Tensor]) -> Tensor:
+        functions = {s: lambda a, s=s, p=p: _edited(edits[s], s, a, p) for s, p in parameters.items()}
+        with replaced(model, functions):
+            return model(x.clone())
+
+    return torch.vmap(one)(dict(parameters))
+
+
+def _expanded(model: nn.Module, x: Tensor, edits: Mapping[Site, Edit], parameters: Mapping[Site, Tensor]) -> Tensor:
+    """Run variants as one batch of K B samples, all of the network for each."""
+    shape = (len(next(iter(parameters.values()))), len(x))
+
+    def at(site: Site, p: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda a: _edited(edits[site], site, a.unflatten(0, shape), p).flatten(0, 1)
+
+    with replaced(model, {site: at(site, p) for site, p in parameters.items()}):
+        return model(x.repeat(shape[0], *[1] * (x.ndim - 1))).unflatten(0, shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """What clamping each unit alone does to the output of the linear map that follows, the chain's part ``end``.
+
+    Attributes:
+        difference: (B, C, positions...), what clamping adds to the map's input, from each unit or feature map.
+        weight: (C, O, k), what each unit has to do with each output, at each of a kernel's k places.
+        z: (B, O, positions...), the map's output as it is.
+        columns: gives for differences (P, positions...) what the kernel meets at the places it stops at, (P, k, stops).
+    """
+
+    end: int
+    difference: Tensor
+    weight: Tensor
+    z: Tensor
+    columns: Callable[[Tensor], Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes that `of` needs for a unit and a sample, at most."""
+        stops = self.z.shape[2:].numel()
+        (_, out, k), bytes_each = self.weight.shape, self.weight.element_size()
+        return bytes_each * max(out * k, out * stops, k * stops)
+
+    def of(self, units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which of these units (P,) make a difference to which samples (P,), and z there (P, O, ...)."""
+        d = self.difference[:, units].transpose(0, 1)  # (K, B, ...)
+        changed, samples = d.flatten(2).any(2).nonzero(as_tuple=True)
+        if not len(changed):  # `unfold`, for one, wants some
+            return changed, samples, self.z[:0]
+        # rows by `index_select`: several times as fast as [...] on a CPU
+        z = self.z.index_select(0, samples)
+        weight, columns = self.weight.index_select(0, units[changed]), self.columns(d[changed, samples])
+        flat = z.view(*z.shape[:2], z.shape[2:].numel())
+        if weight.shape[2] == 1:
+            flat.addcmul_(weight, columns)
+        else:
+            flat.baddbmm_(weight, columns)
+        return changed, samples, z
+
+
+def _change(parts: list[nn.Module], place: int, site: Site, h: Tensor, values: Tensor) -> _Change | None:
+    """Return how z depends on a site's single units, or None where no linear map follows that we know of."""
+    end = next((i for i in range(place + 1, len(parts)) if type(parts[i]) not in CHANNELWISE), len(parts))
+    if end == len(parts) or site.axis != 1 or h.ndim not in (2, 4):
+        return None
+    m, between = parts[end], nn.Sequential(*parts[place + 1 : end])
+    if any(isinstance(part, nn.Flatten) and (part.start_dim, part.end_dim) != (1, -1) for part in between):
+        return None
+    before = between(h.clone())
+    after = between(values.view(1, -1, *[1] * (h.ndim - 2)).expand(1, *h.shape[1:]).contiguous())
+    difference = after - before
+    if type(m) is nn.Linear and before.ndim == 2:
+        difference = difference.unflatten(1, (site.units, -1))
+        weight = m.weight.unflatten(1, difference.shape[1:]).transpose(0, 1).contiguous()
+        return _Change(end, difference, weight, m(before), lambda d: d[:, :, None])
+    if type(m) is nn.Conv2d and (m.groups, m.padding_mode) == (1, "zeros") and not isinstance(m.padding, str):
+        weight = m.weight.flatten(2).transpose(0, 1).contiguous()
+        columns = functools.partial(F.unfold, **{name: getattr(m, name) for name in _UNFOLD})
+        return _Change(end, difference, weight, m(before).contiguous(), lambda d: columns(d[:, None]))
+    return None
+
+
+_UNFOLD = ("kernel_size", "dilation", "padding", "stride")
+
+
+def _chain(model: nn.Module, sites: Sites) -> tuple[list[nn.Module], dict[str, int] | None]:
+    """Return the modules that a network runs one after the other, and after which of them each site comes.
+
+    The second is None where there is a site inside such a module.
+    """
+    parts = _flat(model)
+    inside = {id(m) for part in parts for m in part.modules() if m is not part}
+    if any(id(part) in inside for part in parts):  # a module used here and there: its uses are not in our order
+        return [model], None
+    paths = {id(module): path for path, module in model.named_modules()}
+    calls: Counter[str] = Counter()
+    places = {}
+    for i, part in enumerate(parts):
+        path = paths[id(part)]
+        places[path, calls[path]] = i
+        calls[path] += 1
+    if any((site.path, site.call) not in places for site in sites):
+        return [model], None
+    return parts, {site.name: places[site.path, site.call] for site in sites}
+
+
+def _flat(module: nn.Module) -> list[nn.Module]:
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    if type(module).forward is not nn.Sequential.forward or hooked:
+        return [module]
+    return [part for child in module for part in _flat(child)]
+
+
+def _sizes(parts: list[nn.Module], h: Tensor) -> tuple[list[int], Tensor]:
+    """Return for each part the bytes of its widest inner activation for one sample, and the chain's output."""
+    sizes = []
+    for part in parts:
+        widest = [1]
+
+        def see(_m: nn.Module, _i: tuple, out: object, widest: list[int] = widest) -> None:
+            if isinstance(out, Tensor):
+                widest.append(out.numel() * out.element_size())
+
+        hooks = [module.register_forward_hook(see) for module in part.modules()]
+        try:
+            h = part(h)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        sizes.append(max(widest))
+    return sizes, h
+
+
+def _can_vmap(model: nn.Module, sites: Sites, x: Tensor) -> bool:
+    """Try two variants: some operations in place, and decisions that depend on numbers, do not work under vmap."""
+    masks = {site: torch.zeros(2, site.units, dtype=torch.bool, device=x.device) for site in sites}
+    edits = {site: clamp(site, torch.zeros(site.units, device=x.device)) for site in sites}
+    try:
+        _vmapped(model, x, edits, masks)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _require_data(x: Tensor, y: Tensor) -> None:
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise ValueError(f"data: expected two tensors, got {type(x).__name__} and {type(y).__name__}")
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"data: expected one label an input and at least one, got {len(x)} inputs, {len(y)} labels")
+    if y.dtype != torch.int64 or y.ndim != 1:
+        raise ValueError(f"labels: expected (N,) torch.int64, got {tuple(y.shape)} {y.dtype}")
+
+
+def _require_logits(out: object, y: Tensor) -> int:
+    if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[1] < 2:
+        found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"expected a network with logits (B, classes) of at least two classes, got {found}")
+    low, high, classes = y.min().item(), y.max().item(), out.shape[1]
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels: expected 0 to {classes - 1} for {classes} logits, got {low} to {high}")
+    return classes
+
+
+def _require_sites(model: nn.Module, sites: Sites, x: Tensor) -> None:
+    """Look at one sample: are all sites there, and as large as they say?"""
+    with capture(model, sites, lambda _, out: out) as seen:
+        try:
+            model(x.clone())
+        except Exception as error:
+            raise ValueError(f"the network does not take inputs of shape {tuple(x.shape)}: {error}") from error
+    for site in sites:
+        if site.name not in seen:
+            raise ValueError(f"site {site.name!r}: {type(model).__name__} does not run it")
+        shape = tuple(site.units_first(seen[site.name]).shape[1:])
+        if shape != site.shape:
+            raise ValueError(
+                f"site {site.name!r}: expected activations of shape {site.shape}, here they are {shape}; find the "
+                "sites of this network, find_sites(model, shape)"
+            )
+
+
+def _require_independent_samples(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"module {path!r} normalises by the statistics of the batch at hand, so that answers depend on the "
+                "batch; use track_running_stats=True"
+            )
