@@ -1,6 +1,6 @@
 """Many networks at once: how fast each strategy of `fit_networks` trains populations of several kinds.
 
-    python -m benchmarks.populations [--device cpu] [--kinds mlp64-8 ...] [--networks 16] [--epochs 3] [--rounds 2]
+    python -m benchmarks.populations [--device cpu] [--kinds mlp64-8 ...] [--networks 16] [--epochs 2] [--rounds 2]
     python -m benchmarks.populations --device cuda --networks 64
 
 Contenders on a CPU are one network after the other, processes of one thread, batches by vmap in this process, and such
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=DEFAULT, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--networks", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)

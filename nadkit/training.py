@@ -63,10 +63,11 @@ FEWEST_TOGETHER = 4
 """So many networks train faster as one; fewer do not."""
 
 TOGETHER = {"cpu": 8, "cuda": 64, "mps": 8}
-"""Networks that `fit_networks` trains as one; on a CPU more of them gain little. Unmeasured elsewhere."""
+"""Networks that `fit_networks` trains as one, by kind of device: larger batches on a CPU gain little, and processes
+would have fewer of them to share."""
 
 WORTH_VMAP = {"cpu": 200_000, "cuda": math.inf, "mps": 0}
-"""Parameters up to which networks without convolutions train fastest as one."""
+"""Parameters up to which networks without convolutions are trained as one by ``"auto"``: measured on a CPU only."""
 
 
 @dataclass(eq=False)

@@ -72,7 +72,7 @@ class Stack:
             order = torch.stack([torch.randperm(n, generator=g, device=device) for g in orders])
             sums = torch.zeros(2, len(data), device=device)
             batches = order.split(recipe.batch_size, dim=1)
-            for batch, rate in zip(batches, torch.tensor(rates, device=device), strict=True):
+            for batch, rate in zip(batches, update.per_network(rates), strict=True):
                 inputs, labels = to_float(x[which, batch]), y[network, batch]
                 try:
                     grads, (loss, right) = gradient(self.params, self.buffers, inputs, labels, epoch)
@@ -113,14 +113,18 @@ class _Update:
     """Clipping and the steps of `torch.optim.SGD` or `Adam`, each network's own, on stacked parameters."""
 
     def __init__(self, params: dict[str, Tensor], recipes: Sequence["Recipe"]) -> None:
-        device = next(iter(params.values())).device
         self.params, self.recipe, self.steps = params, recipes[0], 0
         self.decay, self.momentum = (
-            torch.tensor(values, device=device) if any(values) else None
+            self.per_network(values) if any(values) else None
             for values in ([r.weight_decay for r in recipes], [r.momentum for r in recipes])
         )
         self.first: dict[str, Tensor] = {}
         self.second: dict[str, Tensor] = {}
+
+    def per_network(self, values: list) -> Tensor:
+        """Return numbers (..., M) as the parameters are: a product of both should round as that with one number."""
+        like = next(iter(self.params.values()))
+        return torch.tensor(values, dtype=like.dtype, device=like.device)
 
     def __call__(self, grads: dict[str, Tensor], rate: Tensor) -> None:
         """Take a step with learning rates (M,)."""

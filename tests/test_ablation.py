@@ -456,7 +456,7 @@ def test_dead_units_change_nothing_and_cost_nothing():
     rows = []
     model.out.register_forward_hook(lambda module, inputs, out: rows.append(len(out)))
     unit_impact(model, (x, y), sites[["relu2"]])
-    assert sum(rows) == 30 + 2  # the network as it is, and trials of one sample
+    assert sum(rows) == 2 * 30 + 2  # the network as it is, the linear map after the site, and trials of one sample
     mask = torch.zeros(1, 40, dtype=torch.bool)
     mask[0, dead] = True
     assert evaluate_masks(model, (x, y), sites, mask).loss == pytest.approx(impact.baseline.loss.item(), rel=1e-12)
@@ -465,8 +465,8 @@ def test_dead_units_change_nothing_and_cost_nothing():
 def test_what_comes_first_is_computed_once_and_memory_is_bounded():
     """However many units and samples there are."""
     with seeds.seeded(0, "large"):
-        model = MLP((1, 8, 8), 10, width=256)
-    x, y = torch.randn(1000, 1, 8, 8, generator=seeds.generator(0)), torch.arange(1000) % 10
+        model = MLP((1, 8, 8), 10, width=128)
+    x, y = torch.randn(600, 1, 8, 8, generator=seeds.generator(0)), torch.arange(600) % 10
     sites = find_sites(model, (1, 8, 8))
     rows = []
     hook = model.fc1.register_forward_hook(lambda module, inputs, out: rows.append(len(out)))
@@ -479,11 +479,11 @@ def test_what_comes_first_is_computed_once_and_memory_is_bounded():
     ]
     for run in runs:
         with Watch() as watch:
-            run(memory=2**18, batch_size=64)
-        assert sum(rows) <= 2 * 1000 + 2  # as it is, and up to the first site
+            run(memory=2**17, batch_size=64)
+        assert sum(rows) <= 2 * 600 + 2  # as it is, and up to the first site
         rows.clear()
-        # a chunk of 256 units and 64 samples, or the data; the data's 512 units would be 2 MB, times 512 units 1 GB
-        assert watch.largest <= max(2 * 2**18, x.nbytes, 4 * 256**2)
+        # a chunk, or the data as they came; the activations of all variants would be 40 MB and more
+        assert watch.largest <= max(2**17, x.nbytes)
     hook.remove()
 
 
@@ -621,6 +621,7 @@ def test_sites_of_another_size_are_refused():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_device_does_not_matter(name):
     model, data, sites, m = setting(name, 50)

@@ -1,9 +1,12 @@
 """The plain reference that speeds are compared with gives the same results."""
 
+import argparse
+import time
+
 import pytest
 import torch
 
-from benchmarks import reference, timing
+from benchmarks import populations, reference, timing
 from nadkit import architectures, directions, seeds
 from nadkit.anisotropy import compute_nads
 from nadkit.synthetic import Separable
@@ -46,3 +49,27 @@ def test_contenders_take_turns():
     seconds = timing.in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
     assert calls == ["a", "b"] * 3
     assert "1.00 x a" in timing.table(seconds, reference="a", unit="call")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_populations_are_trained_by_every_strategy(monkeypatch, device):
+    monkeypatch.setattr(populations.training, "fit_networks", lambda *args, **options: (args, options))
+    options = argparse.Namespace(device=device, networks=3, epochs=1, workers=2, optimizer="sgd")
+    contenders = populations.contenders("mlp64-8", options)
+    assert list(contenders) == (
+        ["loop", "processes", "vmap", "vmap in processes"] if device == "cpu" else ["loop", "vmap"]
+    )
+    for name, contender in contenders.items():
+        (_, problems, _), called = contender()
+        assert called["strategy"] == name.split()[0]
+        assert len(problems) == 3
+
+
+def test_core_time_does_not_pass_while_nothing_is_done():
+    start, wall = timing.core_seconds(), time.perf_counter()
+    time.sleep(0.2)
+    idle = timing.core_seconds()
+    while time.perf_counter() - wall < 0.6:
+        pass
+    assert idle - start < 0.1
+    assert timing.core_seconds() > idle

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import multiprocessing
+import itertools
 import pickle
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -94,10 +94,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
-def two_processes():
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+@pytest.fixture
+def workers():
+    with ThreadPoolExecutor(2) as pool:
         yield pool
 
 
@@ -148,7 +147,7 @@ def test_selectivity_is_an_objective_of_many(no_loop, monkeypatch, alpha):
     assert as_one[0].history != fit_networks(SMALL, [Stripes()], RECIPE, seed=4, **CPU)[0].history
 
 
-def test_processes_and_workers_are_the_loop(two_processes):
+def test_processes_and_workers_are_the_loop(workers):
     def defined_here(shape, classes):
         return SMALL(shape=shape, classes=classes)
 
@@ -158,18 +157,17 @@ def test_processes_and_workers_are_the_loop(two_processes):
     run = functools.partial(fit_networks, defined_here, [Stripes(i) for i in range(3)], SGD[:3], keep=[0, 2], **CPU)
     loop = run(objective=objective, strategy="loop")
     assert_same(run(objective=objective, strategy="processes", workers=2), loop)
-    assert_same(run(objective=objective, strategy="processes", executor=two_processes), loop)
-    with ThreadPoolExecutor(2) as threads:
-        assert_same(run(objective=objective, executor=threads), loop)
+    assert_same(run(objective=objective, strategy="processes", executor=workers), loop)
+    assert_same(run(objective=objective, executor=workers), loop)
 
 
-def test_batches_do_not_depend_on_the_workers(two_processes):
+def test_batches_do_not_depend_on_the_workers(workers):
     """10 networks are two batches of 5."""
     run = functools.partial(fit_networks, SMALL, [Stripes(i) for i in range(10)], RECIPE, **CPU)
     here = run(strategy="vmap")
     assert_same(run(strategy="vmap", workers=2), here)
     assert_same(run(strategy="auto", workers=2), here)
-    assert_same(run(executor=two_processes), here)
+    assert_same(run(executor=workers), here)
     assert_same(run(strategy="loop"), here, rtol=1e-3, atol=1e-5)
 
 
@@ -350,7 +348,7 @@ def test_networks_come_back(strategy):
 def test_weights_do_not_change_with_the_training():
     (trained,) = fit_networks(SMALL, [Stripes()], RECIPE, keep=range(4), strategy="loop", **CPU)
     states = [trained.weights[epoch]["fc1.weight"] for epoch in range(4)]
-    assert all(not torch.equal(a, b) for a, b in zip(states, states[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(states))
     assert all(t.is_contiguous() for t in trained.weights[3].values())
 
 
@@ -452,10 +450,10 @@ def test_networks_are_saved_as_they_come(tmp_path, monkeypatch, strategy, added)
     assert sizes == added
 
 
-def test_a_larger_run_uses_the_networks_of_a_smaller(tmp_path, two_processes):
+def test_a_larger_run_uses_the_networks_of_a_smaller(tmp_path, workers):
     run = functools.partial(fit_networks, convolution, checkpoint=tmp_path, **CPU)
     two = run([Stripes(0), Stripes(1)], SGD[:2])
-    assert_same(run([Stripes(i) for i in range(4)], SGD, executor=two_processes)[:2], two)
+    assert_same(run([Stripes(i) for i in range(4)], SGD, executor=workers)[:2], two)
     assert len(files_of(tmp_path)) == 4
 
 
@@ -495,14 +493,12 @@ def test_a_checkpoint_that_cannot_be_used_is_explained(tmp_path):
     whole = path.read_bytes()
     for damage in (whole[:50], b"", b"{}"):
         path.write_bytes(damage)
-        with pytest.raises(
-            ValueError, match="network-0.safetensors: a damaged file, or not a safetensors file; delete"
-        ):
+        with pytest.raises(ValueError, match=r"network-0.safetensors: a damaged file.* delete"):
             run(checkpoint=tmp_path)
         assert path.read_bytes() == damage
     for wrong in ({}, {"settings": facts["settings"], "history": {"loss": []}}):
         storage.write(path, "trained network", tensors, wrong)
-        with pytest.raises(ValueError, match="network-0.safetensors: a damaged checkpoint; delete it to train anew"):
+        with pytest.raises(ValueError, match=r"network-0.safetensors: a damaged checkpoint; delete it"):
             run(checkpoint=tmp_path)
     storage.write(path, "basis", tensors, {})
     with pytest.raises(ValueError, match="expected a saved trained network, found basis"):
@@ -590,7 +586,7 @@ def test_impossible_requests_are_explained():
         ({"workers": 0}, "workers: expected an integer, at least 1, got 0"),
         (
             {"strategy": "loop", "executor": object()},
-            "strategy: expected 'auto', 'processes' or 'vmap' with an executor",
+            "expected 'auto', 'processes' or 'vmap' with an executor",
         ),
     ]:
         with pytest.raises(ValueError, match=message):
