@@ -241,17 +241,22 @@ def log_maps(maps: Mapping[str, pd.DataFrame], *, label: str) -> Figure:
     return figure
 
 
-def scatter(frame: pd.DataFrame, *, x: str, y: str, panel: str, style: str) -> Figure:
-    """Return column ``y`` against column ``x`` (logarithmic), a panel for each ``panel``, a mark for each ``style``."""
+def scatter(
+    frame: pd.DataFrame, *, x: str, y: str, panel: str, style: str, log_x: bool = True, share: bool = True
+) -> Figure:
+    """Return column ``y`` against column ``x``, a panel for each ``panel``, a mark for each ``style``.
+
+    With ``share`` the panels have the same axes.
+    """
     groups = frame.groupby(panel, sort=False)
     figure = _figure(3.2 * len(groups) + 1.4, 3.4)
-    axes = figure.subplots(1, len(groups), squeeze=False, sharex=True, sharey=True)[0]
+    axes = figure.subplots(1, len(groups), squeeze=False, sharex=share, sharey=share)[0]
     order = {f"{mark}_order": frame[style].unique() for mark in ("hue", "style")}
     for axis, (name, rows) in zip(axes, groups, strict=True):
         legend = "auto" if axis is axes[-1] else False
         sns.scatterplot(rows, x=x, y=y, hue=style, style=style, ax=axis, legend=legend, **order)
-        axis.set(xscale="log", title=name)
-    axes[-1].legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+        axis.set(xscale="log" if log_x else "linear", title=name, ylabel=y if axis is axes[0] else "")
+    axes[-1].legend(title=style, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
 
@@ -293,4 +298,97 @@ def sampled_waves(waves: Mapping[str, Tensor], *, stride: int, fine: int) -> Fig
         axis.plot(position[kept], wave[kept], linestyle="none", marker=mark, label=label, **style)
     axis.set(xlabel="position")
     axis.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    return figure
+
+
+def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = False) -> Figure:
+    """Return column ``y`` against column ``x`` as dots coloured by column ``layer``, a panel for each ``panel``.
+
+    With ``symlog`` the y axis is linear up to the median size of ``y`` where that is not zero, and logarithmic beyond.
+    """
+    groups = frame.groupby(panel, sort=False)
+    figure = _figure(4.6 * len(groups) + 0.4, 3.8)
+    for axis, (name, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        size = rows[y].abs()
+        if symlog and (size > 0).any():
+            axis.set_yscale("symlog", linthresh=size[size > 0].median())
+            axis.axhline(0, color="0.8", linewidth=1, zorder=0)
+        # neighbours differ more than in cividis, and without its bright end, which is hard to see on white
+        colours = sns.color_palette("viridis", rows.layer.nunique() + 1)[:-1]
+        sns.scatterplot(rows, x=x, y=y, hue="layer", palette=colours, ax=axis, linewidth=0, alpha=0.7, legend="full")
+        axis.set(title=name)
+        axis.legend(title="layer", frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
+    return figure
+
+
+def curves(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    error: str,
+    hue: str,
+    panel: str,
+    marks: Mapping[str, float] | None = None,
+    log_x: bool = False,
+) -> Figure:
+    """Return column ``y`` over column ``x`` as lines in bands of +- ``error``, one for each ``hue``, by ``panel``.
+
+    Dashed upright lines stand at the ``marks``, each in the colour of its ``hue``.
+    """
+    groups, hues = frame.groupby(panel, sort=False), frame[hue].unique()
+    figure = _figure(4 * len(groups) + 1.8, 3.6)
+    axes = figure.subplots(1, len(groups), squeeze=False, sharex=True, sharey=True)[0]
+    colours = dict(zip(hues, sns.color_palette("colorblind", len(hues)), strict=True))
+    shapes = dict(zip(hues, itertools.cycle("os^DvP"), strict=False))
+    for axis, (title, rows) in zip(axes, groups, strict=True):
+        for name, line in rows.groupby(hue, sort=False):
+            axis.plot(line[x], line[y], color=colours[name], marker=shapes[name], markersize=4, label=name)
+            axis.fill_between(line[x], line[y] - line[error], line[y] + line[error], color=colours[name], alpha=0.2)
+        for name, at in (marks or {}).items():
+            axis.axvline(at, color=colours[name], linestyle="--", linewidth=1)
+        axis.set(title=title, xlabel=x, ylabel=y if axis is axes[0] else "", xscale="log" if log_x else "linear")
+    lines = {line.get_label(): line for axis in axes for line in axis.get_legend_handles_labels()[0]}
+    axes[-1].legend(lines.values(), lines, title=hue, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    return figure
+
+
+def stacked(
+    frame: pd.DataFrame, *, x: str, y: Sequence[str], marks: Mapping[str, float], log: Sequence[str] = ()
+) -> Figure:
+    """Return columns ``y`` over column ``x``, one panel below the other, and dashed lines at the ``marks``.
+
+    Where rows share an ``x``, a line is their mean, in a band of two standard errors. The columns in ``log`` have
+    logarithmic axes.
+    """
+    figure = _figure(6.4, 1.7 * len(y) + 0.8)
+    axes = figure.subplots(len(y), 1, squeeze=False, sharex=True)[:, 0]
+    colours = sns.color_palette("colorblind")[1:]
+    for axis, column in zip(axes, y, strict=True):
+        sns.lineplot(frame, x=x, y=column, ax=axis, errorbar=("se", 2), marker="o", markersize=5)
+        for (name, at), colour, dash in zip(marks.items(), colours, itertools.cycle(["--", ":", "-."]), strict=False):
+            axis.axvline(at, color=colour, linestyle=dash, label=name)
+        axis.set(xscale="log" if x in log else "linear", yscale="log" if column in log else "linear")
+        if column in log:
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.tick_params(axis="y", which="minor", left=False, labelleft=False)
+    axes[0].legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    return figure
+
+
+def side_by_side(frame: pd.DataFrame, *, x: str, y: Sequence[str], hue: str | None = None) -> Figure:
+    """Return each column of ``y`` against column ``x`` in a panel and on a scale of its own, a line a ``hue``.
+
+    Lines are means over rows that share an ``x``, in bands of two standard errors. Words in ``x`` stand equally far
+    apart, in the order of the table.
+    """
+    figure = _figure(3.8 * len(y) + (1.6 if hue else 0.2), 3.4)
+    axes = figure.subplots(1, len(y), squeeze=False, sharex=True)[0]
+    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True}
+    for axis, column in zip(axes, y, strict=True):
+        shown = {} if hue is None else {"legend": "full" if axis is axes[-1] else False}
+        sns.lineplot(frame, x=x, y=column, ax=axis, errorbar=("se", 2), **marks, **shown)
+    if hue is not None:
+        axes[-1].legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure

@@ -185,6 +185,13 @@ def test_a_scatter_has_a_panel_for_each_group_and_a_legend_of_marks():
     assert one.get_xscale() == "log"
     assert one.get_legend() is None
     assert [text.get_text() for text in other.get_legend().get_texts()] == ["NAD", "wave"]
+    (even,) = draw(
+        plots.scatter(frame[2:], x="variance", y="accuracy", panel="network", style="direction", log_x=False)
+    )
+    assert even.get_xscale() == "linear"
+    _, own = draw(plots.scatter(frame, x="variance", y="accuracy", panel="network", style="direction", share=False))
+    assert other.get_ylim() == one.get_ylim() != own.get_ylim()
+    assert even.get_legend().get_title().get_text() == "direction"
 
 
 def test_step_maps_share_one_scale_and_leave_out_what_was_never_reached():
@@ -211,3 +218,72 @@ def test_sampled_waves_mark_the_positions_that_are_kept():
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["line", "square"]
     (many,) = draw(plots.sampled_waves({str(k): position * k for k in range(6)}, stride=4, fine=2))
     assert len(many.get_legend().get_texts()) == 6
+
+
+def test_dots_by_layer_have_a_panel_for_each_group_and_an_axis_that_shows_both_signs():
+    rows = [("MLP", layer, 0.1 * layer, impact) for layer, impact in ((1, 0.0), (1, -2.0), (2, 400.0))]
+    frame = pd.DataFrame([*rows, ("dead", 1, 0.5, 0.0)], columns=["network", "layer", "selectivity", "impact"])
+    one, other = draw(plots.by_layer(frame, x="selectivity", y="impact", panel="network", symlog=True))
+    assert [axis.get_title() for axis in (one, other)] == ["MLP", "dead"]
+    assert one.collections[0].get_offsets()[:, 1].tolist() == pytest.approx([0, -2, 400])
+    assert [text.get_text() for text in one.get_legend().get_texts()] == ["1", "2"]
+    assert (one.get_yscale(), other.get_yscale()) == ("symlog", "linear")
+    assert one.yaxis.get_transform().linthresh == 201
+    plain = draw(plots.by_layer(frame, x="selectivity", y="impact", panel="network"))
+    assert {axis.get_yscale() for axis in plain} == {"linear"}
+
+
+def test_curves_have_bands_and_marks_in_the_colours_of_their_lines():
+    frame = pd.DataFrame(
+        {
+            "data": ["clean"] * 4 + ["corrupted"] * 2,
+            "network": ["plain", "plain", "dropout", "dropout", "plain", "plain"],
+            "fraction": [0.0, 1.0] * 3,
+            "accuracy": [1.0, 0.1] * 3,
+            "error": [0.0, 0.05] * 3,
+        }
+    )
+    clean, corrupted = draw(
+        plots.curves(
+            frame, x="fraction", y="accuracy", error="error", hue="network", panel="data", marks={"dropout": 0.3}
+        )
+    )
+    assert (clean.get_title(), corrupted.get_title()) == ("clean", "corrupted")
+    plain, dropout, mark = clean.get_lines()
+    assert list(dropout.get_ydata()) == [1.0, 0.1]
+    assert list(mark.get_xdata()) == [0.3, 0.3]
+    assert mark.get_color() == dropout.get_color() != plain.get_color()
+    assert len(clean.collections) == 2
+    assert len(corrupted.collections) == 1
+    legend = corrupted.get_legend()  # names the lines of all panels
+    assert [text.get_text() for text in legend.get_texts()] == ["plain", "dropout"]
+    assert clean.get_xscale() == "linear"
+    (axis,) = draw(
+        plots.curves(frame[2:4], x="fraction", y="accuracy", error="error", hue="network", panel="data", log_x=True)
+    )
+    assert axis.get_xscale() == "log"
+
+
+def test_stacked_panels_share_what_runs_below_them_and_the_marks():
+    frame = pd.DataFrame({"epoch": [1, 10, 1, 10], "loss": [2.0, 1.0, 4.0, 3.0], "AUC": [0.1, 0.2, 0.3, 0.4]})
+    marks = {"lowest": 3.0, "highest": 10.0}
+    top, bottom = draw(plots.stacked(frame, x="epoch", y=["loss", "AUC"], marks=marks, log=["epoch", "loss"]))
+    mean, *upright = top.get_lines()
+    assert mean.get_xydata().tolist() == [[1, 3], [10, 2]]
+    assert [line.get_xdata()[0] for line in upright] == [3, 10]
+    assert [text.get_text() for text in top.get_legend().get_texts()] == ["lowest", "highest"]
+    assert [(axis.get_xscale(), axis.get_yscale()) for axis in (top, bottom)] == [("log", "log"), ("log", "linear")]
+    assert [axis.get_ylabel() for axis in (top, bottom)] == ["loss", "AUC"]
+
+
+def test_panels_side_by_side_have_scales_of_their_own_and_words_in_the_order_of_the_table():
+    frame = pd.DataFrame({"alpha": ["-1", "-1", "0", "0"], "index": [0.1, 0.3, 0.5, 0.5], "accuracy": [90.0] * 4})
+    index, accuracy = draw(plots.side_by_side(frame, x="alpha", y=["index", "accuracy"]))
+    assert index.lines[0].get_xydata().tolist() == [[0, 0.2], [1, 0.5]]
+    assert [text.get_text() for text in index.get_xticklabels()] == ["-1", "0"]
+    assert [axis.get_ylabel() for axis in (index, accuracy)] == ["index", "accuracy"]
+    assert index.get_ylim() != accuracy.get_ylim()
+    rows = pd.concat([frame.assign(layer="first"), frame.assign(layer="last")], ignore_index=True)
+    one, other = draw(plots.side_by_side(rows, x="alpha", y=["index", "accuracy"], hue="layer"))
+    assert one.get_legend() is None
+    assert [text.get_text() for text in other.get_legend().get_texts()] == ["first", "last"]
