@@ -5,14 +5,14 @@ Units are clamped after their activation function, never by zeroing weights: wha
     h + m (v - h),   m in {0, 1}^C the mask of ablated units, v their values: zero, or each unit's mean.
 
 Source: Morcos, Barrett, Rabinowitz and Botvinick, "On the importance of single directions for generalization", ICLR
-2018, sections 2 and 3.1.
+2018.
 
 How it is fast (`nadkit.variants`; ``python -m benchmarks.ablation`` measures it beside Captum and plain loops):
 
 - many masks are one pass, in chunks that fit the caches, begun at the first site that is ablated;
 - a single unit changes the next pre-activation by its own weights alone, z + w_c (v_c - h_c), a rank-1 update, or for
   feature maps the convolution of one channel; after the last hidden layer that is the logits already;
-- samples on which a unit has its value already (most, at 0 after a ReLU) are not computed again.
+- samples on which a unit has its value already (0 after a ReLU, often) are not computed again.
 """
 
 import functools
@@ -130,7 +130,7 @@ def cumulative_curve(
             each ordering), whose coordinates q h are clamped; of feature maps, at each position.
         seed: of the orderings and bases.
         batch_size: samples at a time; by default what the memory allows, at most `BATCH`.
-        memory: bytes of the largest activation of a chunk; by default `MEMORY` of the device.
+        memory: bytes of the widest activation of a chunk; by default `MEMORY` of the device.
         progress: show a bar that counts samples.
 
     Raises:
@@ -251,7 +251,7 @@ def unit_impact(
 
     The arguments, and what is raised, are those of `evaluate_masks`.
 
-    Source: Morcos et al. 2018, section 3.4 and figure 7.
+    Source: Morcos et al. 2018, figure 7.
     """
     values = _values(sites, value, moments)
     with evaluating(model):
@@ -302,7 +302,7 @@ def noise_curve(
         ValueError: a number is out of range, relative noise without moments or with those of other sites, and what
             `evaluate_masks` raises.
 
-    Source: Morcos et al. 2018, section 3.1 and figure 2.
+    Source: Morcos et al. 2018, figure 2.
     """
     scale, repeats = _scales(scales), seeds.require_integer("repeats", repeats, 1)
     std = {site: torch.ones(site.units) for site in sites}
