@@ -76,9 +76,10 @@ def listed_claims(name: str) -> list[str]:
     return re.findall(r"`([^`]+)`", rest.partition("\n\n")[0])
 
 
-def test_the_page_on_the_paper_knows_every_chapter_of_part_one_and_names_claims_that_exist():
-    page = (ROOT / "book" / "inputs" / "paper.md").read_text()
-    chapters = [name for name in CHAPTERS if name.startswith("inputs/")]
+@pytest.mark.parametrize("part", ["inputs", "activations"])
+def test_the_page_on_a_paper_knows_every_chapter_of_its_part_and_names_claims_that_exist(part):
+    page = (ROOT / "book" / part / "paper.md").read_text()
+    chapters = [name for name in CHAPTERS if name.startswith(f"{part}/")]
     assert set(re.findall(r"{ref}`([a-z0-9-]+)`", page)) >= {name.partition("/")[2] for name in chapters}
     listed = [claim for name in chapters for claim in listed_claims(name)]
     named = re.findall(r"`([a-z0-9]+-[a-z0-9*-]+)`", page.partition("| in the paper")[2].partition("\n\n")[0])
