@@ -23,7 +23,7 @@ from tqdm import tqdm
 from nadkit import seeds
 from nadkit.images import to_float
 from nadkit.names import hint
-from nadkit.sites import ACTIVATIONS, BATCH, Site, Sites, capture, evaluating, require_finite
+from nadkit.sites import ACTIVATIONS, BATCH, Site, Sites, capture, evaluating, require_finite, require_sites
 
 __all__ = [
     "Activity",
@@ -242,13 +242,14 @@ def record_activity(
 
     Raises:
         ValueError: no samples, labels that do not match or are outside, one class only, a class without samples,
-            an activity that is NaN or infinite.
+            an activity that is NaN or infinite, sites of another network.
     """
     x, y = data
     seeds.require_integer("batch_size", batch_size, 1)
     if len(x) != len(y) or len(x) == 0 or y.ndim != 1:
         raise ValueError(f"data: expected one label an input, got {len(x)} inputs and labels of {tuple(y.shape)}")
     device = next((p.device for p in model.parameters()), x.device)
+    require_sites(model, sites, to_float(x[:1].to(device)))
     batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
     activity = None
     with evaluating(model), capture(model, sites, _average) as averages:

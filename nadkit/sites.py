@@ -398,12 +398,13 @@ def moments(model: nn.Module, x: Tensor, sites: Sites, *, batch_size: int = BATC
         batch_size: samples per forward pass.
 
     Raises:
-        ValueError: no samples, or a unit is NaN or infinite at some sample.
+        ValueError: no samples, a unit that is NaN or infinite at some sample, sites of another network.
     """
     seeds.require_integer("batch_size", batch_size, 1)
     if len(x) == 0:
         raise ValueError("moments: expected at least one sample, got none")
     device = _device(model)
+    require_sites(model, sites, to_float(x[:1].to(device)))
     parts: dict[str, tuple[int, Tensor, Tensor]] = {}
 
     def take_in(site: Site, out: Tensor) -> None:
@@ -428,6 +429,24 @@ def _merged(old: tuple[int, Tensor, Tensor], new: tuple[int, Tensor, Tensor]) ->
     (n, mean, m2), (m, new_mean, new_m2) = old, new
     d = new_mean - mean
     return n + m, mean + d * (m / (n + m)), m2 + new_m2 + d.square() * (n * m / (n + m))
+
+
+def require_sites(model: nn.Module, sites: Sites, x: Tensor) -> None:
+    """Raise ValueError unless the network, run on inputs (B, ...) float32, has these sites, as large as they say."""
+    with evaluating(model), capture(model, sites, lambda _, out: out) as seen:
+        try:
+            model(x.clone())
+        except Exception as error:
+            raise ValueError(f"the network does not take inputs of shape {tuple(x.shape)}: {error}") from error
+    for site in sites:
+        if site.name not in seen:
+            raise ValueError(f"site {site.name!r}: {type(model).__name__} does not run it")
+        shape = tuple(site.units_first(seen[site.name]).shape[1:])
+        if shape != site.shape:
+            raise ValueError(
+                f"site {site.name!r}: expected activations of shape {site.shape}, here they are {shape}; find the "
+                "sites of this network, find_sites(model, shape)"
+            )
 
 
 def require_finite(name: str, values: Tensor) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nadkit import seeds
 from nadkit.images import to_float
-from nadkit.sites import Site, Sites, capture, moments, replaced
+from nadkit.sites import Site, Sites, moments, replaced, require_sites
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """What variants do at a site: (activations (..., B, C, positions...), parameters (..., P)) -> other activations.
@@ -72,7 +72,7 @@ class Variants:
         seeds.require_integer("memory", self.memory, 1)
         first = to_float(self.x[:1].to(self.device))
         _require_independent_samples(model)
-        _require_sites(model, sites, first)
+        require_sites(model, sites, first)
         self.parts, self.place = _chain(model, sites)
         sizes, out = _sizes(self.parts, first.clone())
         self.sizes = [max(sizes[i:]) for i in range(len(sizes))]
@@ -329,6 +329,8 @@ def _change(parts: list[nn.Module], place: int, site: Site, h: Tensor, values: T
     m, between = parts[end], nn.Sequential(*parts[place + 1 : end])
     if any(isinstance(part, nn.Flatten) and (part.start_dim, part.end_dim) != (1, -1) for part in between):
         return None
+    if any(part._forward_hooks for part in (*between, m)):  # of the user, which may do anything to an output
+        return None
     before = between(h.clone())
     after = between(values.view(1, -1, *[1] * (h.ndim - 2)).expand(1, *h.shape[1:]).contiguous())
     difference = after - before
@@ -422,24 +424,6 @@ def _require_logits(out: object, y: Tensor) -> int:
     if low < 0 or high >= classes:
         raise ValueError(f"labels: expected 0 to {classes - 1} for {classes} logits, got {low} to {high}")
     return classes
-
-
-def _require_sites(model: nn.Module, sites: Sites, x: Tensor) -> None:
-    """Look at one sample: are all sites there, and as large as they say?"""
-    with capture(model, sites, lambda _, out: out) as seen:
-        try:
-            model(x.clone())
-        except Exception as error:
-            raise ValueError(f"the network does not take inputs of shape {tuple(x.shape)}: {error}") from error
-    for site in sites:
-        if site.name not in seen:
-            raise ValueError(f"site {site.name!r}: {type(model).__name__} does not run it")
-        shape = tuple(site.units_first(seen[site.name]).shape[1:])
-        if shape != site.shape:
-            raise ValueError(
-                f"site {site.name!r}: expected activations of shape {site.shape}, here they are {shape}; find the "
-                "sites of this network, find_sites(model, shape)"
-            )
 
 
 def _require_independent_samples(model: nn.Module) -> None:

@@ -454,12 +454,24 @@ def test_dead_units_change_nothing_and_cost_nothing():
         assert (getattr(impact, name)[dead] == getattr(impact.baseline, name)).all()
     assert unit_impact(model, (x, y), sites[["relu2"]]).loss.unique().numel() == 1
     rows = []
-    model.out.register_forward_hook(lambda module, inputs, out: rows.append(len(out)))
+    model.out.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     unit_impact(model, (x, y), sites[["relu2"]])
     assert sum(rows) == 2 * 30 + 2  # the network as it is, the linear map after the site, and trials of one sample
     mask = torch.zeros(1, 40, dtype=torch.bool)
     mask[0, dead] = True
     assert evaluate_masks(model, (x, y), sites, mask).loss == pytest.approx(impact.baseline.loss.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["relu2", "fc2", "out"])
+def test_hooks_of_the_user_are_heeded(name):
+    with seeds.seeded(0, "hooked"):
+        model = MLP((1, 4, 4), 3, width=6)
+    data = torch.randn(30, 1, 4, 4, generator=seeds.generator(0)), torch.arange(30) % 3
+    sites = find_sites(model, (1, 4, 4))
+    getattr(model, name).register_forward_hook(lambda module, inputs, out: 3 * out.flip(1))
+    impact = unit_impact(model, data, sites)
+    slow = evaluate_masks(model, data, sites, torch.eye(12, dtype=torch.bool))
+    torch.testing.assert_close(impact.loss, slow.loss, rtol=1e-6, atol=0)
 
 
 def test_what_comes_first_is_computed_once_and_memory_is_bounded():

@@ -435,6 +435,15 @@ def test_an_interrupted_run_trains_only_what_is_missing(tmp_path):
     assert_same(run(checkpoint=folder, strategy="vmap"), resumed, rtol=1e-3, atol=1e-5)
 
 
+def test_batches_that_are_missing_are_what_they_would_have_been(tmp_path):
+    """With dropout, too, whose masks are drawn for a batch. 17 networks are batches of 6, 6 and 5."""
+    run = functools.partial(fit_networks, with_dropout, [Stripes(i) for i in range(17)], RECIPE, workers=1, **CPU)
+    uninterrupted = run(checkpoint=tmp_path)
+    for number in set(range(17)) - set(range(0, 17, 3)):
+        (tmp_path / f"network-{number}.safetensors").unlink()
+    assert_same(run(checkpoint=tmp_path), uninterrupted)
+
+
 @pytest.mark.parametrize(("strategy", "added"), [("loop", [1] * 10), ("processes", [1] * 10), ("vmap", [5, 5])])
 def test_networks_are_saved_as_they_come(tmp_path, monkeypatch, strategy, added):
     sizes, add = [], training.NetworkFolder.add

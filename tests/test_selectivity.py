@@ -1,6 +1,7 @@
 """Selectivity: closed forms, scikit-learn on raw activities as oracle, one pass that no order or batch changes."""
 
 import copy
+import dataclasses
 import math
 import pickle
 from functools import partial
@@ -438,6 +439,10 @@ def test_data_that_does_not_fit(trained):
         record_activity(model, (x, torch.zeros_like(y)), sites, classes=1)
     with pytest.raises(ValueError, match=r"site 'relu1'.*NaN or infinite"):
         record_activity(model, (torch.where(torch.rand(60, 1, 1, 1) < 0.1, math.nan, x), y), sites)
+    with pytest.raises(ValueError, match="site 'relu1': expected activations of shape"):
+        record_activity(model, (x[..., :2], y), sites)
+    with pytest.raises(ValueError, match=r"site 'relu1\[1\]': .* does not run it"):
+        record_activity(model, (x, y), Sites([dataclasses.replace(sites[0], name="relu1[1]", call=1)]))
 
 
 @pytest.mark.gpu

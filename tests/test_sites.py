@@ -483,6 +483,16 @@ def test_moments_need_samples():
         moments(model, torch.ones(2, 3), sites, batch_size=0)
 
 
+def test_moments_of_another_networks_sites_are_refused():
+    sites, x = find_sites(mlp(), (1, 2, 2)), torch.rand(5, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"site 'relu1': expected activations of shape \(4,\), here they are \(3,\)"):
+        moments(mlp(3), x, sites)
+    with pytest.raises(ValueError, match=r"site 'relu1\[1\]': Sequential does not run it"):
+        moments(mlp(), x, Sites([Site("relu1[1]", "relu1", 1, (4,))]))
+    with pytest.raises(ValueError, match=r"does not take inputs of shape \(1, 1, 3, 2\)"):
+        moments(mlp(), torch.rand(5, 1, 3, 2), sites)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_moments_on_a_gpu_are_those_on_the_cpu():
