@@ -129,9 +129,9 @@ class History:
     """What a training run measured, one number an epoch; accuracies from 0 to 1, losses in nats.
 
     Training loss and accuracy are means over the epoch's batches, each taken before its step; the training loss is that
-    of the objective, the test loss the cross-entropy. ``steps_to_loss`` is
-    the number of steps after which the recipe's ``stop_at_loss`` was reached: the mean loss of the last `STOP_WINDOW`
-    of them was at most that. It is None if that never happened, or was not asked for.
+    of the objective, the test loss the cross-entropy. ``steps_to_loss`` is the number of steps after which the recipe's
+    ``stop_at_loss`` was reached: the mean loss of the last `STOP_WINDOW` of them was at most that. It is None if that
+    never happened, or was not asked for.
     """
 
     train_loss: list[float] = field(default_factory=list)

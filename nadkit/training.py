@@ -217,6 +217,8 @@ def fit_networks(
         workers: number of processes.
         executor: train on its workers instead, one task a network or batch.
         checkpoint: a folder to save to, one file a network when it (or its batch) is finished, and to continue from.
+            Networks of a batch whose other files are there already train in another batch: they differ by rounding,
+            with dropout also by the masks.
         progress: show a bar that counts networks, and one that counts epochs where one process trains.
 
     Raises:
