@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from test_training import Stripes
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,26 +22,6 @@ SHAPE = (1, 6, 6)
 RECIPE = Recipe(epochs=3, batch_size=64, learning_rate=0.3)
 SMALL = functools.partial(MLP, width=8)
 CPU = {"device": "cpu"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Stripes:
-    """Images in bytes, in which the row that is bright tells the class."""
-
-    seed: int = 0
-    shape: tuple[int, int, int] = SHAPE
-    n_classes: int = 3
-    n_train: int = 150
-
-    def sample(self, split, device):
-        generator = seeds.generator(self.seed, split)
-        y = torch.randint(self.n_classes, (self.n_train if split == "train" else 90,), generator=generator)
-        x = torch.randint(128, (len(y), *self.shape), generator=generator, dtype=torch.uint8)
-        x[torch.arange(len(y)), :, y] += 100
-        return x.to(device), y.to(device)
-
-    def checksum(self):
-        return repr(self)
 
 
 class ToDouble(nn.Module):
