@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -304,14 +305,15 @@ def sampled_waves(waves: Mapping[str, Tensor], *, stride: int, fine: int) -> Fig
 def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = False) -> Figure:
     """Return column ``y`` against column ``x`` as dots coloured by column ``layer``, a panel for each ``panel``.
 
-    With ``symlog`` the y axis is linear up to the median size of ``y`` where that is not zero, and logarithmic beyond.
+    With ``symlog`` the y axis is linear up to a power of ten, the next above the median size of ``y`` where that is not
+    zero, and logarithmic beyond.
     """
     groups = frame.groupby(panel, sort=False)
     figure = _figure(4.6 * len(groups) + 0.4, 3.8)
     for axis, (name, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         size = rows[y].abs()
         if symlog and (size > 0).any():
-            axis.set_yscale("symlog", linthresh=size[size > 0].median())
+            axis.set_yscale("symlog", linthresh=10 ** math.ceil(math.log10(size[size > 0].median())))
             axis.axhline(0, color="0.8", linewidth=1, zorder=0)
         # neighbours differ more than in cividis, and without its bright end, which is hard to see on white
         colours = sns.color_palette("viridis", rows.layer.nunique() + 1)[:-1]
