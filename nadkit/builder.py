@@ -18,7 +18,7 @@ import joblib
 import yaml
 from papermill.exceptions import strip_color
 
-from nadkit import claims, files, results, scorecard
+from nadkit import claims, files, records, scorecard
 from nadkit.chapters import QUICK, BadInput, find_chapters, load, validate
 from nadkit.fingerprints import fingerprint, records_print
 from nadkit.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
@@ -41,13 +41,15 @@ def build(
     `status`, `chapters`, `html` and `error`. Unless all went well, the pages are as they were.
 
     Raises:
-        BadInput: a parameter is wrong; nothing was run.
+        BadInput: a parameter is wrong, or a record damaged; nothing was run.
     """
     if importlib.util.find_spec("jupyter_book") is None:
         raise BadInput("jupyter-book is not installed: pip install -e '.[book]'")
     folder = (out or root).absolute() / "_build"
+    listed = _listed(root, say)
+    records.verify(root, listed, say=say)
     chapters, todo = {}, {}
-    for chapter in [load(root, name) for name in _listed(root, say)]:
+    for chapter in [load(root, name) for name in listed]:
         values = validate(chapter, profile)
         notebook = folder / "executed" / profile / f"{chapter.name}.ipynb"
         chapters[chapter.name] = {"status": UNCHANGED, "notebook": str(notebook)}
@@ -178,8 +180,8 @@ def _make_scorecard(root: Path, executed: Mapping[str, Path], folder: Path) -> d
     """
     if not (root / "book" / "practice" / "scorecard.md").exists():
         return {}
-    records = [record for name in executed for record in results.recorded(name, root)]
-    rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], records)
+    found = [record for name in executed for record in records.recorded(name, root)]
+    rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], found)
     scorecard.require_cited(rows, scorecard.bibliography((root / "book" / "references.bib").read_text()))
     included = folder / "scorecard.md"
     data = json.dumps(scorecard.to_json(rows), indent=1) + "\n"

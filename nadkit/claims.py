@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,9 @@ HOLDS, FAILS, UNDECIDED = "holds", "fails", "not decidable at this scale"
 # A symbol and a word each, so that colour is never the only cue.
 SYMBOLS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
 CSS_CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
+
+# An amount or a setting that a recorded run did not state.
+UNKNOWN = "unknown"
 
 Scalar = str | float | bool | None
 Test = Callable[[float], bool]
@@ -91,7 +94,7 @@ class Claim:
         self._set("error", _finite(f"claim {self.id}: error", self.error))
         if self.error < 0:
             raise ValueError(f"claim {self.id}: error: expected at least 0, got {self.error}")
-        self._set("needs", self._pairs("needs", _finite))
+        self._set("needs", self._pairs("needs", _amount))
         self._set("same", self._pairs("same", _scalar))
 
     def _pairs(self, field: str, convert: Callable[[str, object], Scalar]) -> dict[str, tuple[Scalar, Scalar]]:
@@ -120,6 +123,19 @@ class Claim:
             return FAILS
         return UNDECIDED
 
+    def judged_by(self, today: Self) -> Self:
+        """Return what was measured under the rules of the same claim as it is made today.
+
+        Its bound, what it needs and the settings it is about are today's; amounts and settings are those of the run.
+        One that the run did not state is unknown, and leaves the claim undecided.
+        """
+
+        def ruled(own: Mapping, rules: Mapping) -> dict:
+            return {name: (own.get(name, (UNKNOWN, None))[0], wanted) for name, (_, wanted) in rules.items()}
+
+        needs, same = ruled(self.needs, today.needs), ruled(self.same, today.same)
+        return replace(self, holds_if=today.holds_if, paper=today.paper, needs=needs, same=same)
+
     @property
     def why_undecided(self) -> str:
         """The reason a verdict cannot be given here; empty where it can."""
@@ -132,7 +148,9 @@ class Claim:
 
     def _obstacles(self) -> list[str]:
         other = [f"{name}: {a}, the claim is about {b}" for name, (a, b) in self.same.items() if a != b]
-        return other + [f"{name}: {a:g} of the {b:g} needed" for name, (a, b) in self.needs.items() if a < b]
+        unknown = [f"{name}: unknown, {b:g} needed" for name, (a, b) in self.needs.items() if a == UNKNOWN]
+        known = [(name, a, b) for name, (a, b) in self.needs.items() if a != UNKNOWN]
+        return other + unknown + [f"{name}: {a:g} of the {b:g} needed" for name, a, b in known if a < b]
 
     @property
     def measurement(self) -> str:
@@ -161,6 +179,10 @@ def _scalar(what: str, value: object) -> Scalar:
     if isinstance(value, float) and math.isfinite(value):
         return value
     raise ValueError(f"{what}: expected a string, a finite number, True, False or None, got {value!r}")
+
+
+def _amount(what: str, number: object) -> float | str:
+    return UNKNOWN if number == UNKNOWN else _finite(what, number)
 
 
 def _finite(what: str, number: object) -> float:
@@ -204,9 +226,12 @@ class Claims(Sequence[Claim]):
     def __str__(self) -> str:
         return "\n".join(_as_text(claim) for claim in self)
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return the claims as plain data, each with its verdict and why it is undecided."""
-        return [asdict(claim) | {"verdict": claim.verdict, "why_undecided": claim.why_undecided} for claim in self]
+    def to_json(self, *, verdicts: bool = True) -> list[dict[str, Any]]:
+        """Return the claims as plain data, with their `verdicts` and why they are undecided, if wanted."""
+        judged = [
+            {"verdict": claim.verdict, "why_undecided": claim.why_undecided} if verdicts else {} for claim in self
+        ]
+        return [asdict(claim) | verdict for claim, verdict in zip(self, judged, strict=True)]
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict, dict]:
         # The data for programs go to the output's metadata: as one more way to show the output,

@@ -26,7 +26,7 @@ MOST_ROWS = 40
 OK, FAILED, BAD_INPUT, CLAIM_FAILS, INTERRUPTED = 0, 1, 2, 3, 130
 EXIT_CODES = """exit codes:
   0    all is well
-  1    a run or a build failed
+  1    a run or a build failed, or a record differs
   2    bad input, nothing was run
   3    'nadkit claims' read a claim that fails
   130  interrupted"""
@@ -176,7 +176,7 @@ def _collect(options: argparse.Namespace) -> Answer:
 
 
 def _record(options: argparse.Namespace) -> Answer:
-    from nadkit import fingerprints, results, runner
+    from nadkit import fingerprints, records, runner, witness
 
     root = _root(options)
     chapter = chapters.load(root, options.chapter)
@@ -199,11 +199,33 @@ def _record(options: argparse.Namespace) -> Answer:
                 return _problem(str(error), FAILED, chapter=chapter.name)
             except KeyboardInterrupt:
                 return _problem("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
-    path = results.record(notebook, root)
+    records.recordable(notebook, root)  # or the witness would run in vain
+    try:
+        path = records.record(notebook, root, witness.make(chapter, _say))
+    except witness.WitnessFailed as error:
+        return _problem(str(error), FAILED, chapter=chapter.name, notebook=str(notebook))
     text = f"recorded in {path}"
     if (runner.read_record(notebook).get("commit") or "+").endswith("+"):
         text += "\nit names no commit that holds all it was made with: commit first to record where it came from"
     return Answer(text, {"chapter": chapter.name, "notebook": str(notebook), "record": str(path)})
+
+
+def _verify(options: argparse.Namespace) -> Answer:
+    from nadkit import records, witness
+
+    root = _root(options)
+    if options.renew:
+        for name in options.chapters or chapters.find_chapters(root):
+            for record in records.recorded(name, root):
+                try:
+                    records.renew(record, root, _say)
+                except (BadInput, witness.WitnessFailed) as error:
+                    _say(f"{record.key}: its witness is as it was: {error}")
+    found = records.verify(root, options.chapters, again=options.again, say=_say)
+    rows = [[record.key, record.validity.state, record.validity.why] for record in found]
+    data = [{"record": key, "state": state, "why": why} for key, state, why in rows]
+    differs = any(not record.counts for record in found)
+    return Answer(_table(rows) or "no records", data, FAILED if differs else OK)
 
 
 def _build(options: argparse.Namespace) -> Answer:
@@ -359,9 +381,10 @@ def _parser() -> argparse.ArgumentParser:
     build = command("build", _build, "run the chapters that changed, then build the book's pages")
     collect = command("collect", _collect, "one table of many runs: parameters, measured values, claims, provenance")
     record = command("record", _record, "run a chapter, or take a finished run, and keep its results in the book")
+    verify = command("verify", _verify, "whether today's code still gives the numbers of the recorded runs")
     reading = command("claims", _claims, "what executed chapters claim, and whether it holds")
 
-    for sub in (listing, show, run, sweep, record, build):
+    for sub in (listing, show, run, sweep, record, verify, build):
         sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
     for sub in (show, run, sweep, record):
         sub.add_argument("chapter", metavar="CHAPTER", help="its name, as 'nadkit list' has it")
@@ -404,6 +427,9 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument(
         "--from", dest="run_file", type=Path, metavar="NAME.ipynb", help="a finished run to take instead of a new one"
     )
+    verify.add_argument("chapters", nargs="*", metavar="CHAPTER", help="chapters to look at (default: all)")
+    verify.add_argument("--again", action="store_true", help="run the witnesses though the code did not change")
+    verify.add_argument("--renew", action="store_true", help="first make the witnesses anew, at the records' commits")
     collect.add_argument("folder", type=Path, metavar="DIR", help="a folder of finished runs, such as a sweep's")
     collect.add_argument(
         "-o", dest="out", type=Path, metavar="TABLE", help="a file .csv or .parquet (default: CSV to the terminal)"

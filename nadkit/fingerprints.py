@@ -1,17 +1,16 @@
 """Checksums that say whether a result still belongs to its chapter.
 
 A *fingerprint* covers all that a run's notebook depends on, prose included: where it differs, the book runs the chapter
-again. The checksum of the *experiment* covers what its numbers depend on: where it differs, a recorded result is stale,
-and a sweep runs its points again.
+again. The checksum of the *experiment* covers the code that its numbers depend on: where it differs, a sweep runs its
+points again, and a recorded result must be verified by its witness.
 """
 
 import ast
 import hashlib
 import importlib.metadata
-import io
 import json
 import platform
-import tokenize
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,9 +32,10 @@ MACHINE = {
     "runner",
     "scorecard",
     "sweep",
+    "witness",
 }
 # What shows, stores and names results is no part of their numbers.
-PRESENTATION = MACHINE | {"claims", "files", "names", "plots", "results", "storage"}
+PRESENTATION = MACHINE | {"claims", "files", "names", "plots", "records", "results", "storage"}
 PACKAGE = Path(__file__).parent
 
 
@@ -45,7 +45,7 @@ def fingerprint(chapter: Chapter, values: Mapping[str, Value], code: str | None 
     That is the notebook, its parameters, the library, what it computes with, and the published data
     that are at hand. `code` is the `code_print` if it is known.
     """
-    return _checksum([code or code_print(chapter), _published(), dict(values)])
+    return _checksum([code or code_print(chapter), published_at_hand(), dict(values)])
 
 
 def code_print(chapter: Chapter) -> str:
@@ -58,10 +58,10 @@ def code_print(chapter: Chapter) -> str:
         for path in sorted(PACKAGE.rglob("*.py"))
         if path.stem not in MACHINE
     }
-    return _checksum([cells, library, _computing()])
+    return _checksum([cells, library, computing_versions()])
 
 
-def _computing() -> dict[str, str]:
+def computing_versions() -> dict[str, str]:
     """Return the versions that numbers may depend on; of the library itself, the files count."""
     found = versions() | {"python": platform.python_version().rpartition(".")[0]}
     found.pop("nadkit", None)
@@ -100,14 +100,18 @@ def result_print(chapter: Chapter, values: Mapping[str, Value], known: str | Non
 
 def result_printer(chapter: Chapter, known: str | None = None) -> Callable[[Mapping[str, Value]], str]:
     """Return the function from values to their `result_print`; what they share is read only once."""
-    shared = [known or experiment(chapter), _computing()]
+    shared = [known or experiment(chapter), computing_versions()]
     return lambda values: _checksum([*shared, dict(values)])
 
 
 def records_print(chapter: Chapter) -> str:
-    """Return a checksum of a chapter's recorded results, which its pages show beside the live ones."""
-    folder = chapter.root / "book" / "recorded" / chapter.name
-    return _checksum({path.name: files.sha256(path) for path in folder.glob("*.json")})
+    """Return a checksum of a chapter's records and of what is known of their validity, which its pages show."""
+    folder = chapter.root / "book" / "recorded"
+    paths = [*(folder / chapter.name).glob("*.json")]
+    known = folder / "verified.json"
+    return _checksum(
+        {path.name: files.sha256(path) for path in [*paths, *([known] if paths and known.exists() else [])]}
+    )
 
 
 def versions() -> dict[str, str]:
@@ -119,26 +123,64 @@ def versions() -> dict[str, str]:
     return found
 
 
-def bare(source: str) -> str:
-    """Return Python code without comments, docstrings and empty lines; what is no Python, as it is."""
-    lines = source.splitlines()
+def commit(root: Path) -> str | None:
+    """Return the commit that `root` is at, with a '+' where files differ from it; None outside git.
+
+    Records do not count: one record would make the next one's commit look changed.
+    """
+    # Without optional locks it disturbs nobody who works there.
+    git = ["git", "--no-optional-locks", "-C", str(root)]
     try:
-        tree = ast.parse(source)
-        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (SyntaxError, tokenize.TokenError):  # a notebook may hold commands of IPython
+        head, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=10).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ".", ":!book/recorded"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip() + ("+" if changes else "")
+
+
+def bare(source: str) -> str:
+    """Return what Python code does, whatever its layout: its syntax tree, without docstrings, as text.
+
+    Comments, line breaks, quotes and optional commas leave it alone. Non-Python source is returned unchanged.
+    """
+    try:
+        tree = ast.parse(_without_commands(source))
+    except SyntaxError:  # the run will say so
         return source
-    for token in tokens:
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            first, last = node.lineno - 1, node.end_lineno - 1
-            # Columns are counted in bytes, and code may stand on both sides.
-            before, after = lines[first].encode()[: node.col_offset], lines[last].encode()[node.end_col_offset :]
-            lines[first : last + 1] = [""] * (last - first + 1)
-            lines[first], lines[last] = before.decode(), (before if first == last else b"").decode() + after.decode()
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    return json.dumps([_commands(source), _plain(tree)])
+
+
+def _plain(node: object) -> object:
+    """Return a syntax tree as plain lists; what is empty is left out, as newer versions of Python have more fields."""
+    match node:
+        case ast.AST():
+            fields = ((name, _plain(value)) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind"))
+            return [type(node).__name__, *([name, value] for name, value in fields if value not in (None, []))]
+        case list():
+            return [_plain(item) for item in node if not _is_words(item)]
+        case None | bool() | int() | str():
+            return node
+    return repr(node)  # floats, bytes, ...
+
+
+def _is_words(statement: object) -> bool:
+    """Return whether a statement is a string by itself, such as a docstring."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _commands(source: str) -> list[str]:
+    """Return the lines that are commands of IPython, which a notebook may hold."""
+    return [line.strip() for line in source.splitlines() if line.lstrip().startswith(("%", "!"))]
+
+
+def _without_commands(source: str) -> str:
+    return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
 
 
 def _science(sources: Iterable[str]) -> list[Path]:
@@ -158,9 +200,8 @@ def _files(module: str) -> list[Path]:
 
 def _imports(source: str) -> Iterator[str]:
     """Give the modules `nadkit.NAME` that Python code imports."""
-    code = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
     try:
-        tree = ast.parse(code)
+        tree = ast.parse(_without_commands(source))
     except SyntaxError:  # the run will say so
         return
     for node in ast.walk(tree):
@@ -176,7 +217,7 @@ def _imports(source: str) -> Iterator[str]:
         yield from (name.split(".")[1] for name in names if name.startswith("nadkit."))
 
 
-def _published() -> list[list[tuple[str, int]]]:
+def published_at_hand() -> list[list[tuple[str, int]]]:
     """Return the published data at hand: names and sizes of the files, for each data folder, wherever that is."""
     return [sorted(_sizes(folder / "published")) for folder in files.data_folders()]
 

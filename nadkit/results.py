@@ -1,28 +1,27 @@
-"""Results: what chapters keep and show, and what becomes of it, tables of many runs and records of big ones.
+"""Results: what chapters keep and show, and tables of many runs of it.
 
 A chapter says with `made_with` what it computes on, `keep`s numbers and `show`s small tables; all of them are
-stored in the executed notebook, beside what people see. `collect` reads them back as one row a run, and `record`
-makes of one run a file that git keeps, `book/recorded/CHAPTER/RUN.json`, which `show` sets beside later runs.
+stored in the executed notebook, beside what people see. `collect` reads them back as one row a run.
+What `nadkit.records` makes of a big run, `show` sets beside later ones.
 """
 
 import base64
 import hashlib
 import html
 import io
-import json
 import math
 import os
 import platform
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nadkit import claims, executors, files, fingerprints
-from nadkit.chapters import BadInput, cell_source, cell_tags, find_chapters, find_root, load, read_notebook
+from nadkit import claims, executors, files
+from nadkit.chapters import BadInput, cell_source, cell_tags, read_notebook
 from nadkit.claims import Claims
 from nadkit.parameters import parse_parameters
 
@@ -33,14 +32,16 @@ if TYPE_CHECKING:  # a chapter imports what it needs of these; `nadkit --help` n
 
     from nadkit.directions import Basis
     from nadkit.images import ImageSet
+    from nadkit.records import Record
 
 # The key of results in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.results+json"
 MOST_CELLS = 5_000
-"""So many cells may a table have: people read it in a diff."""
+"""Maximum cells of a table: people read it in a diff."""
 DIGITS = 6
 FINISHED = "finished"
-STALE = "stale: the chapter's experiment changed since"
+# Today's code gives other numbers than a record.
+DIFFERS = "differs"
 
 Scalar = str | int | float | bool | None
 Table = Mapping[str, list]
@@ -75,7 +76,7 @@ def made_with(device: "str | torch.device", /, **data: "ImageSet | Basis | str")
     executor = executors.given()
     name = executor.submit(_device, str(device)).result() if executor else _device(device)
     store = {"device": name, "data": [_described(name, item) for name, item in data.items()]}
-    _display(store, "; ".join([f"device: {store['device']}", *map(_data_words, store["data"])]))
+    _display(store, "; ".join([f"device: {store['device']}", *map(data_words, store["data"])]))
 
 
 def keep(**numbers: object) -> None:
@@ -111,30 +112,18 @@ def show(
     panels = [("this run", _drawn(frame, draw, alt))]
     for record in recorded:
         if name in record.tables:
-            label = f"recorded: {record.name.replace(',', ', ')}" + (" (stale)" if record.stale else "")
+            label = f"recorded: {record.name.replace(',', ', ')}" + ("" if record.counts else f" ({DIFFERS})")
             drawing = _redrawn(to_frame(record.tables[name]), draw, f"{alt} Recorded run: {record.name}.")
             panels.append((label, drawing + _provenance_as_html(record)))
     page = _tabs(panels) if len(panels) > 1 else panels[0][1]
     _display({"tables": {name: store}}, f"{alt}\n{frame.to_string(index=False, max_rows=20)}", page)
 
 
-def recorded(chapter: str, root: Path | None = None) -> list["Record"]:
-    """Return the records of a chapter of the book at `root`, by default the book that the current folder is in.
+def recorded(chapter: str) -> list["Record"]:
+    """Return the records of a chapter of the book that the current folder is in (`records.recorded`)."""
+    from nadkit import records
 
-    A notebook on its own, outside any book, has none.
-
-    Raises:
-        BadInput: there is no such chapter, or a record is damaged.
-    """
-    if root is None:
-        try:
-            root = find_root()
-        except BadInput:
-            return []
-    found = load(root, chapter)
-    paths = sorted((root / "book" / "recorded" / found.name).glob("*.json"))
-    experiment = fingerprints.experiment(found) if paths else ""
-    return [_read_record(path, experiment) for path in paths]
+    return records.recorded(chapter)
 
 
 def _display(store: Mapping[str, Any], text: str, page: str = "") -> None:
@@ -208,10 +197,20 @@ def _device(device: "str | torch.device") -> str:
 
 
 def _processor() -> str:
+    return _processor_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def processor() -> str:
+    """Return the kind of this machine's processor: its name, family and model."""
+    facts = _processor_facts()
+    return ", ".join([_processor(), *(f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts)])
+
+
+def _processor_facts() -> dict[str, str]:
     with suppress(OSError):
-        if found := re.search(r"^model name\s*: *(.+)", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE):
-            return found[1]
-    return platform.processor() or platform.machine()
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {}
 
 
 def _described(name: str, item: "ImageSet | Basis | str") -> dict[str, str | None]:
@@ -239,7 +238,8 @@ def _sha256(tensors: Iterable["torch.Tensor | None"]) -> str:
     return checksum.hexdigest()[:16]
 
 
-def _data_words(item: Mapping[str, str | None]) -> str:
+def data_words(item: Mapping[str, str | None]) -> str:
+    """Return what `made_with` stored of a data set, for people."""
     checksum = f" (SHA-256 {item['sha256']})" if item["sha256"] else ""
     return f"{item['name']}: {item['kind']}{checksum}"
 
@@ -278,7 +278,7 @@ def _drawn(frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | None
 
 
 def _redrawn(frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | None", alt: str) -> str:
-    """Draw a recorded table, or show it as it is: no run fails because its chapter draws other columns by now."""
+    """Draw a recorded table, or show it as it is: a run does not fail because its chapter draws other columns today."""
     try:
         return _drawn(frame, draw, alt)
     except Exception as error:
@@ -315,7 +315,8 @@ def _cell(value: Scalar) -> str:
 
 
 def _provenance_as_html(record: "Record") -> str:
-    mark = f'<br><strong class="nadkit-stale">{html.escape(STALE)}</strong>' if record.stale else ""
+    emphasis = "small" if record.counts else "strong"
+    mark = f'<br><{emphasis} class="nadkit-mark">{html.escape(record.mark)}</{emphasis}>' if record.mark else ""
     return f'<p class="nadkit-provenance"><small>{html.escape(record.provenance)}</small>{mark}</p>'
 
 
@@ -346,14 +347,14 @@ def stored(path: Path) -> Stored:
             device = store.get("device", device)
             data += [{key: item[key] for key in ("name", "kind", "sha256")} for item in store.get("data", [])]
             _add(numbers, store.get("numbers", {}))
-            _add(tables, {name: _checked(table) for name, table in store.get("tables", {}).items()})
+            _add(tables, {name: checked(table) for name, table in store.get("tables", {}).items()})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path}: the results stored in it cannot be read: {error}") from error
     return Stored(device, data, numbers, tables, _parameters(notebook))
 
 
 def _parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a run in the order in which its chapter declares them; the file has lost it."""
+    """Return the parameters of a run in the order in which its chapter declares them: JSON does not keep it."""
     values = notebook.get("metadata", {}).get("nadkit", {}).get("parameters", {})
     declared: list[str] = []
     for cell in notebook["cells"]:
@@ -369,7 +370,8 @@ def _add(known: dict[str, Any], more: Mapping[str, Any]) -> None:
     known.update(more)
 
 
-def _checked(table: Table) -> Table:
+def checked(table: Table) -> Table:
+    """Return a stored table, or raise ValueError where its rows are not as long as its columns are many."""
     to_frame(table)
     return {"columns": table["columns"], "rows": table["rows"]}
 
@@ -467,146 +469,6 @@ def _facts(run: claims.Run, folder: Path, kept: Stored) -> dict[str, Scalar]:
         **{name: versions.get(name) for name in ("torch", "nadkit")},
         "platform": record.get("platform"),
         "device": kept.device,
-        "data": "; ".join(map(_data_words, kept.data)) or None,
+        "data": "; ".join(map(data_words, kept.data)) or None,
         "file": str(run.path if run.path == folder else run.path.relative_to(folder)),
     }
-
-
-# ---- records -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Record:
-    """What git keeps of a run: its provenance, numbers, small tables and claims.
-
-    `stale` says that the chapter's experiment is another by now: its code, or the library's that it uses.
-    """
-
-    path: Path
-    chapter: str
-    profile: str
-    parameters: Mapping[str, Any]
-    experiment: str
-    commit: str | None
-    versions: Mapping[str, str]
-    platform: str
-    device: str | None
-    data: Sequence[Mapping[str, str | None]]
-    started: str
-    seconds: float
-    numbers: Mapping[str, Scalar]
-    tables: Mapping[str, Table]
-    claims: Claims
-    stale: bool
-    resumed: bool = False
-
-    @property
-    def name(self) -> str:
-        """The profile, and the parameters that differ from it."""
-        return self.path.stem
-
-    @property
-    def provenance(self) -> str:
-        """Where the results come from, in one line."""
-        return " · ".join(
-            [
-                f"profile {self.name.replace(',', ', ')}",
-                self.device or self.platform,
-                *(f"{name} {self.versions[name]}" for name in ("torch", "nadkit") if name in self.versions),
-                f"commit {short_commit(self.commit)}",
-                *([f"seed {self.parameters['seed']}"] if "seed" in self.parameters else []),
-                _duration(self.seconds) + (" (its last try)" if self.resumed else ""),
-                self.started[:10],
-                *map(_data_words, self.data),
-            ]
-        )
-
-
-def short_commit(commit: str | None) -> str:
-    """Return the first letters of a commit, and the '+' that says that files differed from it."""
-    return re.sub(r"^(\w{8})\w*", r"\1", commit) if commit else "unknown"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def record(notebook: Path, root: Path) -> Path:
-    """Make the record of a finished run of a chapter of the book at `root`, and return its file.
-
-    Raises:
-        BadInput: it is no finished run of this book's chapters as they are now, or it stored no result.
-        DataError: the file cannot be written.
-    """
-    from nadkit.runner import run_name
-
-    (run,) = claims.read(_an_executed_notebook(notebook))
-    about = run.record
-    if about.get("status") != FINISHED:
-        raise BadInput(f"{notebook} is no finished run; 'nadkit run' makes one")
-    if about.get("chapter") not in find_chapters(root):
-        raise BadInput(f"{notebook} is a run of {about.get('chapter')!r}, which the book at {root} does not have")
-    chapter = load(root, about["chapter"])
-    same = about.get("experiment") == fingerprints.experiment(chapter)
-    if not same or about["parameters"].keys() != chapter.parameters.keys():
-        raise BadInput(f"{notebook}: the experiment of {chapter.name} changed since this run; run it again")
-    kept = stored(notebook)
-    if not (kept.numbers or kept.tables or run.claims):
-        raise BadInput(f"{notebook}: nothing to record; a chapter stores by results.keep, results.show and claims.show")
-    content = {
-        "version": 1,
-        **{name: about[name] for name in ("chapter", "profile")},
-        "parameters": kept.parameters,
-        **{name: about[name] for name in ("experiment", "commit", "versions", "platform")},
-        "device": kept.device,
-        "data": kept.data,
-        **{name: about[name] for name in ("started", "seconds", "resumed")},
-        "numbers": kept.numbers,
-        "tables": kept.tables,
-        "claims": run.claims.to_json(),
-    }
-    name = run_name(chapter, about["profile"], about["parameters"]).removesuffix(".ipynb")
-    path = root / "book" / "recorded" / f"{name}.json"
-    with files.atomic_write(path) as part:
-        part.write_text("".join([*_lines(content), "\n"]), encoding="utf-8")
-    return path
-
-
-def _an_executed_notebook(path: Path) -> Path:
-    if not path.is_file():
-        raise BadInput(f"{path}: expected an executed notebook, found {'a folder' if path.is_dir() else 'nothing'}")
-    return path
-
-
-def _lines(value: object, indent: str = "") -> Iterator[str]:
-    """Give pieces of JSON with a line for every entry of a mapping and for every list in a list, for a legible diff."""
-    deeper = f"{indent} "
-    if isinstance(value, Mapping) and value:
-        items = [(f"{json.dumps(key, ensure_ascii=False)}: ", item) for key, item in value.items()]
-    elif isinstance(value, list) and any(isinstance(item, list | Mapping) for item in value):
-        items = [("", item) for item in value]
-    else:
-        yield json.dumps(value, ensure_ascii=False, allow_nan=False)
-        return
-    start, end = "{}" if isinstance(value, Mapping) else "[]"
-    for i, (key, item) in enumerate(items):
-        yield f"{',' if i else start}\n{deeper}{key}"
-        yield from _lines(item, deeper)
-    yield f"\n{indent}{end}"
-
-
-def _read_record(path: Path, experiment: str) -> Record:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if (version := content.pop("version")) != 1:
-            raise ValueError(f"it is of version {version}, which this nadkit does not know")
-        content["claims"] = Claims.from_json(content["claims"])
-        content["tables"] = {name: _checked(table) for name, table in content["tables"].items()}
-        found = Record(path, **content, stale=content["experiment"] != experiment)
-        _ = found.provenance  # all that it is made of is there
-        return found
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} is no record that can be read: {error}; 'nadkit record' makes it anew") from error

@@ -8,7 +8,6 @@ import platform
 import re
 import secrets
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from nadkit import files
 from nadkit.chapters import QUICK, Chapter, cell_source, cell_tags, profile_values
 from nadkit.executors import kill_marked
-from nadkit.fingerprints import code_print, experiment, fingerprint, records_print, result_print, versions
+from nadkit.fingerprints import code_print, commit, experiment, fingerprint, records_print, result_print, versions
 from nadkit.names import did_you_mean
 from nadkit.parameters import Value
 
@@ -124,7 +123,7 @@ def _new_record(chapter: Chapter, values: Mapping[str, Any], profile: str) -> di
         "recorded": records_print(chapter),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "commit": _commit(chapter.root),
+        "commit": commit(chapter.root),
         "platform": platform.platform(),
         "cpus": joblib.cpu_count(),
     }
@@ -183,23 +182,6 @@ def read_record(out: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return {}
-
-
-def _commit(root: Path) -> str | None:
-    """Return the commit that `root` is at, with a '+' where files differ from it; None outside git.
-
-    Records do not count: one record would make the next one's commit look changed.
-    """
-    # Without optional locks it disturbs nobody who works there.
-    git = ["git", "--no-optional-locks", "-C", str(root)]
-    try:
-        head, changes = (
-            subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=10).stdout
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ".", ":!book/recorded"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.strip() + ("+" if changes else "")
 
 
 def _run(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool) -> tuple[str | None, type[RunFailed]]:

@@ -10,7 +10,7 @@ from typing import Any
 from nadkit.chapters import BadInput
 from nadkit.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, verdict_as_html
 from nadkit.names import did_you_mean
-from nadkit.results import Record, short_commit
+from nadkit.records import Record, short_commit
 
 VERDICTS = (HOLDS, FAILS, UNDECIDED)
 OWN = "our own measurements"
@@ -21,7 +21,7 @@ RANKS = {"paper": 0, "gpu": 1}
 
 @dataclass(frozen=True)
 class Row:
-    """One claim: as this build's run of the chapter makes it, None if it no longer does, and as records do."""
+    """A claim, its live result (None if the chapter dropped it) and its recorded results."""
 
     run: Run
     live: Claim | None
@@ -44,9 +44,9 @@ class Row:
 
     @property
     def best(self) -> Claim | None:
-        """The recorded claim that counts: none that is stale; one that was measured, at the largest scale, latest."""
-        fresh = [(record, claim) for record, claim in self.recorded if not record.stale]
-        by_date = sorted(fresh, key=lambda pair: pair[0].started, reverse=True)
+        """The recorded claim that counts: valid, measured, at the largest scale, latest."""
+        valid = [(record, claim) for record, claim in self.recorded if record.counts]
+        by_date = sorted(valid, key=lambda pair: pair[0].started, reverse=True)
         ranked = sorted(by_date, key=lambda pair: (pair[1].measured is None, RANKS.get(pair[0].profile, len(RANKS))))
         return ranked[0][1] if ranked else None
 
@@ -61,7 +61,9 @@ def rows(runs: Iterable[Run], records: Iterable[Record]) -> list[Row]:
         for record in records:
             if record.chapter == run.record["chapter"]:
                 for claim in record.claims:
-                    recorded.setdefault(claim.id, []).append((record, claim))
+                    # A measurement is judged by today's rules, whatever they were when it was recorded.
+                    judged = claim.judged_by(live[claim.id]) if claim.id in live else claim
+                    recorded.setdefault(claim.id, []).append((record, judged))
         found += [Row(run, live.get(id), recorded.get(id, [])) for id in dict.fromkeys([*live, *recorded])]
     return found
 
@@ -101,7 +103,7 @@ class Total:
 def totals(rows: Sequence[Row]) -> list[Total]:
     """Return the totals of each paper by its key, then of our own measurements.
 
-    Counted are the claims that chapters still make; stale records do not count.
+    Counted are the claims that chapters still make; records that differ do not count.
     """
     rows = [row for row in rows if row.live]
     papers = sorted({row.live.paper for row in rows}, key=lambda paper: (not paper, paper))
@@ -158,7 +160,8 @@ def _recorded_facts(record: Record) -> dict[str, Any]:
     return {
         "record": record.name,
         "profile": record.profile,
-        "stale": record.stale,
+        "state": record.validity.state,
+        "why": record.validity.why,
         "device": record.device,
         "commit": record.commit,
         "date": record.started[:10],
@@ -194,7 +197,7 @@ def _short(verdicts: Iterable[str]) -> list[str]:
 
 
 def _chapter_table(rows: Sequence[Row]) -> str:
-    """Return raw HTML, in which no line is empty: there it would end."""
+    """Return raw HTML, without blank lines: Markdown would end the block."""
     record = rows[0].run.record
     caption = _escape(f"The claims of {record['chapter']}: live, profile {record.get('profile')}, and recorded")
     titles = ("Claim", "Source", "Reported", "Live", "Recorded")
@@ -223,7 +226,8 @@ def _measured(claim: Claim) -> str:
 
 def _where(record: Record) -> str:
     facts = [record.name, record.device or record.platform, short_commit(record.commit), record.started[:10]]
-    mark = ' <strong class="nadkit-stale">stale</strong>' if record.stale else ""
+    emphasis = "span" if record.counts else "strong"
+    mark = f'<br><{emphasis} class="nadkit-mark">{_escape(record.mark)}</{emphasis}>' if record.mark else ""
     return f"<small>{_escape(' · '.join(facts))}{mark}</small>"
 
 

@@ -7,6 +7,8 @@ import nbformat
 import pytest
 import yaml
 
+from nadkit import witness
+
 PARAMETERS = """\
 n: int = 3  # how often [1..100]
 scale: float = 0.5  # by what [>0]
@@ -73,3 +75,9 @@ def make_book(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+@pytest.fixture
+def short_witness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Witnesses are made in one environment beside the usual one."""
+    monkeypatch.setattr(witness, "ENVIRONMENTS", {"two threads": {"OMP_NUM_THREADS": "2"}})

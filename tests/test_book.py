@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from nadkit import claims
+from nadkit import claims, witness
 from nadkit.builder import build
 from nadkit.chapters import (
     cell_source,
@@ -22,6 +22,7 @@ from nadkit.chapters import (
     read_profile,
     validate,
 )
+from nadkit.records import recorded, validity_of
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = list(find_chapters(ROOT))
@@ -35,7 +36,10 @@ def built(tmp_path_factory):
     if not CHAPTERS:
         pytest.skip("the book has no chapters yet")
     out = tmp_path_factory.mktemp("book")
-    result = build(ROOT, PROFILE, out=out)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in witness.BASE.items():  # so that the runs can be compared to the witnesses
+            patch.setenv(name, value)
+        result = build(ROOT, PROFILE, out=out)
     assert result["error"] is None, result["error"]
     return out / "_build"
 
@@ -114,6 +118,19 @@ def test_every_chapter_claims_something_under_an_id_of_its_own(built):
 def test_a_chapter_lists_the_claims_that_it_tests(built, name):
     (run,) = claims.read(built / "executed" / PROFILE / f"{name}.ipynb")
     assert sorted(listed_claims(name)) == sorted(claim.id for claim in run.claims)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_todays_code_gives_the_recorded_numbers(built, name):
+    """The smoke run is the witness's run where the size is the same; else the witness runs once more."""
+    chapter = load(ROOT, name)
+    for record in recorded(name, ROOT):
+        values = witness.parameters(chapter, record.witness.parameters)
+        executed = built / "executed" / PROFILE / f"{name}.ipynb"
+        smoke = validate(chapter, PROFILE)
+        today = witness.seen(executed, smoke) if values == smoke else witness.observe(chapter, values)
+        validity = validity_of(record, today)
+        assert validity.state in ("verified", "not verifiable here"), f"{record.key} {validity.state}: {validity.why}"
 
 
 # ---- the pages -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import files_below, make_notebook, printed
 
-from nadkit import builder, results, runner
+from nadkit import builder, records, runner, witness
 from nadkit.builder import build
 from nadkit.chapters import BadInput, load, validate
 from nadkit.runner import execute
@@ -202,7 +202,7 @@ def scored(make_book):
     return root
 
 
-def test_the_scorecard_follows_the_runs_and_the_records(scored, tmp_path):
+def test_the_scorecard_follows_the_runs_and_the_records(scored, tmp_path, short_witness):
     html = tmp_path / "_build" / "html"
     assert build(scored, "smoke", out=tmp_path)["error"] is None
     data = json.loads((html / "scorecard.json").read_text())
@@ -212,22 +212,34 @@ def test_the_scorecard_follows_the_runs_and_the_records(scored, tmp_path):
 
     chapter = load(scored, "one")
     execute(chapter, validate(chapter), tmp_path / "big.ipynb")
-    assert results.record(tmp_path / "big.ipynb", scored) == scored / "book" / "recorded" / "one" / "quick.json"
+    assert (
+        records.record(tmp_path / "big.ipynb", scored, witness.make(chapter, print))
+        == scored / "book" / "recorded" / "one" / "quick.json"
+    )
     again = build(scored, "smoke", out=tmp_path)
     assert again["chapters"]["one"]["status"] == "finished"  # its page may show the record
     (claim,) = json.loads((html / "scorecard.json").read_text())["claims"]
     assert (claim["live"]["verdict"], claim["recorded"][0]["verdict"]) == ("fails", "holds")
-    assert not claim["recorded"][0]["stale"]
+    assert claim["recorded"][0]["state"] == "current"
     assert not (html / "book" / "recorded").exists()
     assert build(scored, "smoke", out=tmp_path)["chapters"]["one"]["status"] == "unchanged"
 
-    notebook = nbformat.read(chapter.path, as_version=4)
-    notebook.cells[-1].source += "1 + 1"
-    nbformat.write(notebook, chapter.path)
-    build(scored, "smoke", out=tmp_path)
-    (claim,) = json.loads((html / "scorecard.json").read_text())["claims"]
-    assert claim["recorded"][0]["stale"]
-    assert "stale" in (html / "book" / "practice" / "scorecard.html").read_text()
+    for edit, state in (
+        ("1 + 1", "verified"),
+        ("", "verified"),
+        ("results.keep(more=n)", "verified"),
+        ("n", "differs"),
+    ):
+        notebook = nbformat.read(chapter.path, as_version=4)
+        cell = notebook.cells[-1]
+        cell.source = cell.source.replace("5, n,", "5, n + 1,") if edit == "n" else f"{cell.source}{edit}\n"
+        nbformat.write(notebook, chapter.path)
+        said = []
+        build(scored, "smoke", out=tmp_path, say=said.append)
+        assert ("one: running the witness" in said) is bool(edit)  # what is known is not found again
+        (claim,) = json.loads((html / "scorecard.json").read_text())["claims"]
+        assert claim["recorded"][0]["state"] == state
+        assert state in (html / "book" / "practice" / "scorecard.html").read_text()
 
 
 def test_a_claim_of_an_unknown_paper_fails_the_build(scored, tmp_path):

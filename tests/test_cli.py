@@ -219,13 +219,14 @@ def test_collect_makes_one_table(book, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_record_runs_a_chapter_once_and_keeps_its_results(book, capsys):
+def test_record_runs_a_chapter_once_and_keeps_its_results(book, capsys, short_witness):
     recorded = book / "book" / "recorded" / "part" / "one"
     code, data, err = ask(capsys, "record", "one", "--profile", "smoke", "-p", "n=7")
     assert (code, data["record"]) == (0, str(recorded / "smoke,n=7.json"))
     stored = json.loads((recorded / "smoke,n=7.json").read_text())
     assert (stored["chapter"], stored["parameters"]["n"]) == ("part/one", 7)
-    assert stored["claims"][0]["verdict"] == "holds"
+    assert "verdict" not in stored["claims"][0]
+    assert stored["witness"]["parameters"]["n"] == 2
     code, data, err = ask(capsys, "record", "one", "--profile", "smoke", "-p", "n=7")
     assert code == 0
     assert "is finished already" in err
@@ -239,7 +240,7 @@ def test_record_runs_a_chapter_once_and_keeps_its_results(book, capsys):
     [
         (["-p", "n=0"], 2, "expected a value in the range"),
         (["--from", "nowhere.ipynb"], 2, "nowhere.ipynb: expected an executed notebook, found nothing"),
-        (["--from", "book/part/one.ipynb"], 2, "is no finished run"),
+        (["--from", "book/part/one.ipynb"], 2, "is not a finished run"),
         (["--from", "x.ipynb", "-p", "n=1"], 2, "--from: the run is made, and has its parameters"),
         (["--from", "x.ipynb", "--profile", "gpu"], 2, "--from: the run is made"),
         (["--out", "book/x"], 2, "outside 'book'"),
@@ -252,7 +253,24 @@ def test_record_refuses_bad_input(book, capsys, words, code, message):
     assert not (book / "book" / "recorded").exists()
 
 
-def test_record_takes_a_finished_run_whose_prose_was_mended(book, capsys):
+def test_verify_says_whether_todays_code_gives_the_recorded_numbers(book, capsys, short_witness):
+    assert ask(capsys, "verify")[:2] == (0, [])
+    assert ask(capsys, "record", "one", "--profile", "smoke", "-p", "n=7")[0] == 0
+    code, (found,), _ = ask(capsys, "verify")
+    assert (code, found) == (0, {"record": "part/one/smoke,n=7", "state": "current", "why": ""})
+    code, (found,), err = ask(capsys, "verify", "one", "--again")
+    assert (code, found["state"]) == (0, "verified")
+    assert "part/one: running the witness" in err
+    path = book / "book" / "part" / "one.ipynb"
+    path.write_text(path.read_text().replace("5, n,", "5, n + 1,"))
+    code, (found,), _ = ask(capsys, "verify")
+    assert (code, found["state"]) == (1, "differs")
+    assert "1 of 1 series differ: claim one-n (by" in found["why"]
+    assert main(["verify", "won"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_record_takes_a_finished_run_whose_prose_was_mended(book, capsys, short_witness):
     assert main(["record", "one", "--out", "one.ipynb"]) == 0
     path = book / "book" / "part" / "one.ipynb"
     path.write_text(path.read_text().replace("The mean is", "Here the mean is"))

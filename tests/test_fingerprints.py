@@ -138,19 +138,27 @@ def test_the_science_that_a_chapter_imports_is_part_of_its_experiment(make_book,
     assert (mark(make_book) != before) is counts
 
 
-def test_bare_code_has_no_words():
+def test_bare_code_has_neither_words_nor_layout():
     source = """\
 \"\"\"A module.\"\"\"
 x = "# no comment"  # a comment
 
-def f(a):
+def f(a, b=(1, 2)):
     \'\'\'Several
     lines.\'\'\'
     return f"{a} # none either"
 """
-    assert bare(source) == 'x = "# no comment"\ndef f(a):\n    return f"{a} # none either"'
-    assert bare("x = 'ä'; 'words'; y = 2") == "x = 'ä'; ; y = 2"
-    assert bare("%matplotlib inline\n# kept") == "%matplotlib inline\n# kept"
+    for same in (
+        "x = '# no comment'\ndef f(a, b=(1, 2)):\n    return f'{a} # none either'",
+        "x = (\n    '# no comment'\n)\n\n\ndef f(\n    a,\n    b=(\n        1,\n        2,\n    ),\n):\n"
+        "    'words'; return f'{a} # none either'",
+    ):
+        assert bare(same) == bare(source)
+    for other in ("no comment", "a", "(1, 2)", "return", "# none"):
+        assert bare(source.replace(other, other.replace("2", "3") if "2" in other else f"{other}x")) != bare(source)
+    assert bare("x = 1.0") != bare("x = 1")
+    assert bare("%matplotlib inline\n# gone") == bare("%matplotlib inline") != bare("%matplotlib qt")
+    assert bare("no Python at all") == "no Python at all"
 
 
 def test_what_a_chapter_runs_is_part_of_it(make_book):

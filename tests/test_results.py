@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 
 from nadkit import results
 from nadkit.chapters import BadInput, load, validate
-from nadkit.claims import FAILS, Claim, Claims
+from nadkit.claims import Claim, Claims
 from nadkit.directions import NADs, random
 from nadkit.images import load as load_images
-from nadkit.results import MIME, Record, collect, record, recorded, write
+from nadkit.records import Record, Validity
+from nadkit.results import MIME, collect, write
 from nadkit.runner import RunFailed, execute
 
 matplotlib.use("agg")
@@ -54,6 +55,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+OTHER = Validity("differs", "1 of 2 series differ")
 CLAIM = Claim("works", "It works", "Paper, fig. 1", 0.99, 0.5, ">= 0.9", paper="somebody2020")
 
 
@@ -74,7 +76,6 @@ def a_record(**changes) -> Record:
         "numbers": {"highest": 0.5},
         "tables": {"overlaps": {"columns": ["k", "overlap"], "rows": [[1, 0.9], [10, None]]}},
         "claims": Claims([CLAIM]),
-        "stale": False,
     }
     return Record(**fields | changes)
 
@@ -195,7 +196,7 @@ def test_without_records_there_are_no_tabs(shown):
 def test_recorded_runs_stand_beside_this_one(shown):
     others = [
         a_record(),
-        a_record(path=Path("gpu.json"), stale=True, device="<b>GPU</b>"),
+        a_record(path=Path("gpu.json"), validity=OTHER, device="<b>GPU</b>"),
         a_record(path=Path("other.json"), tables={}),
     ]
     for _ in range(2):
@@ -219,8 +220,8 @@ def test_recorded_runs_stand_beside_this_one(shown):
         "90.0 min · 2025-11-20 · images: original CIFAR-10 (SHA-256 00ff)"
     ) in page.text
     assert "<b>GPU</b>" in page.text
-    assert page.text.count(results.STALE) == 1
-    assert "gpu (stale)" in page.text
+    assert page.text.count("differs: 1 of 2 series differ") == 1
+    assert "gpu (differs)" in page.text
     source = shown[0][0]["text/html"]
     assert not re.search(r"https?:|//[a-z]|<script|url\(|@import", re.sub(r"base64,[^\"]*", "", source))
     # The live table alone is this run's result.
@@ -354,130 +355,6 @@ def finished(make_book, tmp_path, once):
     notebook.parent.mkdir(exist_ok=True)
     notebook.write_bytes(once["bytes"])
     return root, notebook
-
-
-def test_a_record_of_a_run_comes_back(finished):
-    root, notebook = finished
-    path = record(notebook, root)
-    assert path == root / "book" / "recorded" / "part" / "one" / "paper,seed=2.json"
-    (found,) = recorded("one", root)
-    about = nbformat.read(notebook, as_version=4).metadata.nadkit
-    assert found.name == "paper,seed=2"
-    assert found.parameters == {"seed": 2, "names": ["c"], "device": "cpu", "highest": 0.5}
-    assert (found.started, found.seconds, found.versions) == (about.started, about.seconds, about.versions)
-    assert found.numbers == {"total": 0.666667, "highest": 4, "seconds": 7.5}
-    assert found.tables == {"squares": {"columns": ["n", "square"], "rows": [[1, 1.0], [2, 4.5]]}}
-    assert found.data == [{"name": "data", "kind": "synthetic", "sha256": None}]
-    assert (found.claims[0].measured, found.claims[0].verdict) == (0.2, FAILS)
-    assert found.commit is None
-    assert "commit unknown" in found.provenance
-    assert not found.stale
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_a_record_is_legible_in_a_diff(finished):
-    root, notebook = finished
-    lines = record(notebook, root).read_text().splitlines()
-    assert "    [1, 1.0]," in lines
-    assert "    [2, 4.5]" in lines
-    assert '   "columns": ["n", "square"],' in lines
-    assert '  "names": ["c"],' in lines
-    assert '  "highest": 4,' in lines
-    assert '   "statement": "It is positive",' in lines
-
-
-def test_a_record_is_stale_when_the_experiment_changed_and_not_for_prose(finished, make_book):
-    root, notebook = finished
-    record(notebook, root)
-    toy(make_book, code=f"{CODE}# a remark\n")
-    assert not recorded("one", root)[0].stale
-    toy(make_book, code=CODE.replace("seed / 3", "seed / 4"))
-    assert recorded("one", root)[0].stale
-
-
-def test_a_verdict_in_a_record_is_not_believed(finished):
-    root, notebook = finished
-    path = record(notebook, root)
-    path.write_text(path.read_text().replace('"verdict": "fails"', '"verdict": "holds"'))
-    assert recorded("one", root)[0].claims[0].verdict == FAILS
-
-
-def test_what_is_recorded_is_a_finished_run_of_this_book_as_it_is_now(finished, make_book, tmp_path):
-    root, notebook = finished
-    with pytest.raises(BadInput, match="no finished run"):
-        record(edited(notebook, status="interrupted"), root)
-    with pytest.raises(BadInput, match="run of 'part/two', which the book"):
-        record(edited(notebook, chapter="part/two"), root)
-    with pytest.raises(BadInput, match="no profile is called 'papers'"):
-        record(edited(notebook, profile="papers"), root)
-    with pytest.raises(BadInput, match="found nothing"):
-        record(tmp_path / "absent.ipynb", root)
-    with pytest.raises(BadInput, match="found a folder"):
-        record(tmp_path, root)
-    with pytest.raises(BadInput, match="no finished run"):
-        record(root / "book" / "part" / "one.ipynb", root)
-    with pytest.raises(BadInput, match="failed run"):
-        record(edited(notebook, status="failed"), root)
-    toy(make_book, parameters=PARAMETERS + "more: int = 1  # of it [0..]\n")
-    with pytest.raises(BadInput, match="the experiment of part/one changed since this run; run it again"):
-        record(notebook, root)
-    toy(make_book, code=CODE + "print(1)\n")
-    with pytest.raises(BadInput, match="the experiment of part/one changed since this run; run it again"):
-        record(notebook, root)
-    assert not (root / "book" / "recorded").exists()
-
-
-def test_a_run_that_kept_nothing_is_not_recorded(make_book, tmp_path):
-    root = toy(make_book, code="print(seed)")
-    with pytest.raises(BadInput, match="nothing to record"):
-        record(run(root, tmp_path / "one.ipynb"), root)
-
-
-def test_a_record_replaces_the_one_before_it_whole_or_not_at_all(finished, monkeypatch):
-    root, notebook = finished
-    path = record(notebook, root)
-    before = path.read_text()
-
-    def full_disk(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(results.files.os, "replace", full_disk)
-    with pytest.raises(KeyboardInterrupt):
-        record(notebook, root)
-    assert path.read_text() == before
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('"version": 1', '"version": 2'),
-        ('"holds_if": ">= 0.5"', '"holds_if": "maybe"'),
-        ('"seconds"', '"hours"'),
-        ("[1, 1.0]", "[1]"),
-        ("{", ""),
-        ('"kind"', '"sort"'),
-    ],
-)
-def test_a_damaged_record_is_named(finished, old, new):
-    root, notebook = finished
-    path = record(notebook, root)
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(BadInput, match=r"paper,seed=2\.json is no record that can be read"):
-        recorded("one", root)
-
-
-def test_a_chapter_reads_the_records_of_its_book(finished, monkeypatch, tmp_path):
-    root, notebook = finished
-    monkeypatch.chdir(root / "book" / "part")
-    assert recorded("part/one") == []
-    record(notebook, root)
-    assert len(recorded("part/one")) == 1
-    with pytest.raises(BadInput, match="did you mean"):
-        recorded("part/won")
-    monkeypatch.chdir(tmp_path)
-    assert recorded("part/one") == []
 
 
 # ---- collect -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import make_notebook
-from test_results import Page, a_record
+from test_results import OTHER, Page, a_record
 
 from nadkit import builder
 from nadkit.chapters import BadInput
@@ -56,21 +56,43 @@ def test_totals_are_those_of_each_paper_and_of_our_own():
         ([], None),
         ([("quick", 0.1, {}), ("gpu", 0.2, {})], 0.2),
         ([("gpu", 0.2, {}), ("paper", 0.3, {})], 0.3),
-        ([("gpu", 0.2, {}), ("paper", 0.3, {"stale": True})], 0.2),
-        ([("paper", 0.3, {"stale": True})], None),
+        ([("gpu", 0.2, {}), ("paper", 0.3, {"validity": OTHER})], 0.2),
+        ([("paper", 0.3, {"validity": OTHER})], None),
         ([("gpu", 0.2, {}), ("paper", None, {})], 0.2),
         ([("gpu", 0.2, {"started": "2025-01-02"}), ("gpu", 0.3, {"started": "2025-01-01"})], 0.2),
         ([("gpu", 0.2, {"started": "2025-01-01"}), ("gpu", 0.3, {"started": "2025-01-02"})], 0.3),
     ],
 )
-def test_the_best_record_is_fresh_measured_and_of_the_largest_scale(records, measured):
+def test_the_best_record_is_valid_measured_and_of_the_largest_scale(records, measured):
     (row,) = rows([run(claim("a", 1.0))], [recorded(p, claim("a", m), **more) for p, m, more in records])
     assert (row.best and row.best.measured) == measured
     assert len(row.recorded) == len(records)
 
 
+def test_a_recorded_measurement_is_judged_by_the_rules_of_today():
+    """Bound, amounts needed and settings are the live claim's; what was measured, and at what scale, the record's."""
+    old = {"needs": {"networks": (100, 50), "gone": (1, 2)}, "same": {"sigma": (3.0, 3.0)}, "holds_if": ">= 0.9"}
+
+    def verdict(**today) -> str:
+        live = claim("a", None, **{"needs": {"networks": (1, 50)}, "same": {"sigma": (1.0, 3.0)}, **today})
+        (row,) = rows([run(live)], [recorded("paper", claim("a", 0.8, **old))])
+        return row.best.verdict, row.best.why_undecided
+
+    assert verdict() == (FAILS, "")
+    assert verdict(holds_if=">= 0.7") == (HOLDS, "")
+    assert verdict(needs={"networks": (1, 200)}) == (UNDECIDED, "networks: 100 of the 200 needed")
+    assert verdict(needs={"epochs": (1, 20)}) == (UNDECIDED, "epochs: unknown, 20 needed")
+    assert verdict(same={"sigma": (3.0, 1.0)}) == (UNDECIDED, "sigma: 3.0, the claim is about 1.0")
+    assert verdict(same={"epsilon": (1.0, 1.0)})[0] == UNDECIDED
+    (row,) = rows([run()], [recorded("paper", claim("a", 0.95, holds_if=">= 0.9"))])
+    assert row.best.verdict == HOLDS  # nobody makes the claim today: its own rules are left
+
+
 def test_data_for_programs_have_every_claim_with_its_verdicts():
-    records = [recorded("gpu", claim("a", 0.2), claim("gone", 1.0), stale=True), recorded("paper", claim("a", 0.95))]
+    records = [
+        recorded("gpu", claim("a", 0.2), claim("gone", 1.0), validity=OTHER),
+        recorded("paper", claim("a", 0.95)),
+    ]
     data = to_json(rows(LIVE, records))
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     by_id = {entry["id"]: entry for entry in data["claims"]}
@@ -78,8 +100,8 @@ def test_data_for_programs_have_every_claim_with_its_verdicts():
     a = by_id["a"]
     assert (a["chapter"], a["link"]) == ("inputs/nads", "book/inputs/nads.html#claim-a")
     assert (a["live"]["measured"], a["live"]["verdict"], a["live"]["profile"]) == (1.0, HOLDS, "quick")
-    assert [(r["record"], r["stale"], r["verdict"]) for r in a["recorded"]] == [
-        ("gpu", True, FAILS), ("paper", False, HOLDS)
+    assert [(r["record"], r["state"], r["verdict"]) for r in a["recorded"]] == [
+        ("gpu", "differs", FAILS), ("paper", "current", HOLDS)
     ]  # fmt: skip
     assert (a["recorded"][0]["device"], a["recorded"][0]["date"]) == ("NVIDIA H200", "2025-11-20")
     assert (by_id["gone"]["live"], by_id["gone"]["link"]) == (None, "book/inputs/nads.html")
@@ -98,7 +120,7 @@ def tables(text: str) -> list[Page]:
 
 
 def test_the_page_has_a_table_for_each_chapter_with_words_and_symbols():
-    records = [recorded("paper", claim("a", 0.1), claim("gone", 1.0), stale=True)]
+    records = [recorded("paper", claim("a", 0.1), claim("gone", 1.0), validity=OTHER)]
     text = markdown(rows(LIVE, records))
     assert re.findall("^## .*$", text, flags=re.MULTILINE) == [
         "## Totals",
@@ -120,8 +142,8 @@ def test_the_page_has_a_table_for_each_chapter_with_words_and_symbols():
     assert "✗ fails" in first.text
     assert "? not decidable at this scale" in second.text
     assert GONE in first.text
-    assert "paper · NVIDIA H200 · 01234567+ · 2025-11-20 stale" in first.text
-    assert "stale" not in second.text
+    assert "paper · NVIDIA H200 · 01234567+ · 2025-11-20differs: 1 of 2 series differ" in first.text
+    assert "differs" not in second.text
 
 
 def test_words_of_claims_and_records_cannot_break_the_page():

@@ -1,0 +1,362 @@
+"""Records: results of big runs that git keeps, `book/recorded/CHAPTER/RUN.json`, and whether they still hold.
+
+`record` makes one of a finished run and of its `witness`, the same chapter at its smallest size. A record is *current*
+while the code of its experiment is what it was. When it has changed, `verify` runs the witness again: the record is
+*verified* if today's code gives the same numbers, and *differs* if not. What `verify` found stands in
+`book/recorded/verified.json`, by the checksum of the code, so that it need not be found again.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nadkit import claims, files, fingerprints
+from nadkit import witness as witnesses
+from nadkit.chapters import BadInput, Chapter, find_chapters, find_root, load
+from nadkit.claims import Claims
+from nadkit.results import DIFFERS, FINISHED, Scalar, Table, checked, data_words, stored
+from nadkit.witness import Witness, WitnessFailed
+
+CURRENT, VERIFIED = "current", "verified"
+UNVERIFIED, UNVERIFIABLE = "not verified yet", "not verifiable here"
+VERSION = 2
+KEPT = "verified.json"
+
+
+@dataclass(frozen=True)
+class Validity:
+    """Whether today's code still gives a record's numbers, and how that is known."""
+
+    state: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What git keeps of a run: its provenance, numbers, small tables and claims, its witness, and whether it holds."""
+
+    path: Path
+    chapter: str
+    profile: str
+    parameters: Mapping[str, Any]
+    experiment: str
+    commit: str | None
+    versions: Mapping[str, str]
+    platform: str
+    device: str | None
+    data: Sequence[Mapping[str, str | None]]
+    started: str
+    seconds: float
+    numbers: Mapping[str, Scalar]
+    tables: Mapping[str, Table]
+    claims: Claims
+    witness: Witness | None = None
+    resumed: bool = False
+    seal: str = ""
+    validity: Validity = Validity(CURRENT)
+
+    @property
+    def name(self) -> str:
+        """The profile, and the parameters that differ from it."""
+        return self.path.stem
+
+    @property
+    def key(self) -> str:
+        """Its name among all records of the book."""
+        return f"{self.chapter}/{self.name}"
+
+    @property
+    def counts(self) -> bool:
+        """Whether totals count it: not where today's code gives other numbers."""
+        return self.validity.state != DIFFERS
+
+    @property
+    def mark(self) -> str:
+        """What a page says of its validity; nothing while it is current."""
+        state, why = self.validity.state, self.validity.why
+        return "" if state == CURRENT else f"{state}: {why}" if why else state
+
+    @property
+    def provenance(self) -> str:
+        """Where the results come from, in one line."""
+        return " · ".join(
+            [
+                f"profile {self.name.replace(',', ', ')}",
+                self.device or self.platform,
+                *(f"{name} {self.versions[name]}" for name in ("torch", "nadkit") if name in self.versions),
+                f"commit {short_commit(self.commit)}",
+                *([f"seed {self.parameters['seed']}"] if "seed" in self.parameters else []),
+                _duration(self.seconds) + (" (its last try)" if self.resumed else ""),
+                self.started[:10],
+                *map(data_words, self.data),
+            ]
+        )
+
+
+def short_commit(commit: str | None) -> str:
+    """Return the first letters of a commit, and the '+' that says that files differed from it."""
+    return re.sub(r"^(\w{8})\w*", r"\1", commit) if commit else "unknown"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+# ---- reading and writing -------------------------------------------------------------------------
+
+
+def recorded(chapter: str, root: Path | None = None) -> list[Record]:
+    """Return the records of a chapter of the book at `root`, by default the book that the current folder is in.
+
+    A notebook on its own, outside any book, has none.
+
+    Raises:
+        BadInput: there is no such chapter, or a record is damaged.
+    """
+    if root is None:
+        try:
+            root = find_root()
+        except BadInput:
+            return []
+    found = load(root, chapter)
+    paths = sorted(_folder(root, found.name).glob("*.json"))
+    if not paths:
+        return []
+    experiment, kept = fingerprints.experiment(found), _kept(root)
+    records = (read(path) for path in paths)
+    return [replace(record, validity=_validity(record, experiment, kept)) for record in records]
+
+
+def _folder(root: Path, chapter: str) -> Path:
+    return root / "book" / "recorded" / chapter
+
+
+def read(path: Path) -> Record:
+    """Return the record in a file; whether it still holds is not looked at.
+
+    Raises:
+        BadInput: it is damaged, or was changed since `nadkit record` wrote it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (version := content.pop("version")) != VERSION:
+            raise ValueError(f"it is of version {version}, which this nadkit does not know")
+        seal = content.pop("seal")
+        if seal != _seal(content):
+            raise ValueError("its seal is broken, so something in it was changed")
+        content["claims"] = Claims.from_json(content["claims"])
+        content["tables"] = {name: checked(table) for name, table in content["tables"].items()}
+        content["witness"] = Witness.from_json(content["witness"])
+        found = Record(path, **content, seal=seal)
+        _ = found.provenance  # all that it is made of is there
+        return found
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} is not a record that can be read: {error}; 'nadkit record' makes it anew") from error
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the content of a record, sealed, whole or not at all.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    sealed = {"version": VERSION, **content, "seal": _seal(content)}
+    with files.atomic_write(path) as part:
+        part.write_text("".join([*_lines(sealed), "\n"]), encoding="utf-8")
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """Return the checksum of a record's content, which tells an edited one."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _lines(value: object, indent: str = "") -> Iterator[str]:
+    """Give pieces of JSON with a line for every entry of a mapping and for every list in a list, for a legible diff."""
+    deeper = f"{indent} "
+    if isinstance(value, Mapping) and value:
+        items = [(f"{json.dumps(key, ensure_ascii=False)}: ", item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, list | Mapping) for item in value):
+        items = [("", item) for item in value]
+    else:
+        yield json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return
+    start, end = "{}" if isinstance(value, Mapping) else "[]"
+    for i, (key, item) in enumerate(items):
+        yield f"{',' if i else start}\n{deeper}{key}"
+        yield from _lines(item, deeper)
+    yield f"\n{indent}{end}"
+
+
+# ---- making one ----------------------------------------------------------------------------------
+
+
+def recordable(notebook: Path, root: Path) -> Chapter:
+    """Return the chapter that `notebook` is a finished run of, if it can be recorded.
+
+    Raises:
+        BadInput: it is not a finished run of a current chapter, or it stored no result.
+    """
+    (run,) = claims.read(_an_executed_notebook(notebook))
+    about = run.record
+    if about.get("status") != FINISHED:
+        raise BadInput(f"{notebook} is not a finished run; 'nadkit run' makes one")
+    if about.get("chapter") not in find_chapters(root):
+        raise BadInput(f"{notebook} is a run of {about.get('chapter')!r}, which the book at {root} does not have")
+    chapter = load(root, about["chapter"])
+    same = about.get("experiment") == fingerprints.experiment(chapter)
+    if not same or about["parameters"].keys() != chapter.parameters.keys():
+        raise BadInput(f"{notebook}: the experiment of {chapter.name} changed since this run; run it again")
+    kept = stored(notebook)
+    if not (kept.numbers or kept.tables or run.claims):
+        raise BadInput(f"{notebook}: nothing to record; a chapter stores by results.keep, results.show and claims.show")
+    _path(notebook, chapter)
+    return chapter
+
+
+def record(notebook: Path, root: Path, witness: Witness) -> Path:
+    """Make the record of a finished run of a chapter of the book at `root`, and return its file.
+
+    Raises:
+        BadInput: it is not a finished run of a current chapter, or it stored no result.
+        DataError: the file cannot be written.
+    """
+    chapter = recordable(notebook, root)
+    (run,) = claims.read(notebook)
+    about, kept = run.record, stored(notebook)
+    path = _path(notebook, chapter)
+    content = {
+        **{name: about[name] for name in ("chapter", "profile")},
+        "parameters": kept.parameters,
+        **{name: about[name] for name in ("experiment", "commit", "versions", "platform")},
+        "device": kept.device,
+        "data": kept.data,
+        **{name: about[name] for name in ("started", "seconds", "resumed")},
+        "numbers": kept.numbers,
+        "tables": kept.tables,
+        "claims": run.claims.to_json(verdicts=False),
+        "witness": witness.to_json(),
+    }
+    write(path, content)
+    return path
+
+
+def _path(notebook: Path, chapter: Chapter) -> Path:
+    from nadkit.runner import read_record, run_name
+
+    about = read_record(notebook)
+    name = run_name(chapter, about["profile"], about["parameters"]).removesuffix(".ipynb")
+    return chapter.root / "book" / "recorded" / f"{name}.json"
+
+
+def _an_executed_notebook(path: Path) -> Path:
+    if not path.is_file():
+        raise BadInput(f"{path}: expected an executed notebook, found {'a folder' if path.is_dir() else 'nothing'}")
+    return path
+
+
+# ---- whether they hold ---------------------------------------------------------------------------
+
+
+def _validity(record: Record, experiment: str, kept: Mapping[str, Any]) -> Validity:
+    """Return what is known of a record: that its code is today's, or what `verify` found with today's code."""
+    if record.experiment == experiment:
+        return Validity(CURRENT)
+    found = kept.get(record.key, {})
+    if (found.get("experiment"), found.get("seal")) == (experiment, record.seal):
+        return Validity(found["state"], found["why"])
+    return Validity(UNVERIFIED, "the code has changed since, and 'nadkit verify' has not looked yet")
+
+
+def _kept(root: Path) -> dict[str, Any]:
+    try:
+        return json.loads((root / "book" / "recorded" / KEPT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise BadInput(f"book/recorded/{KEPT} is damaged ({error}); delete it, 'nadkit verify' makes it anew") from None
+
+
+def verify(
+    root: Path,
+    chapters: Iterable[str] | None = None,
+    *,
+    again: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Record]:
+    """Run the witnesses of all records, or of some chapters', whose code has changed; return the records.
+
+    What is found is kept by the checksum of the code. What is known already is not run again unless `again`.
+
+    Raises:
+        BadInput: there is no such chapter, or a record is damaged.
+    """
+    names = [load(root, name).name for name in chapters] if chapters else find_chapters(root)
+    found, runs = [], {}
+    for name in names:
+        for record in recorded(name, root):
+            if again or record.validity.state in (UNVERIFIED, UNVERIFIABLE):
+                record = replace(record, validity=_verified(record, load(root, name), runs, say))
+                _keep(root, record, fingerprints.experiment(load(root, name)))
+            found.append(record)
+    return found
+
+
+def _verified(record: Record, chapter: Chapter, runs: dict[str, Witness], say: Callable[[str], None]) -> Validity:
+    try:
+        values = witnesses.parameters(chapter, record.witness.parameters)
+        size = f"{chapter.name} {json.dumps(values, sort_keys=True)}"
+        if size not in runs:
+            say(f"{chapter.name}: running the witness")
+            runs[size] = witnesses.observe(chapter, values)
+    except (BadInput, WitnessFailed) as error:
+        return Validity(UNVERIFIABLE, str(error))
+    return validity_of(record, runs[size], fingerprints.commit(chapter.root))
+
+
+def validity_of(record: Record, today: Witness, now: str | None = None) -> Validity:
+    """Return whether today's run of a record's witness says that the record holds; `now` names today's commit."""
+    comparison = witnesses.compare(record.witness, today)
+    if comparison.agrees:
+        of = f"commit {short_commit(now)} gives the numbers of {short_commit(record.commit)}"
+        return Validity(VERIFIED, f"{of}; {comparison.words}")
+    if missing := _missing(record.witness, today):
+        return Validity(UNVERIFIABLE, f"its witness was made with {', '.join(missing)}, which are not at hand")
+    return Validity(DIFFERS, comparison.words)
+
+
+def _missing(then: Witness, now: Witness) -> list[str]:
+    """Return the data that one of two witnesses had and the other had not."""
+    data = [{data_words(item) for item in witness.data} | set(witness.at_hand) for witness in (then, now)]
+    return sorted(data[0] ^ data[1])
+
+
+def _keep(root: Path, record: Record, experiment: str) -> None:
+    """Keep what `verify` found, in the order of the records' names."""
+    if record.validity.state not in (VERIFIED, DIFFERS):
+        return  # here; elsewhere it may be verifiable
+    entry = {"experiment": experiment, "seal": record.seal, "state": record.validity.state, "why": record.validity.why}
+    known = {key: kept for key, kept in _kept(root).items() if (root / "book" / "recorded" / f"{key}.json").exists()}
+    with files.atomic_write(root / "book" / "recorded" / KEPT) as part:
+        part.write_text("".join([*_lines(dict(sorted((known | {record.key: entry}).items()))), "\n"]), encoding="utf-8")
+
+
+def renew(record: Record, root: Path, say: Callable[[str], None] = print) -> None:
+    """Make the witness of a record anew, with the code of the commit that it names, and write the record again.
+
+    Raises:
+        BadInput: the commit does not hold all that the record was made with, or is not there.
+        WitnessFailed: the chapter of that commit does not run.
+    """
+    if not record.commit or record.commit.endswith("+"):
+        raise BadInput(f"{record.key}: no commit holds all that it was made with ({short_commit(record.commit)})")
+    content = json.loads(record.path.read_text(encoding="utf-8"))
+    made = witnesses.make_at(record.commit, root, record.chapter, say)
+    rest = {name: value for name, value in content.items() if name not in ("version", "seal")}
+    write(record.path, rest | {"witness": made.to_json()})

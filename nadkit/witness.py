@@ -1,0 +1,283 @@
+"""Witnesses: what a chapter gives at its smallest size, kept to tell whether other code still gives the same.
+
+A *record* of a big run must outlive refactoring, yet nobody repeats the run after every change. So the same commit also
+runs the chapter at its smoke size. As long as today's code gives the numbers of this witness, the record is valid.
+
+Rounding differs between processors, versions and numbers of threads. The witness is therefore made several times, in
+the `ENVIRONMENTS` below, and keeps for every series of numbers the largest difference that this made.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from nadkit import claims, fingerprints
+from nadkit.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values
+from nadkit.results import processor, stored
+
+SMOKE, WITNESS = "smoke", "witness"
+BASE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+ENVIRONMENTS = {
+    "two threads": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
+    "no vectors": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
+}
+"""Other ways to round, beside one thread with all that the processor has."""
+SAFETY = 3.0
+"""How much larger than between the environments a difference may be where versions or the processor are others."""
+FLOOR = 2e-5
+"""The least tolerance, relative: numbers are stored with six digits."""
+ROBUST = 0.02
+"""Series that rounding alone moves by more say nothing about the code: they are not compared."""
+
+Values = Sequence[float | str | bool | None]
+
+
+class WitnessFailed(RuntimeError):
+    """A chapter cannot be run at the size of the witness."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Numbers or words that belong together: a column of a table, a number kept, a claim's measurement and error.
+
+    `spread` is the largest difference that another way to round made; None if it exchanged words or gaps.
+    """
+
+    values: Values
+    spread: float | None = 0.0
+
+    @property
+    def robust(self) -> bool:
+        """Whether rounding leaves it alone, so that a difference tells of other code."""
+        return self.spread is not None and self.spread <= ROBUST
+
+    @property
+    def tolerance(self) -> float:
+        """The difference that another processor or version may make."""
+        return max(FLOOR, SAFETY * (self.spread or 0.0))
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What a chapter gave at the size of `parameters`, and on what: versions, kind of processor, data at hand."""
+
+    parameters: Mapping[str, Any]
+    versions: Mapping[str, str]
+    processor: str
+    data: Sequence[Mapping[str, str | None]]
+    at_hand: Sequence[str]
+    series: Mapping[str, Series] = field(repr=False)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Return the witness that `to_json` made plain; KeyError, TypeError or AttributeError if it is none."""
+        series = {name: Series(**entry) for name, entry in content["series"].items()}
+        return cls(**{**content, "series": series})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the witness as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one run at a witness's size compares to it: the series that differ, and the largest difference of the others.
+
+    `exact` says that not the last digit may differ: the same versions on the same kind of processor.
+    """
+
+    exact: bool
+    compared: int
+    differing: Mapping[str, float]
+    largest: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every series agrees, and there is one."""
+        return self.compared > 0 and not self.differing
+
+    @property
+    def words(self) -> str:
+        """The comparison, for people."""
+        if not self.compared:
+            return "nothing of what the witness holds is computed any more"
+        if self.differing:
+            worst = sorted(self.differing.items(), key=lambda pair: -pair[1])[:3]
+            named = ", ".join(f"{name} ({_percent(by)})" for name, by in worst)
+            return f"{len(self.differing)} of {self.compared} series differ: {named}"
+        how = "to the last digit" if self.largest == 0 else f"to {self.largest:.0e}, relative"
+        return f"all {self.compared} series agree {how}"
+
+
+def _percent(difference: float) -> str:
+    return "other words or another length" if math.isinf(difference) else f"by {100 * difference:.3g} %"
+
+
+def compare(witness: Witness, other: Witness) -> Comparison:
+    """Compare what two runs of one size gave, in the series that both have.
+
+    The difference of two series is the largest one of their numbers, relative to their largest number. On the same
+    versions and kind of processor it must be zero; else robust series must agree within their tolerance. A series that
+    only one of the two has tells of more or fewer results, not of other ones.
+    """
+    exact = (witness.versions, witness.processor) == (other.versions, other.processor)
+    both = {
+        name: series for name, series in witness.series.items() if name in other.series and (exact or series.robust)
+    }
+    found = {name: distance(series.values, other.series[name].values) for name, series in both.items()}
+    differing = {name: by for name, by in found.items() if by > (0 if exact else both[name].tolerance)}
+    largest = max((by for name, by in found.items() if name not in differing), default=0.0)
+    return Comparison(exact, len(both), differing, largest)
+
+
+def distance(one: Values, other: Values) -> float:
+    """Return max |a - b| over the largest |a| or |b| of two series; infinite where words, gaps or lengths differ."""
+    if len(one) != len(other):
+        return math.inf
+    numbers = [(a, b) for a, b in zip(one, other, strict=True) if _is_number(a) and _is_number(b)]
+    others = [(a, b) for a, b in zip(one, other, strict=True) if not (_is_number(a) and _is_number(b))]
+    if any(a != b for a, b in others):
+        return math.inf
+    scale = max((abs(number) for pair in numbers for number in pair), default=0.0)
+    return max(abs(a - b) for a, b in numbers) / scale if scale else 0.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# ---- making one ----------------------------------------------------------------------------------
+
+
+def parameters(chapter: Chapter, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the size of a chapter's witness: profile `smoke`, then profile `witness`, then what is `given`.
+
+    Of what is given, parameters that the chapter does not have are left out.
+
+    Raises:
+        BadInput: a value is no longer possible.
+    """
+    profiles = find_profiles(chapter.root)
+    found = profile_values(chapter, SMOKE if SMOKE in profiles else QUICK)
+    usual = profile_values(chapter)
+    if WITNESS in profiles:
+        more = profile_values(chapter, WITNESS)
+        found |= {name: value for name, value in more.items() if value != usual[name]}
+    found |= {name: value for name, value in (given or {}).items() if name in chapter.parameters}
+    return convert(chapter, found)
+
+
+def make(chapter: Chapter, say: Callable[[str], None], library: Path | None = None) -> Witness:
+    """Run a chapter at its smallest size in every environment and return its witness.
+
+    `library` is the folder of another nadkit than the one that runs.
+
+    Raises:
+        WitnessFailed: it does not run.
+    """
+    values = parameters(chapter)
+    say(f"{chapter.name}: making the witness, {len(ENVIRONMENTS) + 1} runs at smoke size")
+    first = observe(chapter, values, library=library)
+    others = [observe(chapter, values, environment, library).series for environment in ENVIRONMENTS.values()]
+    series = {name: Series(one.values, _spread(name, one, others)) for name, one in first.series.items()}
+    return Witness(**{**asdict(first), "series": series})
+
+
+def _spread(name: str, one: Series, others: Sequence[Mapping[str, Series]]) -> float | None:
+    found = max(distance(one.values, other[name].values) if name in other else math.inf for other in others)
+    return float(f"{found:.2g}") if math.isfinite(found) else None
+
+
+def make_at(commit: str, root: Path, name: str, say: Callable[[str], None]) -> Witness:
+    """Return the witness of a chapter as it was at a commit, in a git worktree that is gone afterwards.
+
+    Raises:
+        BadInput: there is no such commit, or it did not have the chapter.
+        WitnessFailed: it does not run.
+    """
+    with _worktree(commit, root) as tree:
+        return make(load(tree, name), say, library=tree)
+
+
+@contextmanager
+def _worktree(commit: str, root: Path) -> Iterator[Path]:
+    git = ["git", "-C", str(root)]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "book"
+        added = subprocess.run(
+            [*git, "worktree", "add", "--quiet", "--detach", str(tree), commit], capture_output=True, text=True
+        )
+        if added.returncode:
+            raise BadInput(f"commit {commit} cannot be checked out: {added.stderr.strip()}")
+        try:
+            yield tree
+        finally:
+            subprocess.run([*git, "worktree", "remove", "--force", str(tree)], capture_output=True)
+
+
+def observe(
+    chapter: Chapter,
+    values: Mapping[str, Any],
+    environment: Mapping[str, str] | None = None,
+    library: Path | None = None,
+) -> Witness:
+    """Run a chapter once, in a process of its own, and return all that it stored; nothing is said about rounding.
+
+    Raises:
+        WitnessFailed: it does not run.
+    """
+    variables = os.environ | BASE | dict(environment or {})
+    if library:
+        paths = [str(library), os.environ.get("PYTHONPATH")]
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    with tempfile.TemporaryDirectory() as folder:
+        given, out = Path(folder) / "parameters.json", Path(folder) / "witness.ipynb"
+        given.write_text(json.dumps(dict(values)))
+        command = [sys.executable, "-m", "nadkit", "run", chapter.name, "--json", "--root", str(chapter.root)]
+        done = subprocess.run(
+            [*command, "--params", str(given), "--out", str(out)],
+            env=variables,
+            cwd=library,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if not re.match(r"\s|What ran is kept", line)]
+            raise WitnessFailed(f"{chapter.name} does not run at the size of the witness: {' '.join(said[:2])}")
+        return seen(out, values)
+
+
+def seen(notebook: Path, values: Mapping[str, Any]) -> Witness:
+    """Return what an executed notebook stored, as a witness that says nothing about rounding.
+
+    Raises:
+        BadInput: the notebook is damaged.
+    """
+    kept, (run,) = stored(notebook), claims.read(notebook)
+    series = {f"number {name}": [value] for name, value in kept.numbers.items()}
+    for name, table in kept.tables.items():
+        columns = zip(*table["rows"], strict=True) if table["rows"] else [[] for _ in table["columns"]]
+        series |= {f"table {name}, {column}": list(c) for column, c in zip(table["columns"], columns, strict=True)}
+    series |= {f"claim {claim.id}": [_six(claim.measured), _six(claim.error)] for claim in run.claims}
+    return Witness(
+        parameters=dict(values),
+        versions=fingerprints.computing_versions(),
+        processor=processor(),
+        data=kept.data,
+        at_hand=sorted({name for folder in fingerprints.published_at_hand() for name, _ in folder}),
+        series={name: Series(found) for name, found in series.items()},
+    )
+
+
+def _six(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,94 @@
+"""Witnesses: how two runs of one size are compared, and what tells rounding from other code."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from conftest import make_notebook
+
+from nadkit import witness
+from nadkit.chapters import BadInput, load
+from nadkit.witness import Series, Witness, WitnessFailed, compare, distance
+
+
+def a_witness(processor: str = "one", **series: Series) -> Witness:
+    return Witness({}, {"torch": "2.11.0"}, processor, [], [], series)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0),
+        ([1.0, -4.0], [1.0, -3.0], 0.25),
+        ([0.0, 0.0], [0.0, 0.0], 0),
+        ([0.0], [0.5], 1),
+        ([1, None, "a", True], [1, None, "a", True], 0),
+        ([1.0], [1.0, 1.0], math.inf),
+        ([1.0], [None], math.inf),
+        (["a"], ["b"], math.inf),
+        ([True], [False], math.inf),
+        ([], [], 0),
+    ],
+)
+def test_the_distance_of_two_series(one, other, expected):
+    assert distance(one, other) == distance(other, one) == expected
+
+
+def test_on_the_same_processor_every_digit_counts():
+    then = a_witness(a=Series([1.0]), b=Series([5.0], None), gone=Series([1.0]))
+    assert compare(then, then).words == "all 3 series agree to the last digit"
+    comparison = compare(then, a_witness(a=Series([1.00001]), b=Series([5.0]), new=Series([2.0])))
+    assert (comparison.exact, comparison.compared, list(comparison.differing)) == (True, 2, ["a"])
+    assert not comparison.agrees
+
+
+@pytest.mark.parametrize(
+    ("spread", "value", "agrees"),
+    [(0, 1.00001, True), (0, 1.0001, False), (0.001, 1.002, True), (0.001, 1.004, False)],
+)
+def test_elsewhere_rounding_is_allowed_as_far_as_it_was_measured(spread, value, agrees):
+    then = a_witness(a=Series([1.0], spread), chaotic=Series([1.0], 0.5), words=Series(["x"], None))
+    now = a_witness("another", a=Series([value]), chaotic=Series([9.0]), words=Series(["y"]))
+    comparison = compare(then, now)
+    assert (comparison.exact, comparison.compared, comparison.agrees) == (False, 1, agrees)
+    assert (not comparison.differing) is agrees
+
+
+def test_nothing_to_compare_is_no_agreement():
+    comparison = compare(a_witness(a=Series([1.0])), a_witness(b=Series([1.0])))
+    assert not comparison.agrees
+    assert "nothing" in comparison.words
+
+
+def test_a_witness_comes_back_as_it_was():
+    then = replace(a_witness(a=Series([1.0, None, "x"], None)), parameters={"n": [1]})
+    assert Witness.from_json(then.to_json()) == then
+
+
+KEEPS = "from nadkit import results\nresults.keep(double=2 * n, scaled=n * scale)\nif n == 13: 1 / 0"
+
+
+def test_the_size_is_smoke_then_witness_then_what_is_given(make_book):
+    profiles = {"smoke": {"one": {"n": 2, "scale": 0.1}}, "witness": {"one": {"n": 4}}}
+    chapter = load(make_book(profiles, one=make_notebook(code=(KEEPS,))), "one")
+    assert witness.parameters(chapter) == {"n": 4, "scale": 0.1, "method": "mean", "sizes": [1, 2]}
+    given = witness.parameters(chapter, {"scale": 0.2, "of_old": 1})
+    assert given == {"n": 4, "scale": 0.2, "method": "mean", "sizes": [1, 2]}
+    with pytest.raises(BadInput, match="expected a value in the range"):
+        witness.parameters(chapter, {"n": 1000})
+
+
+def test_a_witness_holds_what_the_chapter_stores(make_book, short_witness, monkeypatch):
+    monkeypatch.chdir(make_book({"smoke": {"one": {"n": 2}}}, one=make_notebook(code=(KEEPS,))))
+    said = []
+    made = witness.make(load(witness.Path.cwd(), "one"), said.append)
+    assert made.series == {"number double": Series([4], 0.0), "number scaled": Series([1.0], 0.0)}
+    assert made.parameters["n"] == 2
+    assert made.processor == witness.processor()
+    assert said == ["one: making the witness, 2 runs at smoke size"]
+
+
+def test_a_chapter_that_does_not_run_is_named(make_book):
+    chapter = load(make_book(one=make_notebook(code=(KEEPS,))), "one")
+    with pytest.raises(WitnessFailed, match=r"one does not run at the size of the witness: .*ZeroDivisionError"):
+        witness.observe(chapter, witness.parameters(chapter, {"n": 13}))
