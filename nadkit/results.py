@@ -31,8 +31,8 @@ if TYPE_CHECKING:  # a chapter imports what it needs of these; `nadkit --help` n
     import torch
     from matplotlib.figure import Figure
 
-    from nadkit.directions import Basis
-    from nadkit.images import ImageSet
+    from nadkit.data.images import ImageSet
+    from nadkit.inputs.directions import Basis
 
 # The key of results in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.results+json"
@@ -215,8 +215,8 @@ def _processor() -> str:
 
 
 def _described(name: str, item: "ImageSet | Basis | str") -> dict[str, str | None]:
-    from nadkit.directions import Basis
-    from nadkit.images import ImageSet
+    from nadkit.data.images import ImageSet
+    from nadkit.inputs.directions import Basis
 
     match item:
         case str():

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from nadkit import results
 from nadkit.chapters import BadInput, load, validate
 from nadkit.claims import FAILS, Claim, Claims
-from nadkit.directions import NADs, random
-from nadkit.images import load as load_images
+from nadkit.data.images import load as load_images
+from nadkit.inputs.directions import NADs, random
 from nadkit.results import MIME, Record, collect, record, recorded, write
 from nadkit.runner import RunFailed, execute
 
