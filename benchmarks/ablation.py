@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from benchmarks.timing import in_turns, table
 from nadkit import architectures, seeds
-from nadkit.ablation import Impact, cumulative_curve, noise_curve, unit_impact
+from nadkit.activations.ablation import Impact, cumulative_curve, noise_curve, unit_impact
+from nadkit.activations.sites import Sites, evaluating, find_sites, moments, replaced
 from nadkit.devices import pick
-from nadkit.sites import Sites, evaluating, find_sites, moments, replaced
 from nadkit.training import Data, evaluate
 
 

@@ -21,7 +21,7 @@ import torch
 from benchmarks import reference
 from benchmarks.timing import in_turns, table
 from nadkit import architectures, seeds
-from nadkit.anisotropy import (
+from nadkit.inputs.anisotropy import (
     BATCH,
     GradientCovariance,
     _compiled,
@@ -89,7 +89,7 @@ def agreement(architecture: str, device: str, n: int) -> None:
 def peak_memory(architecture: str, device: str, n: int) -> int:
     """Return the peak memory (bytes) of a fresh process that takes ``n`` derivatives: of the GPU, or resident."""
     return _peak(
-        "from nadkit.anisotropy import gradient_covariance; "
+        "from nadkit.inputs.anisotropy import gradient_covariance; "
         f"gradient_covariance({architecture!r}, networks=range({n}), device={device!r}, compile=False).nads()",
         device,
     )
@@ -110,7 +110,7 @@ def large(architecture: str, device: str, n: int) -> None:
 
     def code(count: int) -> str:
         options = f"shape={LARGE}, n_networks={count}, device={device!r}"
-        return f"from nadkit.anisotropy import leading_nads; leading_nads({architecture!r}, 1, {options})"
+        return f"from nadkit.inputs.anisotropy import leading_nads; leading_nads({architecture!r}, 1, {options})"
 
     few, many = _peak(code(2), device), _peak(code(n), device)
     start = time.perf_counter()

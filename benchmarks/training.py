@@ -16,8 +16,9 @@ import torch
 
 from benchmarks import reference
 from benchmarks.timing import in_turns, table
-from nadkit import architectures, directions
-from nadkit.synthetic import Separable
+from nadkit import architectures
+from nadkit.data.synthetic import Separable
+from nadkit.inputs import directions
 from nadkit.training import Recipe, fit_many
 
 

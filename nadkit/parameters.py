@@ -101,7 +101,7 @@ def _importable(folder: str) -> Iterator[None]:
 
 KNOWN = {
     "architecture": ("nadkit.architectures", "check"),
-    "images": ("nadkit.images", "check"),
+    "images": ("nadkit.data.images", "check"),
     "device": ("nadkit.devices", "pick"),
 }
 Rule = Choices | Range | Known

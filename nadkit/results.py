@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # a chapter imports what it needs of these; `nadkit --help` n
     import torch
     from matplotlib.figure import Figure
 
-    from nadkit.directions import Basis
-    from nadkit.images import ImageSet
+    from nadkit.data.images import ImageSet
+    from nadkit.inputs.directions import Basis
     from nadkit.records import Record
 
 # The key of results in the metadata of the output that shows them.
@@ -214,8 +214,8 @@ def _processor_facts() -> dict[str, str]:
 
 
 def _described(name: str, item: "ImageSet | Basis | str") -> dict[str, str | None]:
-    from nadkit.directions import Basis
-    from nadkit.images import ImageSet
+    from nadkit.data.images import ImageSet
+    from nadkit.inputs.directions import Basis
 
     match item:
         case str():

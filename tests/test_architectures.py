@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from nadkit import anisotropy, architectures, files, seeds
+from nadkit import architectures, files, seeds
 from nadkit.architectures import MLP, ConvNet, ConvNeXt, LeNet, Mixer, ResNet18, ViT, pretrained
 from nadkit.architectures.convnet import MAPS, STRIDES
 from nadkit.architectures.pooling import Blur, MaxBlur, pooled_size, pooling_layer
+from nadkit.inputs import anisotropy
 
 PARAMETERS = {"lenet": 62_006, "vgg11": 9_756_426, "resnet18": 11_173_962, "densenet121": 6_956_298, "logreg": 30_730}
 """Weights of the CIFAR-10 forms: 3 x 32 x 32 inputs, ten classes."""

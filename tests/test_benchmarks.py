@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from benchmarks import populations, reference, timing
-from nadkit import architectures, directions, seeds
-from nadkit.anisotropy import compute_nads
-from nadkit.synthetic import Separable
+from nadkit import architectures, seeds
+from nadkit.data.synthetic import Separable
+from nadkit.inputs import directions
+from nadkit.inputs.anisotropy import compute_nads
 from nadkit.training import Recipe, fit_many
 
 SHAPE = (1, 16, 16)

@@ -193,7 +193,7 @@ def test_the_library_is_asked_only_when_a_name_is_checked(monkeypatch):
     def check(name: str) -> None:
         raise ValueError(f"the library has no {name}")
 
-    monkeypatch.setitem(sys.modules, "nadkit.images", types.SimpleNamespace(check=check))
+    monkeypatch.setitem(sys.modules, "nadkit.data.images", types.SimpleNamespace(check=check))
     parameter = parse("data: str = 'digits'  # data [images]")
     with pytest.raises(ValueError, match="the library has no digits"):
         parameter.check("digits")

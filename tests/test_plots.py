@@ -9,7 +9,8 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from nadkit import directions, plots
+from nadkit import plots
+from nadkit.inputs import directions
 
 
 @pytest.fixture(autouse=True)

@@ -187,7 +187,9 @@ def test_a_chapter_reads_the_records_of_its_book(finished, monkeypatch, tmp_path
 # ---- whether they hold ---------------------------------------------------------------------------
 
 TRAINED = """\
-from nadkit import results, seeds, synthetic, training, directions
+from nadkit import results, seeds, training
+from nadkit.data import synthetic
+from nadkit.inputs import directions
 from nadkit.claims import Claim, show
 problem = synthetic.Separable(v=directions.random(seed=0)[3], n_train=64, n_test=50, seed=seed)
 recipe = training.Recipe(epochs=2, batch_size=16, learning_rate=0.1)

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from nadkit import results
 from nadkit.chapters import BadInput, load, validate
 from nadkit.claims import Claim, Claims
-from nadkit.directions import NADs, random
-from nadkit.images import load as load_images
+from nadkit.data.images import load as load_images
+from nadkit.inputs.directions import NADs, random
 from nadkit.records import Record, Validity
 from nadkit.results import MIME, collect, write
 from nadkit.runner import RunFailed, execute

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nadkit import directions, images, interventions
-from nadkit.directions import Basis
-from nadkit.images import ImageSet
-from nadkit.interventions import Clean, Corrupted, Flipped, Poisoned, Rotated
-from nadkit.synthetic import corrupt_labels
+from nadkit.data import images, interventions
+from nadkit.data.images import ImageSet
+from nadkit.data.interventions import Clean, Corrupted, Flipped, Poisoned, Rotated
+from nadkit.data.synthetic import corrupt_labels
+from nadkit.inputs import directions
+from nadkit.inputs.directions import Basis
 from nadkit.training import Problem
 
 SIDE = 4

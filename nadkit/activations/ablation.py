@@ -7,7 +7,7 @@ Units are clamped after their activation function, never by zeroing weights: wha
 Source: Morcos, Barrett, Rabinowitz and Botvinick, "On the importance of single directions for generalization", ICLR
 2018.
 
-How it is fast (`nadkit.variants`; ``python -m benchmarks.ablation`` measures it beside Captum and plain loops):
+How it is fast (`nadkit.activations.variants`; ``python -m benchmarks.ablation`` measures it beside Captum and plain loops):
 
 - many masks are one pass, in chunks that fit the caches, begun at the first site that is ablated;
 - a single unit changes the next pre-activation by its own weights alone, z + w_c (v_c - h_c), a rank-1 update, or for
@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nadkit import directions, seeds
+from nadkit import seeds
+from nadkit.activations.sites import Moments, Site, Sites, evaluating
+from nadkit.activations.variants import BATCH, Tally, Variants, add, clamp, clamp_in
+from nadkit.inputs import directions
 from nadkit.names import hint
-from nadkit.sites import Moments, Site, Sites, evaluating
 from nadkit.training import Data
-from nadkit.variants import BATCH, Tally, Variants, add, clamp, clamp_in
 
 __all__ = [
     "Curve",
@@ -125,7 +126,7 @@ def cumulative_curve(
         orderings: random orders R of the units.
         steps: number of equal steps from none to all, or the numbers of units to ablate; none and all are added.
         value: what units are clamped to: ``"zero"``, or ``"mean"``, each unit's own.
-        moments: of the training data (`nadkit.sites.moments`), for ``"mean"``.
+        moments: of the training data (`nadkit.activations.sites.moments`), for ``"mean"``.
         basis: ``"units"``, or ``"random"``: directions q of a random orthonormal basis of each site (a fresh one for
             each ordering), whose coordinates q h are clamped; of feature maps, at each position.
         seed: of the orderings and bases.
@@ -201,7 +202,7 @@ def evaluate_masks(
         sites: of the units.
         masks: (K, n_units) bool, true where a unit is ablated.
         value: what units are clamped to: ``"zero"``, or ``"mean"``, each unit's own.
-        moments: of the training data (`nadkit.sites.moments`), for ``"mean"``.
+        moments: of the training data (`nadkit.activations.sites.moments`), for ``"mean"``.
         bases: by name of site, orthonormal rows (C, C), whose coordinates are clamped instead of units.
         batch_size: samples at a time; by default what the memory allows, at most `BATCH`.
         memory: bytes of the widest activation of a chunk of masks; by default `MEMORY` of the device.
@@ -293,7 +294,7 @@ def noise_curve(
         model, data, sites: as in `evaluate_masks`.
         scales: S numbers, at least 0; the paper's run from 10^-1.5 to 10.
         repeats: draws R.
-        moments: of the training data (`nadkit.sites.moments`), whose standard deviations the noise is relative to.
+        moments: of the training data (`nadkit.activations.sites.moments`), whose standard deviations the noise is relative to.
         relative: whether it is; otherwise std = 1, and moments are not needed.
         seed: of the noise.
         batch_size, memory, progress: as in `evaluate_masks`.
@@ -374,7 +375,9 @@ def _values(sites: Sites, value: Value, moments: Moments | None) -> dict[Site, T
 def _per_site(sites: Sites, moments: Moments | None, name: str, purpose: str) -> dict[Site, Tensor]:
     """Return a moment of each site's units, float32."""
     if moments is None:
-        raise ValueError(f"{purpose} needs moments=nadkit.sites.moments(model, x, sites) of the training inputs x")
+        raise ValueError(
+            f"{purpose} needs moments=nadkit.activations.sites.moments(model, x, sites) of the training inputs x"
+        )
     missing = [site.name for site in sites if site not in moments.sites]
     if missing:
         raise ValueError(f"moments: expected those of {sites.names}, these are of {moments.sites.names}")

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from nadkit import files
-from nadkit.directions import NADs
 from nadkit.files import DataError
+from nadkit.inputs.directions import NADs
 from nadkit.names import hint
 
 NETWORKS = ("LogReg", "LeNet", "VGG11", "ResNet18", "DenseNet121")

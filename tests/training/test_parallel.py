@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 import pytest
 import torch
 
-from nadkit.parallel import gather
+from nadkit.training.parallel import gather
 
 
 class Inline(Executor):

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nadkit import seeds
 from nadkit.architectures import Shape
-from nadkit.directions import Basis
-from nadkit.images import ImageSet, to_float
-from nadkit.synthetic import checksum, corrupt_labels
+from nadkit.data.images import ImageSet, to_float
+from nadkit.data.synthetic import checksum, corrupt_labels
+from nadkit.inputs.directions import Basis
 
 Split = Literal["train", "test"]
 

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet18
 
-from nadkit import ablation, seeds
-from nadkit.ablation import area_under_curve, cumulative_curve, evaluate_masks, noise_curve, unit_impact
+from nadkit import seeds
+from nadkit.activations import ablation
+from nadkit.activations.ablation import area_under_curve, cumulative_curve, evaluate_masks, noise_curve, unit_impact
+from nadkit.activations.sites import Moments, evaluating, find_sites, moments, replaced
 from nadkit.architectures.convnet import ConvNet
 from nadkit.architectures.mlp import MLP
-from nadkit.sites import Moments, evaluating, find_sites, moments, replaced
 
 SIZES = [{}, {"batch_size": 1}, {"batch_size": 2, "memory": 1}, {"memory": 100}, {"memory": 2**30}]
 

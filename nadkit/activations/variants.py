@@ -1,6 +1,6 @@
 """Variants: many versions of one network, with activations changed here or there, in batched forward passes.
 
-What `nadkit.ablation` runs on. K variants and a batch of B samples are one forward pass of K B rows, begun at the first
+What `nadkit.activations.ablation` runs on. K variants and a batch of B samples are one forward pass of K B rows, begun at the first
 site that is changed: what comes before is the same in all of them.
 """
 
@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nadkit import seeds
-from nadkit.images import to_float
-from nadkit.sites import Site, Sites, moments, replaced, require_sites
+from nadkit.activations.sites import Site, Sites, moments, replaced, require_sites
+from nadkit.data.images import to_float
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """What variants do at a site: (activations (..., B, C, positions...), parameters (..., P)) -> other activations.

@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from nadkit import architectures, seeds, storage
 from nadkit.architectures import Architecture, Shape
+from nadkit.data.published import published_nads
 from nadkit.devices import pick
-from nadkit.directions import NADs
-from nadkit.parallel import gather
-from nadkit.published import published_nads
+from nadkit.inputs.directions import NADs
+from nadkit.training.parallel import gather
 
 __all__ = [
     "GradientCovariance",

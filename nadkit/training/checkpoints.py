@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from nadkit import files, storage
-from nadkit.fitting import History
+from nadkit.training.fitting import History
 
 Weights = dict[int, dict[str, Tensor]]
 """Epoch -> state dict."""

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from nadkit import architectures, seeds
 from nadkit.architectures import Shape
+from nadkit.data.images import to_float
 from nadkit.devices import pick
-from nadkit.images import to_float
 from nadkit.names import hint
 
 Data = tuple[Tensor, Tensor]
@@ -36,7 +36,7 @@ STOP_WINDOW = 10
 
 @runtime_checkable
 class Problem(Protocol):
-    """What `fit_many` trains on: anything with these four, `nadkit.synthetic.Separable` for one."""
+    """What `fit_many` trains on: anything with these four, `nadkit.data.synthetic.Separable` for one."""
 
     @property
     def shape(self) -> Shape:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
-from nadkit.images import to_float
+from nadkit.data.images import to_float
 
 if TYPE_CHECKING:
-    from nadkit.fitting import Objective, Recipe
+    from nadkit.training.fitting import Objective, Recipe
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Adam's, as in `torch.optim`."""

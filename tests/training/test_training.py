@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from nadkit import checkpoints, directions, fitting, training
+from nadkit import training
 from nadkit.architectures.pooling import Blur
+from nadkit.data.synthetic import Separable
 from nadkit.files import DataError
-from nadkit.synthetic import Separable
-from nadkit.training import Recipe, evaluate, fit, fit_many
+from nadkit.inputs import directions
+from nadkit.training import Recipe, checkpoints, evaluate, fit, fit_many, fitting
 
 SHAPE = (1, 6, 6)
 RECIPE = Recipe(epochs=3, batch_size=64, learning_rate=0.3)

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from nadkit import directions
-from nadkit.synthetic import SIGMA, Separable, checksum, corrupt_labels
+from nadkit.data.synthetic import SIGMA, Separable, checksum, corrupt_labels
+from nadkit.inputs import directions
 from nadkit.training import Problem
 
 SHAPE = (1, 8, 8)

@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from nadkit import anisotropy, architectures, directions, seeds, storage
-from nadkit.anisotropy import (
+from nadkit import architectures, seeds, storage
+from nadkit.files import DataError
+from nadkit.inputs import anisotropy, directions
+from nadkit.inputs.anisotropy import (
     GradientCovariance,
     compute_nads,
     gradient_covariance,
     leading_nads,
     with_batch_statistics,
 )
-from nadkit.files import DataError
 
 SHAPE = (1, 4, 4)
 DATA = Path(os.environ.get("NADKIT_DATA", "."))

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nadkit import seeds
-from nadkit.images import to_float
+from nadkit.activations.sites import ACTIVATIONS, BATCH, Site, Sites, capture, evaluating, require_finite, require_sites
+from nadkit.data.images import to_float
 from nadkit.names import hint
-from nadkit.sites import ACTIVATIONS, BATCH, Site, Sites, capture, evaluating, require_finite, require_sites
 
 __all__ = [
     "Activity",
@@ -234,7 +234,7 @@ def record_activity(
     Args:
         model: on any device.
         data: inputs (N, ...), uint8, scaled to [0, 1] batch by batch, or float, and labels (N,) int64.
-        sites: of the network (`nadkit.sites.find_sites`).
+        sites: of the network (`nadkit.activations.sites.find_sites`).
         classes: number of classes; by default the number of the network's logits.
         resolution: fine bins a side (`Activity`); with 1, only zero and not zero are told apart.
         batch_size: samples per forward pass.

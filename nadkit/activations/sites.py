@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import activation
 
 from nadkit import seeds
-from nadkit.images import to_float
+from nadkit.data.images import to_float
 from nadkit.names import did_you_mean
 
 __all__ = [

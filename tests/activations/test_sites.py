@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torchvision.models import resnet18
 
 from nadkit import architectures
-from nadkit.sites import Moments, Site, Sites, capture, evaluating, find_sites, moments, replaced
+from nadkit.activations.sites import Moments, Site, Sites, capture, evaluating, find_sites, moments, replaced
 
 
 def mlp(width: int = 4) -> nn.Sequential:
@@ -424,7 +424,7 @@ def test_moments_do_not_depend_on_blocks(monkeypatch):
     x = torch.randn(20, 3, 4, 4)
     model, sites = identity((3, 4, 4), 3)
     whole = moments(model, x, sites)
-    monkeypatch.setattr("nadkit.sites.BLOCK", 1)
+    monkeypatch.setattr("nadkit.activations.sites.BLOCK", 1)
     parts = moments(model, x, sites)
     torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(parts.std, whole.std, rtol=1e-12, atol=0)

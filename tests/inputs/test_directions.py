@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from nadkit import directions, storage
-from nadkit.directions import Basis, NADs
+from nadkit import storage
 from nadkit.files import DataError
+from nadkit.inputs import directions
+from nadkit.inputs.directions import Basis, NADs
 
 SHAPE = (2, 4, 6)
 

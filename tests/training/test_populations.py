@@ -12,11 +12,11 @@ from test_training import Stripes
 from torch import nn
 from torch.nn import functional as F
 
-from nadkit import architectures, seeds, storage, training, vmapped
+from nadkit import architectures, seeds, storage, training
+from nadkit.activations.selectivity import SelectivityObjective
 from nadkit.architectures.mlp import MLP
 from nadkit.files import DataError
-from nadkit.selectivity import SelectivityObjective
-from nadkit.training import Recipe, cross_entropy, evaluate, fit, fit_many, fit_networks
+from nadkit.training import Recipe, cross_entropy, evaluate, fit, fit_many, fit_networks, vmapped
 
 SHAPE = (1, 6, 6)
 RECIPE = Recipe(epochs=3, batch_size=64, learning_rate=0.3)

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nadkit import architectures, fitting, seeds, vmapped
+from nadkit import architectures, seeds
 from nadkit.architectures import Architecture, Shape
-from nadkit.checkpoints import HistoryFile, Memory, NetworkFolder, Result, Weights
+from nadkit.data.synthetic import checksum
 from nadkit.devices import pick
-from nadkit.fitting import (
+from nadkit.names import hint
+from nadkit.training import fitting, vmapped
+from nadkit.training.checkpoints import HistoryFile, Memory, NetworkFolder, Result, Weights
+from nadkit.training.fitting import (
     CIFAR,
     SEPARABLE,
     STOP_WINDOW,
@@ -33,9 +36,7 @@ from nadkit.fitting import (
     evaluate,
     fit,
 )
-from nadkit.names import hint
-from nadkit.parallel import gather
-from nadkit.synthetic import checksum
+from nadkit.training.parallel import gather
 
 __all__ = [
     "CIFAR",

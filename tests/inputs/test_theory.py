@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nadkit import directions, synthetic, theory
+from nadkit.data import synthetic
+from nadkit.inputs import directions, theory
 
 SHIFT, SIGMA = 1.0, 3.0
 CASES = [((12,), 1), ((12,), 2), ((12,), 4), ((6, 8), 2), ((8, 4), 4)]  # (size, stride)

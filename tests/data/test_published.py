@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nadkit import files, published
+from nadkit import files
+from nadkit.data import published
 from nadkit.files import DataError
 
 REAL = Path(os.environ.get("NADKIT_DATA", "")) / "published"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nadkit import seeds
 from nadkit.architectures import Shape
-from nadkit.directions import Basis
+from nadkit.inputs.directions import Basis
 
 RANK_TOLERANCE = 1e-10
 """Singular values below this share of the largest are rounding."""

@@ -20,7 +20,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from nadkit import files, images
+from nadkit import files
+from nadkit.data import images
 from nadkit.files import DataError
 
 REAL = os.environ.get("NADKIT_DATA", "")

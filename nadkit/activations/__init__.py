@@ -1,0 +1,1 @@
+"""Directions of the activations: units, their ablation and their selectivity (Part II)."""

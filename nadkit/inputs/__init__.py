@@ -1,0 +1,1 @@
+"""Directions of the input: neural anisotropy directions and their theory (Part I)."""
