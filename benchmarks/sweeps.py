@@ -16,10 +16,10 @@ import nbformat
 import papermill
 
 from benchmarks.timing import in_turns
-from nadkit import sweep
-from nadkit.chapters import Chapter, load
-from nadkit.executors import Slots
-from nadkit.fingerprints import result_printer
+from nadkit.book import sweep
+from nadkit.book.chapters import Chapter, load
+from nadkit.book.prints import result_printer
+from nadkit.book.slots import Slots
 
 
 def make_book(root: Path) -> Chapter:

@@ -1,6 +1,6 @@
 """`python -m nadkit` is the command `nadkit`."""
 
-from nadkit.cli import main
+from nadkit.book.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

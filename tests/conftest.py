@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import yaml
 
-from nadkit import witness
+from nadkit.book import witness
 
 PARAMETERS = """\
 n: int = 3  # how often [1..100]

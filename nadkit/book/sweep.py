@@ -24,13 +24,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from nadkit import executors, files, runner
-from nadkit.chapters import QUICK, BadInput, Chapter, convert, load, profile_values, validate
-from nadkit.executors import TRIES, WorkerDied
-from nadkit.fingerprints import result_print, result_printer
+from nadkit import files
+from nadkit.book import executors, runner
+from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, load, profile_values, validate
+from nadkit.book.clusters import is_killed_worker
+from nadkit.book.parameters import Value
+from nadkit.book.prints import result_print, result_printer
+from nadkit.book.runner import FAILED, FINISHED, UNCHANGED, CannotWrite, KernelDied, RunFailed
+from nadkit.book.slots import TRIES, WorkerDied
 from nadkit.names import did_you_mean
-from nadkit.parameters import Value
-from nadkit.runner import FAILED, FINISHED, UNCHANGED, CannotWrite, KernelDied, RunFailed
 
 TO_RUN = "to run"
 PLAN = "sweep.json"
@@ -349,7 +351,7 @@ def _task(plan: Plan, point: Point) -> Task:
 def _deserves_another_try(future: Future) -> bool:
     """Return whether a point failed for what need not be its own fault."""
     error = None if future.cancelled() else future.exception()
-    return isinstance(error, KernelDied) or executors.is_killed_worker(error)
+    return isinstance(error, KernelDied) or is_killed_worker(error)
 
 
 def _outcome(point: Point, future: Future) -> Point:
@@ -361,7 +363,7 @@ def _outcome(point: Point, future: Future) -> Point:
     except (CannotWrite, ChapterChanged, CancelledError) as error:
         raise SweepStopped(str(error) or "its tasks were cancelled: the cluster is gone") from error
     except Exception as error:
-        if executors.is_killed_worker(error):
+        if is_killed_worker(error):
             error = WorkerDied("its workers died, whenever it was tried (out of memory?)")
         about = str(error) if isinstance(error, RunFailed | WorkerDied) else f"{type(error).__name__}: {error}"
         return replace(point, status=FAILED, error=about)

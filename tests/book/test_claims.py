@@ -8,8 +8,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from nadkit.chapters import BadInput
-from nadkit.claims import FAILS, HOLDS, MIME, SYMBOLS, UNDECIDED, Claim, Claims, read
+from nadkit.book.chapters import BadInput
+from nadkit.book.claims import FAILS, HOLDS, MIME, SYMBOLS, UNDECIDED, Claim, Claims, read
 
 
 def claim(measured: float | None = 1.0, holds_if: str = ">= 0.95", **more) -> Claim:

@@ -11,32 +11,21 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nadkit import files
-from nadkit.chapters import Chapter, cell_source, cell_tags, load
-from nadkit.parameters import Value
+from nadkit.book.chapters import Chapter, cell_source, cell_tags, load
+from nadkit.book.parameters import Value
 
-# What runs a chapter is no part of its result: editing these reruns nothing.
-MACHINE = {
-    "__main__",
-    "builder",
-    "chapters",
-    "cli",
-    "executors",
-    "fingerprints",
-    "parameters",
-    "runner",
-    "scorecard",
-    "sweep",
-    "witness",
-}
-# What shows, stores and names results is no part of their numbers.
-PRESENTATION = MACHINE | {"claims", "files", "names", "plots", "records", "results", "storage"}
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
+# The machine runs chapters and is no part of their results: editing it reruns nothing. But these modules of it make
+# what an executed notebook shows.
+MACHINE, SHOWING = "book/", {"book/claims.py", "book/pages.py", "book/records.py", "book/results.py"}
+# What draws, names and stores results is no part of their numbers.
+PRESENTATION = {"files.py", "names.py", "plots.py", "storage.py"}
 
 
 def fingerprint(chapter: Chapter, values: Mapping[str, Value], code: str | None = None) -> str:
@@ -54,9 +43,9 @@ def code_print(chapter: Chapter) -> str:
         (c["cell_type"], cell_source(c), c["metadata"]) for part in _parts(chapter) for c in part.notebook["cells"]
     ]
     library = {
-        path.relative_to(PACKAGE).as_posix(): files.sha256(path)
-        for path in sorted(PACKAGE.rglob("*.py"))
-        if path.stem not in MACHINE
+        name: files.sha256(PACKAGE / name)
+        for name in sorted(map(_name, PACKAGE.rglob("*.py")))
+        if name in SHOWING or not name.startswith(MACHINE)
     }
     return _checksum([cells, library, computing_versions()])
 
@@ -85,7 +74,7 @@ def experiment(chapter: Chapter) -> str:
         for cell in part.notebook["cells"]
         if cell["cell_type"] == "code" and not {"parameters", "presentation"} & set(cell_tags(cell))
     ]
-    library = {path.relative_to(PACKAGE).as_posix(): bare(path.read_text()) for path in _science(sources)}
+    library = {_name(path): bare(path.read_text()) for path in _science(sources)}
     return _checksum([[bare(source) for source in sources], library])
 
 
@@ -140,6 +129,26 @@ def commit(root: Path) -> str | None:
     return head.strip() + ("+" if changes else "")
 
 
+def processor_name() -> str:
+    """Return the name of this machine's processor."""
+    return _processor_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def processor() -> str:
+    """Return the kind of this machine's processor: its name, family and model."""
+    facts = _processor_facts()
+    return ", ".join(
+        [processor_name(), *(f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts)]
+    )
+
+
+def _processor_facts() -> dict[str, str]:
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {}
+
+
 def bare(source: str) -> str:
     """Return what Python code does, whatever its layout: its syntax tree, without docstrings, as text.
 
@@ -183,38 +192,51 @@ def _without_commands(source: str) -> str:
     return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
 
 
+def _name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
 def _science(sources: Iterable[str]) -> list[Path]:
-    """Return the files of the library that pieces of code import, transitively, less what only presents."""
-    found: set[str] = set()
-    left = {module for source in sources for module in _imports(source)}
-    while left := left - found - PRESENTATION:
+    """Return the files of the library that pieces of code import, transitively, less what only runs or presents."""
+    found: set[Path] = set()
+    left = {path for source in sources for path in _imported(source)}
+    while left := {path for path in left - found if _counts(_name(path))}:
         found |= left
-        left = {name for module in left for path in _files(module) for name in _imports(path.read_text())}
-    return sorted(path for module in found for path in _files(module))
+        left = {more for path in left for more in _imported(path.read_text())}
+    return sorted(found)
 
 
-def _files(module: str) -> list[Path]:
-    folder = PACKAGE / module
-    return sorted(folder.rglob("*.py")) if folder.is_dir() else [*PACKAGE.glob(f"{module}.py")]
+def _counts(name: str) -> bool:
+    return not name.startswith(MACHINE) and name not in PRESENTATION
 
 
-def _imports(source: str) -> Iterator[str]:
-    """Give the modules `nadkit.NAME` that Python code imports."""
+def _imported(source: str) -> Iterator[Path]:
+    """Give the files of the library that Python code imports."""
     try:
         tree = ast.parse(_without_commands(source))
     except SyntaxError:  # the run will say so
         return
     for node in ast.walk(tree):
         match node:
-            case ast.ImportFrom(module="nadkit"):
-                names = [f"nadkit.{alias.name}" for alias in node.names]
-            case ast.ImportFrom(module=str(name)):
-                names = [name]
+            case ast.ImportFrom(module=str(module)):
+                names = [f"{module}.{alias.name}" for alias in node.names]
             case ast.Import():
                 names = [alias.name for alias in node.names]
             case _:
-                names = []
-        yield from (name.split(".")[1] for name in names if name.startswith("nadkit."))
+                continue
+        for name in names:
+            if name.startswith("nadkit."):
+                yield from _files(name.removeprefix("nadkit.").split("."))
+
+
+def _files(parts: Sequence[str]) -> list[Path]:
+    """Return the files of a module or package, or of the one that holds what is named."""
+    path = PACKAGE.joinpath(*parts)
+    if parts and path.is_dir():
+        return sorted(path.rglob("*.py"))
+    if path.with_suffix(".py").is_file():
+        return [path.with_suffix(".py")]
+    return _files(parts[:-1]) if len(parts) > 1 else []
 
 
 def published_at_hand() -> list[list[tuple[str, int]]]:

@@ -10,11 +10,11 @@ import pytest
 from conftest import make_notebook
 from test_results import CODE, PARAMETERS, edited, run, toy
 
-from nadkit import records, witness
-from nadkit.chapters import BadInput, load
-from nadkit.claims import FAILS
-from nadkit.records import record, recorded, renew, verify
-from nadkit.witness import Series, Witness
+from nadkit.book import records, witness
+from nadkit.book.chapters import BadInput, load
+from nadkit.book.claims import FAILS
+from nadkit.book.records import record, recorded, renew, verify
+from nadkit.book.witness import Series, Witness
 
 SEEN = Witness({"seed": 1}, {"torch": "2.11.0"}, "a processor", [], [], {"number total": Series([1.0])})
 
@@ -187,10 +187,11 @@ def test_a_chapter_reads_the_records_of_its_book(finished, monkeypatch, tmp_path
 # ---- whether they hold ---------------------------------------------------------------------------
 
 TRAINED = """\
-from nadkit import results, seeds, training
+from nadkit import seeds, training
+from nadkit.book import results
 from nadkit.data import synthetic
 from nadkit.inputs import directions
-from nadkit.claims import Claim, show
+from nadkit.book.claims import Claim, show
 problem = synthetic.Separable(v=directions.random(seed=0)[3], n_train=64, n_test=50, seed=seed)
 recipe = training.Recipe(epochs=2, batch_size=16, learning_rate=0.1)
 (history,) = training.fit_many("logreg", [problem], recipe, seed=seed)
@@ -246,7 +247,7 @@ def with_record(folder: Path, code: str, trained: tuple[str, str]) -> Path:
         (TRAINED.replace("recipe, seed=seed", "recipe, seed=seed + 1"), "differs"),  # another initialisation
         (TRAINED.replace("n_test=50, seed=seed", "n_test=50, seed=7"), "differs"),  # other samples
         ("1 / 0", "not verifiable here"),
-        ("from nadkit import results\nresults.keep(other=1)", "differs"),
+        ("from nadkit.book import results\nresults.keep(other=1)", "differs"),
     ],
 )
 def test_a_record_outlives_what_leaves_its_numbers_alone(tmp_path, trained, code, state):
@@ -265,7 +266,7 @@ def test_a_record_outlives_what_leaves_its_numbers_alone(tmp_path, trained, code
 
 def test_rounding_is_told_from_another_experiment(tmp_path, trained, monkeypatch):
     """On another processor a difference within the tolerance is rounding; a deliberate one lies far outside."""
-    monkeypatch.setattr("nadkit.witness.processor", lambda: "another one")
+    monkeypatch.setattr("nadkit.book.prints.processor", lambda: "another one")
     (found,) = recorded("one", with_record(tmp_path / "a", TRAINED, trained))
     same = witness.observe(load(tmp_path / "a", "one"), found.witness.parameters, {"OMP_NUM_THREADS": "2"})
     comparison = witness.compare(found.witness, same)

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from conftest import CODE, make_notebook, printed
 
-from nadkit.cli import main
+from nadkit.book.cli import main
 
 CLAIM = """\
-from nadkit.claims import Claim, show
+from nadkit.book.claims import Claim, show
 show([Claim("one-n", "n is large", "Paper, fig. 1", 5, n, ">= 3")])
 """
 
@@ -43,7 +43,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
     assert min(took) < 0.5
     for line in ("list", "show", "run", "sweep", "record", "build", "collect", "claims", "130  interrupted"):
         assert line in done.stdout
-    heavy = "import sys, nadkit.cli; print({'torch', 'papermill', 'numpy'} & set(sys.modules))"
+    heavy = "import sys, nadkit.book.cli; print({'torch', 'papermill', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -288,7 +288,7 @@ def test_a_failed_run_is_not_recorded(make_book, monkeypatch, capsys):
 
 
 def test_run_splits_its_work_over_the_workers_asked_for(make_book, monkeypatch, capsys):
-    code = "import os\nfrom nadkit import executors\nprint('slots', len(executors.given()._slots))"
+    code = "import os\nfrom nadkit.book import executors\nprint('slots', len(executors.given()._slots))"
     root = make_book(one=make_notebook(code=(code,)))
     monkeypatch.chdir(root)
     assert main(["run", "one", "--workers", "3"]) == 0

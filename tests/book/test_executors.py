@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nadkit import executors
-from nadkit.chapters import BadInput
-from nadkit.executors import TRIES, Slots, WorkerDied
+from nadkit.book import executors
+from nadkit.book.chapters import BadInput
+from nadkit.book.slots import SLOT, TRIES, Slots, WorkerDied, cores
 
 
 def environment(name: str) -> tuple[int, str | None]:
@@ -69,7 +69,7 @@ def all_gone(pids: list[int]) -> bool:
 def test_each_slot_is_one_process_with_one_gpu_and_its_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(executors, "_cores", lambda: 9)
+    monkeypatch.setattr("nadkit.book.slots.cores", lambda: 9)
     with Slots(3, gpus=[4, 7]) as slots:
         seen = [f.result() for f in [slots.submit(environment, "CUDA_VISIBLE_DEVICES") for _ in range(6)]]
         threads = slots.submit(environment, "OMP_NUM_THREADS").result()[1]
@@ -77,7 +77,7 @@ def test_each_slot_is_one_process_with_one_gpu_and_its_share_of_the_cores(monkey
     assert sorted(gpu for _, gpu in set(seen)) == ["4", "4", "7"]
     assert threads == "3"
     assert all_gone([pid for pid, _ in seen])
-    assert executors.SLOT not in os.environ
+    assert SLOT not in os.environ
 
 
 def test_gpus_are_counted_among_those_that_a_batch_system_gave(monkeypatch):
@@ -169,7 +169,7 @@ def test_an_interrupt_before_a_process_is_there(tmp_path):
 
 
 def test_a_task_that_ignores_the_interrupt_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(executors, "GRACE", 0.5)
+    monkeypatch.setattr("nadkit.book.slots.GRACE", 0.5)
     slots = Slots(1)
     future = slots.submit(ignore_interrupts, tmp_path / "pids")
     pids = wait_for(tmp_path / "pids")
@@ -187,7 +187,7 @@ def ignore_interrupts(pids: Path) -> None:
 PARENT = """\
 import sys, test_executors
 from pathlib import Path
-from nadkit.executors import Slots
+from nadkit.book.slots import Slots
 if __name__ == "__main__":
     slots = Slots(2)
     slots.submit(test_executors.leave_a_child, Path(sys.argv[1]), "wait")
@@ -239,7 +239,7 @@ def test_clusters_say_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize(
     ("workers", "gpus", "slots"),
-    [(3, (), 3), (None, (0, 1), 2), (1, (0, 1), 1), (None, (), min(executors._cores(), 4))],
+    [(3, (), 3), (None, (0, 1), 2), (1, (0, 1), 1), (None, (), min(cores(), 4))],
 )
 def test_there_are_as_many_slots_as_asked_for(monkeypatch, workers, gpus, slots):
     monkeypatch.setattr(executors, "_count_gpus", lambda: 2)
@@ -249,7 +249,7 @@ def test_there_are_as_many_slots_as_asked_for(monkeypatch, workers, gpus, slots)
 
 def test_a_chapter_gets_the_executor_that_its_run_was_given(monkeypatch):
     code = (
-        "from nadkit import executors; executors._count_gpus = lambda: 7; e = executors.given(); "
+        "from nadkit.book import executors; executors._count_gpus = lambda: 7; e = executors.given(); "
         "print(e and (len(e._slots), e is executors.given()))"
     )
 

@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from nadkit import claims, fingerprints
-from nadkit.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values
-from nadkit.results import processor, stored
+from nadkit.book import claims, prints
+from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values
+from nadkit.book.collect import stored
 
 SMOKE, WITNESS = "smoke", "witness"
 BASE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -271,10 +271,10 @@ def seen(notebook: Path, values: Mapping[str, Any]) -> Witness:
     series |= {f"claim {claim.id}": [_six(claim.measured), _six(claim.error)] for claim in run.claims}
     return Witness(
         parameters=dict(values),
-        versions=fingerprints.computing_versions(),
-        processor=processor(),
+        versions=prints.computing_versions(),
+        processor=prints.processor(),
         data=kept.data,
-        at_hand=sorted({name for folder in fingerprints.published_at_hand() for name, _ in folder}),
+        at_hand=sorted({name for folder in prints.published_at_hand() for name, _ in folder}),
         series={name: Series(found) for name, found in series.items()},
     )
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nadkit import claims, files, fingerprints
-from nadkit import witness as witnesses
-from nadkit.chapters import BadInput, Chapter, find_chapters, find_root, load
-from nadkit.claims import Claims
-from nadkit.results import DIFFERS, FINISHED, Scalar, Table, checked, data_words, stored
-from nadkit.witness import Witness, WitnessFailed
+from nadkit import files
+from nadkit.book import claims, prints
+from nadkit.book import witness as witnesses
+from nadkit.book.chapters import BadInput, Chapter, find_chapters, find_root, load
+from nadkit.book.claims import Claims
+from nadkit.book.collect import stored
+from nadkit.book.results import DIFFERS, FINISHED, Scalar, Table, checked, data_words
+from nadkit.book.witness import Witness, WitnessFailed
 
 CURRENT, VERIFIED = "current", "verified"
 UNVERIFIED, UNVERIFIABLE = "not verified yet", "not verifiable here"
@@ -129,7 +131,7 @@ def recorded(chapter: str, root: Path | None = None) -> list[Record]:
     paths = sorted(_folder(root, found.name).glob("*.json"))
     if not paths:
         return []
-    experiment, kept = fingerprints.experiment(found), _kept(root)
+    experiment, kept = prints.experiment(found), _kept(root)
     records = (read(path) for path in paths)
     return [replace(record, validity=_validity(record, experiment, kept)) for record in records]
 
@@ -210,7 +212,7 @@ def recordable(notebook: Path, root: Path) -> Chapter:
     if about.get("chapter") not in find_chapters(root):
         raise BadInput(f"{notebook} is a run of {about.get('chapter')!r}, which the book at {root} does not have")
     chapter = load(root, about["chapter"])
-    same = about.get("experiment") == fingerprints.experiment(chapter)
+    same = about.get("experiment") == prints.experiment(chapter)
     if not same or about["parameters"].keys() != chapter.parameters.keys():
         raise BadInput(f"{notebook}: the experiment of {chapter.name} changed since this run; run it again")
     kept = stored(notebook)
@@ -248,7 +250,7 @@ def record(notebook: Path, root: Path, witness: Witness) -> Path:
 
 
 def _path(notebook: Path, chapter: Chapter) -> Path:
-    from nadkit.runner import read_record, run_name
+    from nadkit.book.runner import read_record, run_name
 
     about = read_record(notebook)
     name = run_name(chapter, about["profile"], about["parameters"]).removesuffix(".ipynb")
@@ -303,7 +305,7 @@ def verify(
         for record in recorded(name, root):
             if again or record.validity.state in (UNVERIFIED, UNVERIFIABLE):
                 record = replace(record, validity=_verified(record, load(root, name), runs, say))
-                _keep(root, record, fingerprints.experiment(load(root, name)))
+                _keep(root, record, prints.experiment(load(root, name)))
             found.append(record)
     return found
 
@@ -317,7 +319,7 @@ def _verified(record: Record, chapter: Chapter, runs: dict[str, Witness], say: C
             runs[size] = witnesses.observe(chapter, values)
     except (BadInput, WitnessFailed) as error:
         return Validity(UNVERIFIABLE, str(error))
-    return validity_of(record, runs[size], fingerprints.commit(chapter.root))
+    return validity_of(record, runs[size], prints.commit(chapter.root))
 
 
 def validity_of(record: Record, today: Witness, now: str | None = None) -> Validity:

@@ -11,9 +11,9 @@ import nbformat
 import pytest
 import yaml
 
-from nadkit import claims, witness
-from nadkit.builder import build
-from nadkit.chapters import (
+from nadkit.book import claims, witness
+from nadkit.book.builder import build
+from nadkit.book.chapters import (
     cell_source,
     find_chapters,
     find_profiles,
@@ -22,9 +22,9 @@ from nadkit.chapters import (
     read_profile,
     validate,
 )
-from nadkit.records import recorded, validity_of
+from nadkit.book.records import recorded, validity_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHAPTERS = list(find_chapters(ROOT))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PROFILE = "smoke"
@@ -100,7 +100,7 @@ def test_the_profile_reached_the_chapter(built, name):
     chapter = load(ROOT, name)
     wanted = validate(chapter, PROFILE)
     notebook = nbformat.read(built / "executed" / PROFILE / f"{name}.ipynb", as_version=4)
-    assert notebook.metadata.nadkit.parameters == wanted
+    assert notebook.metadata.nadkit.book.parameters == wanted
     injected = "".join(cell.source for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
     changed = {n for n, value in wanted.items() if value != chapter.parameters[n].default}
     assert set(re.findall(r"^(\w+) = ", injected, flags=re.MULTILINE)) == changed

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nadkit.chapters import BadInput
-from nadkit.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, verdict_as_html
+from nadkit.book import pages
+from nadkit.book.chapters import BadInput
+from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, verdict_as_html
+from nadkit.book.records import Record, short_commit
 from nadkit.names import did_you_mean
-from nadkit.records import Record, short_commit
 
 VERDICTS = (HOLDS, FAILS, UNDECIDED)
 OWN = "our own measurements"
@@ -197,16 +198,11 @@ def _short(verdicts: Iterable[str]) -> list[str]:
 
 
 def _chapter_table(rows: Sequence[Row]) -> str:
-    """Return raw HTML, without blank lines: Markdown would end the block."""
     record = rows[0].run.record
-    caption = _escape(f"The claims of {record['chapter']}: live, profile {record.get('profile')}, and recorded")
-    titles = ("Claim", "Source", "Reported", "Live", "Recorded")
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
-    body = "\n".join(_as_row(row) for row in rows)
-    return (
-        '<div class="nadkit-scroll">\n<table class="table nadkit-claims nadkit-scorecard">\n'
-        f"<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
-    )
+    caption = f"The claims of {record['chapter']}: live, profile {record.get('profile')}, and recorded"
+    head = ("Claim", "Source", "Reported", "Live", "Recorded")
+    found = pages.table(head, map(_as_row, rows), caption=caption, css="nadkit-claims nadkit-scorecard")
+    return f'<div class="nadkit-scroll">\n{found}\n</div>'
 
 
 def _as_row(row: Row) -> str:
@@ -215,8 +211,7 @@ def _as_row(row: Row) -> str:
     live = _measured(row.live) if row.live else f"<em>{GONE}</em>"
     recorded = "".join(f"<li>{_measured(claim)}<br>{_where(record)}</li>" for record, claim in row.recorded)
     reported = f"{_escape(claim.report)}<br><small>holds if {_escape(claim.holds_if)}</small>"
-    cells = [_escape(claim.source), reported, live, f"<ul>{recorded}</ul>" if recorded else "-"]
-    return f'<tr><th scope="row">{link}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    return pages.row([_escape(claim.source), reported, live, f"<ul>{recorded}</ul>" if recorded else "-"], head=link)
 
 
 def _measured(claim: Claim) -> str:

@@ -1,6 +1,6 @@
 """Chapters: finding the notebooks of the book, and the values their parameters take.
 
-A chapter declares its parameters (see `nadkit.parameters`) in the cell tagged `parameters`. The
+A chapter declares its parameters (see `nadkit.book.parameters`) in the cell tagged `parameters`. The
 values there are the profile `quick`; `book/profiles/NAME.yml` maps chapter -> parameter -> value
 for the others.
 """
@@ -14,8 +14,7 @@ from typing import Any
 
 import yaml
 
-from nadkit.names import did_you_mean, nearest
-from nadkit.parameters import (
+from nadkit.book.parameters import (
     Choices,
     Known,
     Parameter,
@@ -24,6 +23,7 @@ from nadkit.parameters import (
     Value,
     parse_parameters,
 )
+from nadkit.names import did_you_mean, nearest
 
 QUICK = "quick"
 

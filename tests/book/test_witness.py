@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from conftest import make_notebook
 
-from nadkit import witness
-from nadkit.chapters import BadInput, load
-from nadkit.witness import Series, Witness, WitnessFailed, compare, distance
+from nadkit.book import witness
+from nadkit.book.chapters import BadInput, load
+from nadkit.book.witness import Series, Witness, WitnessFailed, compare, distance
 
 
 def a_witness(processor: str = "one", **series: Series) -> Witness:
@@ -65,7 +65,7 @@ def test_a_witness_comes_back_as_it_was():
     assert Witness.from_json(then.to_json()) == then
 
 
-KEEPS = "from nadkit import results\nresults.keep(double=2 * n, scaled=n * scale)\nif n == 13: 1 / 0"
+KEEPS = "from nadkit.book import results\nresults.keep(double=2 * n, scaled=n * scale)\nif n == 13: 1 / 0"
 
 
 def test_the_size_is_smoke_then_witness_then_what_is_given(make_book):
@@ -84,7 +84,7 @@ def test_a_witness_holds_what_the_chapter_stores(make_book, short_witness, monke
     made = witness.make(load(witness.Path.cwd(), "one"), said.append)
     assert made.series == {"number double": Series([4], 0.0), "number scaled": Series([1.0], 0.0)}
     assert made.parameters["n"] == 2
-    assert made.processor == witness.processor()
+    assert made.processor == witness.prints.processor()
     assert said == ["one: making the witness, 2 runs at smoke size"]
 
 

@@ -23,10 +23,10 @@ import pytest
 from cluster import kernels, wait_until
 from conftest import make_notebook
 
-from nadkit import executors, sweep
-from nadkit.chapters import BadInput, Chapter, load
-from nadkit.runner import FAILED, FINISHED, UNCHANGED
-from nadkit.sweep import SweepStopped
+from nadkit.book import executors, slots, sweep
+from nadkit.book.chapters import BadInput, Chapter, load
+from nadkit.book.runner import FAILED, FINISHED, UNCHANGED
+from nadkit.book.sweep import SweepStopped
 
 pytestmark = pytest.mark.slow
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
@@ -142,7 +142,7 @@ def test_a_point_that_kills_its_worker_fails_alone(tmp_path, make_chapter):
         wait_until(lambda: not kernels(running.processes), "the kernels to end")
     assert [point.status for point in done.points] == [FINISHED, FAILED, FINISHED, FINISHED]
     assert "worker" in done.points[1].error
-    assert starts(tmp_path)[3] == 2 * executors.TRIES
+    assert starts(tmp_path)[3] == 2 * slots.TRIES
 
 
 def test_a_lost_scheduler_stops_the_sweep_and_it_can_be_resumed(dask_cluster, make_chapter, tmp_path, capfd):
@@ -159,15 +159,16 @@ def test_a_lost_scheduler_stops_the_sweep_and_it_can_be_resumed(dask_cluster, ma
     killer.join()
     (tmp_path / "go").touch()
     dask_cluster.end()
-    with executors.Slots(2) as slots:
-        done = sweep.run(again(plan, points), slots)
+    with slots.Slots(2) as executor:
+        done = sweep.run(again(plan, points), executor)
     assert done.counts[FINISHED] + done.counts[UNCHANGED] == 4
     assert done.points[0].status == UNCHANGED
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_what_a_chapter_splits_runs_on_the_cluster(dask_cluster, make_chapter, tmp_path):
-    split = "from nadkit.executors import given\nimport os\nprint('at', *given().map(lambda _: os.getpid(), range(6)))"
+    split = "import os\nfrom nadkit.book.executors import given\n"
+    split += "print('at', *given().map(lambda _: os.getpid(), range(6)))"
     chapter = make_chapter(split)
     out = tmp_path / "one.ipynb"
     command = [sys.executable, "-m", "nadkit", "run", "one", "--root", chapter.root, "-p", "n=1", "--out", out]

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from nadkit.chapters import BadInput, find_title, read_notebook
+from nadkit.book import pages
+from nadkit.book.chapters import BadInput, find_title, read_notebook
 
 # The key of the claims in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.claims+json"
@@ -257,19 +258,14 @@ def _as_text(claim: Claim) -> str:
 
 def _as_html(claims: Claims) -> str:
     head = ("Claim", "Source", "Reported", "Measured", "Holds if", "Verdict")
-    cells = "".join(f'<th scope="col">{title}</th>' for title in head)
-    rows = "\n".join(_as_row(claim) for claim in claims)
-    return f'<table class="table nadkit-claims">\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>'
+    return pages.table(head, map(_as_row, claims), css="nadkit-claims")
 
 
 def _as_row(claim: Claim) -> str:
-    columns = [
-        f"{html.escape(claim.statement)}<br><code>{claim.id}</code>",
-        *(html.escape(text) for text in (claim.source, claim.report)),
-        *(html.escape(text) for text in (claim.measurement, claim.holds_if)),
-        verdict_as_html(claim),
-    ]
-    return f'<tr id="claim-{claim.id}">' + "".join(f"<td>{c}</td>" for c in columns) + "</tr>"
+    texts = (claim.source, claim.report, claim.measurement, claim.holds_if)
+    statement = f"{html.escape(claim.statement)}<br><code>{claim.id}</code>"
+    cells = [statement, *map(html.escape, texts), verdict_as_html(claim)]
+    return pages.row(cells, id=f"claim-{claim.id}")
 
 
 def verdict_as_html(claim: Claim) -> str:

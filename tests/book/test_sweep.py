@@ -18,12 +18,12 @@ import psutil
 import pytest
 from conftest import make_notebook
 
-from nadkit import runner, sweep
-from nadkit.chapters import BadInput, load
-from nadkit.cli import main
-from nadkit.executors import TRIES, Slots
-from nadkit.fingerprints import result_printer
-from nadkit.sweep import TO_RUN, SweepStopped, make_plan, parse_values
+from nadkit.book import runner, sweep
+from nadkit.book.chapters import BadInput, load
+from nadkit.book.cli import main
+from nadkit.book.prints import result_printer
+from nadkit.book.slots import TRIES, Slots
+from nadkit.book.sweep import TO_RUN, SweepStopped, make_plan, parse_values
 
 # Every run leaves a line, so that we see what ran, and how often.
 LOG = "open(f'{log}', 'a').write(f'{n} ')"

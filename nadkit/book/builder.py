@@ -18,10 +18,11 @@ import joblib
 import yaml
 from papermill.exceptions import strip_color
 
-from nadkit import claims, files, records, scorecard
-from nadkit.chapters import QUICK, BadInput, find_chapters, load, validate
-from nadkit.fingerprints import fingerprint, records_print
-from nadkit.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
+from nadkit import files
+from nadkit.book import claims, records, scorecard
+from nadkit.book.chapters import QUICK, BadInput, find_chapters, load, validate
+from nadkit.book.prints import fingerprint, records_print
+from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
 
 # More chapters than this at once fight over memory, or over the only GPU.
 MOST_JOBS = 4

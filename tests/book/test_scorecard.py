@@ -10,12 +10,12 @@ import yaml
 from conftest import make_notebook
 from test_results import OTHER, Page, a_record
 
-from nadkit import builder
-from nadkit.chapters import BadInput
-from nadkit.claims import FAILS, HOLDS, UNDECIDED, Claim, Claims, Run
-from nadkit.scorecard import GONE, OWN, bibliography, markdown, require_cited, rows, to_json, totals
+from nadkit.book import builder
+from nadkit.book.chapters import BadInput
+from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Claims, Run
+from nadkit.book.scorecard import GONE, OWN, bibliography, markdown, require_cited, rows, to_json, totals
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KEYS = {"ortizjimenez2020neural", "morcos2018importance"}
 
 

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from nadkit.parameters import Choices, Known, Parameter, Range, parse_parameters
+from nadkit.book.parameters import Choices, Known, Parameter, Range, parse_parameters
 
 
 def parse(line: str) -> Parameter:

@@ -25,11 +25,11 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from nadkit import files
-from nadkit.chapters import QUICK, Chapter, cell_source, cell_tags, profile_values
-from nadkit.executors import kill_marked
-from nadkit.fingerprints import code_print, commit, experiment, fingerprint, records_print, result_print, versions
+from nadkit.book.chapters import QUICK, Chapter, cell_source, cell_tags, profile_values
+from nadkit.book.parameters import Value
+from nadkit.book.prints import code_print, commit, experiment, fingerprint, records_print, result_print, versions
+from nadkit.book.slots import kill_marked
 from nadkit.names import did_you_mean
-from nadkit.parameters import Value
 
 FINISHED, FAILED, UNCHANGED = "finished", "failed", "unchanged"
 TRACEBACK_LINES = 12
@@ -136,7 +136,7 @@ def up_to_date(out: Path, fingerprint: str) -> bool:
 
 
 def has_result(out: Path, result_print: str) -> bool:
-    """Return whether `out` holds a finished run whose numbers are those of this `fingerprints.result_print`."""
+    """Return whether `out` holds a finished run whose numbers are those of this `prints.result_print`."""
     record = read_record(out)
     return record.get("status") == FINISHED and record.get("result_print") == result_print
 

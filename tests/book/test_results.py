@@ -19,14 +19,15 @@ from conftest import make_notebook
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from nadkit import results
-from nadkit.chapters import BadInput, load, validate
-from nadkit.claims import Claim, Claims
+from nadkit.book import results
+from nadkit.book.chapters import BadInput, load, validate
+from nadkit.book.claims import Claim, Claims
+from nadkit.book.collect import collect, write
+from nadkit.book.records import Record, Validity
+from nadkit.book.results import MIME
+from nadkit.book.runner import RunFailed, execute
 from nadkit.data.images import load as load_images
 from nadkit.inputs.directions import NADs, random
-from nadkit.records import Record, Validity
-from nadkit.results import MIME, collect, write
-from nadkit.runner import RunFailed, execute
 
 matplotlib.use("agg")
 
@@ -296,7 +297,7 @@ def test_checkpoints_lie_where_the_runner_looks_for_them(monkeypatch, tmp_path):
 
 def test_the_module_is_light():
     heavy = "torch", "pandas", "numpy", "matplotlib", "papermill", "IPython"
-    code = f"import sys, nadkit.results, nadkit.scorecard\nprint([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, nadkit.book.results, nadkit.book.scorecard\nprint([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -311,7 +312,7 @@ highest: float = 0.5  # bound [>0]
 """
 CODE = """\
 import pandas as pd
-from nadkit import claims, results
+from nadkit.book import claims, results
 assert seed != 13, "unlucky"
 results.made_with(device, data="synthetic")
 results.keep(total=seed / 3, highest=2 * seed, seconds=7.5)
@@ -458,7 +459,7 @@ def test_what_cannot_be_collected_is_named(finished, tmp_path):
 
 
 def test_two_results_of_one_name_are_refused(make_book, tmp_path):
-    root = toy(make_book, code="from nadkit import results\nfor i in range(2):\n    results.keep(best=i)")
+    root = toy(make_book, code="from nadkit.book import results\nfor i in range(2):\n    results.keep(best=i)")
     out = run(root, tmp_path / "one.ipynb")
     with pytest.raises(BadInput, match="there are two called 'best'"):
         collect(out)

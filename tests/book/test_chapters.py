@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import PARAMETERS, make_notebook
 
-from nadkit.chapters import (
+from nadkit.book.chapters import (
     BadInput,
     describe,
     find_chapters,

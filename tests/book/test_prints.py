@@ -6,9 +6,9 @@ import nbformat
 import pytest
 from conftest import make_notebook
 
-from nadkit import fingerprints
-from nadkit.chapters import load, validate
-from nadkit.fingerprints import bare, experiment, fingerprint, result_print, result_printer
+from nadkit.book import prints
+from nadkit.book.chapters import load, validate
+from nadkit.book.prints import bare, experiment, fingerprint, result_print, result_printer
 
 # ---- runs ----------------------------------------------------------------------------------------
 
@@ -32,36 +32,34 @@ def test_the_fingerprint_follows_source_tags_and_parameters_alone(make_book):
 def test_the_fingerprint_follows_the_library_and_not_the_machine(make_book, monkeypatch):
     chapter = load(make_book(one=make_notebook()), "one")
     asked = []
-    sha256 = fingerprints.files.sha256
-    monkeypatch.setattr(fingerprints.files, "sha256", lambda p: (asked.append(p.name), sha256(p))[1])
+    sha256 = prints.files.sha256
+    monkeypatch.setattr(prints.files, "sha256", lambda p: (asked.append(p.name), sha256(p))[1])
     same = fingerprint(chapter, {})
     assert "claims.py" in asked
     assert not {"cli.py", "runner.py", "chapters.py", "parameters.py"} & set(asked)
-    monkeypatch.setattr(fingerprints.files, "sha256", lambda path: "edited")
+    monkeypatch.setattr(prints.files, "sha256", lambda path: "edited")
     assert fingerprint(chapter, {}) != same
 
 
 def test_the_fingerprint_follows_versions(make_book, monkeypatch):
     chapter = load(make_book(one=make_notebook()), "one")
     marks = [fingerprint(chapter, {})]
-    version = fingerprints.importlib.metadata.version
+    version = prints.importlib.metadata.version
     for package in ("torch", "torchvision", "numpy"):
-        monkeypatch.setattr(
-            fingerprints.importlib.metadata, "version", lambda p, p0=package: version(p) + "9" * (p == p0)
-        )
+        monkeypatch.setattr(prints.importlib.metadata, "version", lambda p, p0=package: version(p) + "9" * (p == p0))
         marks.append(fingerprint(chapter, {}))
     monkeypatch.undo()
-    monkeypatch.setattr(fingerprints.platform, "python_version", lambda: "3.99.0")
+    monkeypatch.setattr(prints.platform, "python_version", lambda: "3.99.0")
     marks.append(fingerprint(chapter, {}))
     assert len(set(marks)) == len(marks)
-    monkeypatch.setattr(fingerprints.platform, "python_version", lambda: "3.99.1")
+    monkeypatch.setattr(prints.platform, "python_version", lambda: "3.99.1")
     assert fingerprint(chapter, {}) == marks[-1]
 
 
 def test_the_fingerprint_follows_the_published_data_at_hand(make_book, monkeypatch, tmp_path):
     chapter = load(make_book(one=make_notebook()), "one")
     cache, mine = tmp_path / "cache", tmp_path / "mine"
-    monkeypatch.setattr(fingerprints.files, "data_folders", lambda: [mine, cache])
+    monkeypatch.setattr(prints.files, "data_folders", lambda: [mine, cache])
     marks = [fingerprint(chapter, {})]
     for folder, content in [(cache, "1"), (mine, "1"), (mine, "12")]:
         (folder / "published" / "nads").mkdir(parents=True, exist_ok=True)
@@ -117,19 +115,19 @@ def test_code_is_part_of_the_experiment_unless_it_presents(make_book):
 @pytest.mark.parametrize(
     ("module", "counts"),
     [
-        ("training", True),
+        ("training/many", True),
         ("architectures/lenet", True),  # training imports it
         ("seeds", True),
         ("plots", False),
-        ("sweep", False),
-        ("anisotropy", False),  # this chapter does without
+        ("book/sweep", False),
+        ("inputs/theory", False),  # this chapter does without
     ],
 )
 def test_the_science_that_a_chapter_imports_is_part_of_its_experiment(make_book, monkeypatch, tmp_path, module, counts):
     before = mark(make_book)
     copy = tmp_path / "nadkit"
-    shutil.copytree(fingerprints.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(fingerprints, "PACKAGE", copy)
+    shutil.copytree(prints.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(prints, "PACKAGE", copy)
     assert mark(make_book) == before
     path = copy / f"{module}.py"
     path.write_text(path.read_text() + "\n# a comment\n")
@@ -184,7 +182,7 @@ def test_a_result_outlives_mended_prose_and_data_that_came(make_book, monkeypatc
     before = mark()
     assert mark(title="Another") == before
     assert len({before, mark(n=4), mark(code=("1",))}) == 3
-    monkeypatch.setattr(fingerprints.files, "data_folders", lambda: [tmp_path])
+    monkeypatch.setattr(prints.files, "data_folders", lambda: [tmp_path])
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "lenet.npy").write_text("1")
     assert mark() == before

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nadkit import __version__, chapters, files
-from nadkit.chapters import QUICK, BadInput
+from nadkit import __version__, files
+from nadkit.book import chapters
+from nadkit.book.chapters import QUICK, BadInput
 from nadkit.names import did_you_mean
 
 if TYPE_CHECKING:
-    from nadkit.sweep import Plan
+    from nadkit.book.sweep import Plan
 
 MOST_ROWS = 40
 OK, FAILED, BAD_INPUT, CLAIM_FAILS, INTERRUPTED = 0, 1, 2, 3, 130
@@ -118,7 +119,7 @@ def _run(options: argparse.Namespace) -> Answer:
     chapter = chapters.load(_root(options), options.chapter)
     values = chapters.validate(chapter, options.profile, _overrides(options))
 
-    from nadkit import claims, runner
+    from nadkit.book import claims, runner
 
     out = _notebook(options, chapter, values)
     try:
@@ -142,7 +143,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 def _notebook(options: argparse.Namespace, chapter: chapters.Chapter, values: Mapping[str, Any]) -> Path:
     """Return where the executed notebook of a run goes."""
-    from nadkit import runner
+    from nadkit.book import runner
 
     out = options.out
     if out.suffix != ".ipynb":
@@ -154,7 +155,7 @@ def _notebook(options: argparse.Namespace, chapter: chapters.Chapter, values: Ma
 
 def _execute(options: argparse.Namespace, chapter: chapters.Chapter, values: Mapping[str, Any], out: Path) -> dict:
     """Run a chapter, which splits its work over the workers that the options name."""
-    from nadkit import executors, runner
+    from nadkit.book import executors, runner
 
     where = (options.cluster, options.workers, options.gpus)
     if options.cluster:
@@ -164,11 +165,11 @@ def _execute(options: argparse.Namespace, chapter: chapters.Chapter, values: Map
 
 
 def _collect(options: argparse.Namespace) -> Answer:
-    from nadkit import results
+    from nadkit.book import collect
 
-    table = results.collect(options.folder)
+    table = collect.collect(options.folder)
     if options.out:
-        results.write(table, options.out)
+        collect.write(table, options.out)
         text = f"{len(table)} runs with {len(table.columns)} columns: {options.out}"
     else:
         text = table.to_csv(index=False).strip()
@@ -176,7 +177,7 @@ def _collect(options: argparse.Namespace) -> Answer:
 
 
 def _record(options: argparse.Namespace) -> Answer:
-    from nadkit import fingerprints, records, runner, witness
+    from nadkit.book import prints, records, runner, witness
 
     root = _root(options)
     chapter = chapters.load(root, options.chapter)
@@ -190,7 +191,7 @@ def _record(options: argparse.Namespace) -> Answer:
         options.profile = options.profile or QUICK
         values = chapters.validate(chapter, options.profile, _overrides(options))
         notebook = _notebook(options, chapter, values)
-        if runner.has_result(notebook, fingerprints.result_print(chapter, values)):
+        if runner.has_result(notebook, prints.result_print(chapter, values)):
             _say(f"{notebook} is finished already")
         else:
             try:
@@ -211,7 +212,7 @@ def _record(options: argparse.Namespace) -> Answer:
 
 
 def _verify(options: argparse.Namespace) -> Answer:
-    from nadkit import records, witness
+    from nadkit.book import records, witness
 
     root = _root(options)
     if options.renew:
@@ -229,7 +230,7 @@ def _verify(options: argparse.Namespace) -> Answer:
 
 
 def _build(options: argparse.Namespace) -> Answer:
-    from nadkit import builder
+    from nadkit.book import builder
 
     data = builder.build(_root(options), options.profile, options.jobs, options.out, say=_say)
     if data["error"]:
@@ -238,7 +239,7 @@ def _build(options: argparse.Namespace) -> Answer:
 
 
 def _sweep(options: argparse.Namespace) -> Answer:
-    from nadkit import executors, sweep
+    from nadkit.book import executors, sweep
 
     chapter = chapters.load(_root(options), options.chapter)
     given = {name for name, _ in options.p + options.zip}
@@ -281,7 +282,7 @@ def _how_to_resume(plan: "Plan") -> str:
 
 def _sweep_answer(plan: "Plan", last: str) -> Answer:
     """Return the table of a sweep: every point, or of many the failed ones, or if none failed the first."""
-    from nadkit.runner import FAILED as POINT_FAILED
+    from nadkit.book.runner import FAILED as POINT_FAILED
 
     failed = [point for point in plan.points if point.status == POINT_FAILED]
     chosen = plan.points if len(plan.points) <= MOST_ROWS else (failed or plan.points)[:MOST_ROWS]
@@ -309,7 +310,7 @@ def _sweep_answer(plan: "Plan", last: str) -> Answer:
 
 
 def _claims(options: argparse.Namespace) -> Answer:
-    from nadkit import claims
+    from nadkit.book import claims
 
     runs = [run for path in options.runs for run in claims.read(path, failed=options.failed)]
     texts = [f"{run.path}\n{run.claims or 'no claims'}" for run in runs]

@@ -14,9 +14,9 @@ import psutil
 import pytest
 from conftest import CODE, files_below, make_notebook, printed
 
-from nadkit import runner
-from nadkit.chapters import load, validate
-from nadkit.runner import KernelDied, RunFailed, execute, run_name, up_to_date
+from nadkit.book import runner
+from nadkit.book.chapters import load, validate
+from nadkit.book.runner import KernelDied, RunFailed, execute, run_name, up_to_date
 
 
 def run(root: Path, name: str, out: Path, **overrides) -> dict:
@@ -326,7 +326,7 @@ def test_what_a_dead_kernel_had_started_ends(make_book, tmp_path):
 
 def test_an_interrupted_run_finds_its_checkpoints_and_a_finished_one_leaves_none(make_book, tmp_path):
     code = (
-        "from nadkit import results\n"
+        "from nadkit.book import results\n"
         "path = results.checkpoint('state')\n"
         "again = path.exists()\n"
         "path.write_text('half')\n"

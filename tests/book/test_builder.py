@@ -10,10 +10,10 @@ import pytest
 import yaml
 from conftest import files_below, make_notebook, printed
 
-from nadkit import builder, records, runner, witness
-from nadkit.builder import build
-from nadkit.chapters import BadInput, load, validate
-from nadkit.runner import execute
+from nadkit.book import builder, records, runner, witness
+from nadkit.book.builder import build
+from nadkit.book.chapters import BadInput, load, validate
+from nadkit.book.runner import execute
 
 
 def statuses(result: dict) -> dict[str, str]:
@@ -176,8 +176,8 @@ def test_drafts_are_left_out_and_missing_pages_refused(make_book, tmp_path):
 # ---- the scorecard and recorded results ----------------------------------------------------------
 
 CLAIM = """\
-from nadkit import results
-from nadkit.claims import Claim, show
+from nadkit.book import results
+from nadkit.book.claims import Claim, show
 results.keep(mean=n * scale)
 show([Claim("one-n", "n is large", "Paper, fig. 1", 5, n, ">= 3", paper="somebody2020paper")])
 """

@@ -1,0 +1,260 @@
+"""Results: what chapters keep and show.
+
+A chapter says with `made_with` what it computes on, `keep`s numbers and `show`s small tables; all of them are
+stored in the executed notebook, beside what people see. `nadkit.book.collect` reads them back.
+What `nadkit.book.records` makes of a big run, `show` sets beside later ones.
+"""
+
+import hashlib
+import html
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nadkit.book import executors, pages, prints
+
+if TYPE_CHECKING:  # a chapter imports what it needs of these; `nadkit --help` needs none
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+
+    from nadkit.book.records import Record
+    from nadkit.data.images import ImageSet
+    from nadkit.inputs.directions import Basis
+
+# The key of results in the metadata of the output that shows them.
+MIME = "application/vnd.nadkit.results+json"
+MOST_CELLS = 5_000
+"""Maximum cells of a table: people read it in a diff."""
+DIGITS = 6
+FINISHED = "finished"
+# Today's code gives other numbers than a record.
+DIFFERS = "differs"
+
+Scalar = str | int | float | bool | None
+Table = Mapping[str, list]
+"""A table as plain data: its `columns`, and its `rows`."""
+
+
+# ---- in a chapter --------------------------------------------------------------------------------
+
+
+def checkpoint(name: str) -> Path | None:
+    """Return where a long computation of this run may keep its state, so that the run's next try goes on from it.
+
+    None where nobody will look for it: outside `nadkit`.
+    """
+    folder = os.environ.get("NADKIT_CHECKPOINTS")
+    if not folder:
+        return None
+    path = Path(folder) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def made_with(device: "str | torch.device", /, **data: "ImageSet | Basis | str") -> None:
+    """Store and display what a run computes on: its device, and its data sets with their checksums.
+
+    A data set is given under the name that readers know it by: images, directions, or words.
+
+    Raises:
+        ValueError: there is no such device, or something else is given as data.
+    """
+    # On workers, where the run has some: they do the computing.
+    executor = executors.given()
+    name = executor.submit(_device, str(device)).result() if executor else _device(device)
+    store = {"device": name, "data": [_described(name, item) for name, item in data.items()]}
+    _display(store, "; ".join([f"device: {store['device']}", *map(data_words, store["data"])]))
+
+
+def keep(**numbers: object) -> None:
+    """Store and display numbers, words, True, False or None, which become columns of `nadkit collect`.
+
+    They are rounded to six digits; what is not a finite number becomes None.
+
+    Raises:
+        ValueError: something else is given.
+    """
+    plain = {name: _plain(name, value) for name, value in numbers.items()}
+    _display({"numbers": plain}, "\n".join(f"{name} = {value}" for name, value in plain.items()))
+
+
+def show(
+    name: str,
+    table: "pd.DataFrame",
+    draw: "Callable[[pd.DataFrame], Figure] | None" = None,
+    *,
+    alt: str,
+    recorded: Sequence["Record"] = (),
+) -> None:
+    """Store a small table and display it, drawn by `draw` if given; in tabs beside it the same of recorded runs.
+
+    `draw` gets every table as it is stored, rounded to six digits. `alt` says in words what there is to see.
+
+    Raises:
+        ValueError: the table has over 5,000 cells, or an index or columns without names of their own, or holds
+            other things than numbers and words.
+    """
+    store = _to_plain(name, table)
+    frame = to_frame(store)
+    panels = [("this run", _drawn(frame, draw, alt))]
+    for record in recorded:
+        if name in record.tables:
+            label = f"recorded: {record.name.replace(',', ', ')}" + ("" if record.counts else f" ({DIFFERS})")
+            drawing = _redrawn(to_frame(record.tables[name]), draw, f"{alt} Recorded run: {record.name}.")
+            panels.append((label, drawing + _provenance_as_html(record)))
+    page = pages.tabs(panels) if len(panels) > 1 else panels[0][1]
+    _display({"tables": {name: store}}, f"{alt}\n{frame.to_string(index=False, max_rows=20)}", page)
+
+
+def recorded(chapter: str) -> list["Record"]:
+    """Return the records of a chapter of the book that the current folder is in (`records.recorded`)."""
+    from nadkit.book import records
+
+    return records.recorded(chapter)
+
+
+def _display(store: Mapping[str, Any], text: str, page: str = "") -> None:
+    from IPython.display import display
+
+    data = {"text/plain": text} | ({"text/html": page} if page else {})
+    # As one more way to show the output, Sphinx would warn that it cannot render the store.
+    display(data, metadata={MIME: {"version": 1, **store}}, raw=True)
+
+
+# ---- plain data ----------------------------------------------------------------------------------
+
+
+def _plain(what: str, value: object) -> Scalar:
+    with suppress(AttributeError, RuntimeError, ValueError):
+        value = value.item()  # numpy's and torch's scalars become Python's
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    raise ValueError(f"{what}: expected a number, a string, True, False or None, got {value!r:.60}")
+
+
+def _to_plain(name: str, table: "pd.DataFrame") -> dict[str, list]:
+    if table.size > MOST_CELLS:
+        raise ValueError(f"table {name!r}: expected at most {MOST_CELLS:,} cells, got {table.size:,}")
+    if list(table.index) != list(range(len(table))):
+        raise ValueError(f"table {name!r}: expected rows numbered from 0; reset_index() makes columns of the index")
+    columns = list(table.columns)
+    if not all(isinstance(column, str) for column in columns) or len(set(columns)) < len(columns):
+        raise ValueError(f"table {name!r}: expected a name of its own for each column, got {columns!r:.60}")
+    values = table.astype(object).where(table.notna(), None).to_numpy().tolist()
+    return {
+        "columns": columns,
+        "rows": [
+            [_plain(f"table {name!r}, column {c!r}", v) for c, v in zip(columns, row, strict=True)] for row in values
+        ],
+    }
+
+
+def to_frame(table: Table) -> "pd.DataFrame":
+    """Return a stored table as a frame; a missing number is NaN."""
+    import pandas as pd
+
+    columns = zip(*table["rows"], strict=True) if table["rows"] else [[] for _ in table["columns"]]
+    return pd.DataFrame({name: _column(values) for name, values in zip(table["columns"], columns, strict=True)})
+
+
+def _column(values: Sequence[Scalar]) -> list[Scalar]:
+    if any(isinstance(value, bool | str) for value in values):
+        return list(values)
+    return [math.nan if value is None else value for value in values]
+
+
+def checked(table: Table) -> Table:
+    """Return a stored table, or raise ValueError where its rows are not as long as its columns are many."""
+    to_frame(table)
+    return {"columns": table["columns"], "rows": table["rows"]}
+
+
+# ---- provenance ----------------------------------------------------------------------------------
+
+
+def _device(device: "str | torch.device") -> str:
+    import joblib
+    import torch
+
+    from nadkit import devices
+
+    device = devices.pick(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"GPU of {prints.processor_name()}"
+    cores = joblib.cpu_count()
+    return f"{prints.processor_name()}, {cores} {'core' if cores == 1 else 'cores'}"
+
+
+def _described(name: str, item: "ImageSet | Basis | str") -> dict[str, str | None]:
+    from nadkit.data.images import ImageSet
+    from nadkit.inputs.directions import Basis
+
+    match item:
+        case str():
+            return {"name": name, "kind": item, "sha256": None}
+        case ImageSet():
+            kind, tensors = item.source, (item.train, item.train_labels, item.test, item.test_labels)
+        case Basis():
+            kind, tensors = item.name, (item.vectors, item.eigenvalues)
+        case _:
+            raise ValueError(f"data {name}: expected images, directions or words, got {type(item).__name__}")
+    return {"name": name, "kind": kind, "sha256": _sha256(tensors)}
+
+
+def _sha256(tensors: Iterable["torch.Tensor | None"]) -> str:
+    checksum = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            checksum.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            checksum.update(tensor.detach().cpu().reshape(-1).numpy())
+    return checksum.hexdigest()[:16]
+
+
+def data_words(item: Mapping[str, str | None]) -> str:
+    """Return what `made_with` stored of a data set, for people."""
+    checksum = f" (SHA-256 {item['sha256']})" if item["sha256"] else ""
+    return f"{item['name']}: {item['kind']}{checksum}"
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+
+
+def _drawn(frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | None", alt: str) -> str:
+    if frame.empty:
+        return "<p>Nothing to show here.</p>"
+    return _as_table(frame, alt) if draw is None else pages.image(draw(frame), alt)
+
+
+def _redrawn(frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | None", alt: str) -> str:
+    """Draw a recorded table, or show it as it is: a run does not fail because its chapter draws other columns today."""
+    try:
+        return _drawn(frame, draw, alt)
+    except Exception as error:
+        problem = html.escape(f"It could not be drawn ({type(error).__name__}: {error}).")
+        return f"{_as_table(frame, alt)}<p>{problem}</p>"
+
+
+def _as_table(frame: "pd.DataFrame", caption: str) -> str:
+    rows = frame.itertuples(index=False, name=None)
+    cells = (pages.row(html.escape(_cell(value)) for value in row) for row in rows)
+    return pages.table(list(frame.columns), cells, caption=caption, css="nadkit-table")
+
+
+def _cell(value: Scalar) -> str:
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _provenance_as_html(record: "Record") -> str:
+    emphasis = "small" if record.counts else "strong"
+    mark = f'<br><{emphasis} class="nadkit-mark">{html.escape(record.mark)}</{emphasis}>' if record.mark else ""
+    return f'<p class="nadkit-provenance"><small>{html.escape(record.provenance)}</small>{mark}</p>'
