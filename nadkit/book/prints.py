@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -115,18 +116,21 @@ def versions() -> dict[str, str]:
 def commit(root: Path) -> str | None:
     """Return the commit that `root` is at, with a '+' where files differ from it; None outside git.
 
-    Records do not count: one record would make the next one's commit look changed.
+    New files that are neither code nor in the book, such as logs, do not count. Nor do records: one record would make
+    the next one's commit look changed.
     """
     # Without optional locks it disturbs nobody who works there.
     git = ["git", "--no-optional-locks", "-C", str(root)]
+    status = ["status", "--porcelain", "--untracked-files=all", "--", ".", ":!book/recorded"]
     try:
         head, changes = (
             subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=10).stdout
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ".", ":!book/recorded"])
+            for command in (["rev-parse", "HEAD"], status)
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return head.strip() + ("+" if changes else "")
+    counting = [line for line in changes.splitlines() if not re.fullmatch(r"\?\? (?!book/).*(?<!\.py)", line)]
+    return head.strip() + ("+" if counting else "")
 
 
 def processor_name() -> str:

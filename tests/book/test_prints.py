@@ -1,6 +1,7 @@
 """Checksums of runs and of experiments: what they follow, and what they leave alone."""
 
 import shutil
+import subprocess
 
 import nbformat
 import pytest
@@ -77,6 +78,37 @@ def test_many_checksums_are_those_of_one_each(make_book):
     for n in (1, 2):
         assert together({"n": n}) == result_print(chapter, {"n": n})
     assert together({"n": 1}) != together({"n": 2})
+
+
+# ---- commits -------------------------------------------------------------------------------------
+
+
+def test_a_run_names_its_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
+    def git(*command: str) -> str:
+        user = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(["git", *user, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init")
+    assert prints.commit(tmp_path) is None
+    (tmp_path / "a.txt").write_text("a")
+    git("add", ".")
+    git("commit", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    assert prints.commit(tmp_path) == head
+    (tmp_path / "book" / "recorded").mkdir(parents=True)
+    (tmp_path / "book" / "recorded" / "a.json").write_text("{}")
+    assert prints.commit(tmp_path) == head
+    (tmp_path / "run.log").write_text("neither code nor in the book")
+    assert prints.commit(tmp_path) == head
+    for name in ("mine.py", "book/data.csv"):
+        (tmp_path / name).write_text("1")
+        assert prints.commit(tmp_path) == f"{head}+"
+        (tmp_path / name).unlink()
+    (tmp_path / "a.txt").write_text("b")
+    assert prints.commit(tmp_path) == f"{head}+"
+    monkeypatch.setenv("PATH", "")
+    assert prints.commit(tmp_path) is None
 
 
 # ---- experiments ---------------------------------------------------------------------------------

@@ -64,28 +64,6 @@ def test_a_chapter_finds_what_its_caller_finds(make_book, tmp_path, monkeypatch)
     assert dict(os.environ) == before
 
 
-def test_the_record_names_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
-    def git(*command: str) -> str:
-        user = ("-c", "user.name=a", "-c", "user.email=a@b")
-        done = subprocess.run(["git", *user, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    git("init")
-    assert runner._commit(tmp_path) is None
-    (tmp_path / "a.txt").write_text("a")
-    git("add", ".")
-    git("commit", "-m", "first")
-    head = git("rev-parse", "HEAD")
-    assert runner._commit(tmp_path) == head
-    (tmp_path / "book" / "recorded").mkdir(parents=True)
-    (tmp_path / "book" / "recorded" / "a.json").write_text("{}")
-    assert runner._commit(tmp_path) == head
-    (tmp_path / "b.txt").write_text("b")
-    assert runner._commit(tmp_path) == f"{head}+"
-    monkeypatch.setenv("PATH", "")
-    assert runner._commit(tmp_path) is None
-
-
 def test_the_notebooks_own_values_need_no_injected_cell(make_book, tmp_path):
     root = make_book(one=make_notebook())
     run(root, "one", tmp_path / "one.ipynb")
