@@ -3,13 +3,14 @@
 import filecmp
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from papermill.exceptions import strip_color
 
 from nadkit import files
 from nadkit.book import claims, records, scorecard
-from nadkit.book.chapters import QUICK, BadInput, find_chapters, load, validate
+from nadkit.book.chapters import QUICK, BadInput, Chapter, find_chapters, load, validate
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
 
 # More chapters than this at once fight over memory, or over the only GPU.
 MOST_JOBS = 4
+USUAL_SECONDS = 60.0
 SCORECARD = "scorecard.json"
 
 
@@ -35,46 +37,55 @@ def build(
     jobs: int | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = print,
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run the chapters that changed, `jobs` at a time, then build the pages in `out/_build/html`.
 
-    `out` is `root` where not given. Returned is what became of the chapters and of the pages, under
+    `out` is `root` where not given. Where `only` names chapters, the others are taken as they were last run, and those
+    that never ran have pages without results. Returned is what became of the chapters and of the pages, under
     `status`, `chapters`, `html` and `error`. Unless all went well, the pages are as they were.
 
     Raises:
-        BadInput: a parameter is wrong, or a record damaged; nothing was run.
+        BadInput: a parameter or a name is wrong, or a record damaged; nothing was run.
     """
     if importlib.util.find_spec("jupyter_book") is None:
         raise BadInput("jupyter-book is not installed: pip install -e '.[book]'")
     folder = (out or root).absolute() / "_build"
     listed = _listed(root, say)
-    records.verify(root, listed, say=say)
-    chapters, todo = {}, {}
-    for chapter in [load(root, name) for name in listed]:
-        values = validate(chapter, profile)
-        notebook = folder / "executed" / profile / f"{chapter.name}.ipynb"
-        chapters[chapter.name] = {"status": UNCHANGED, "notebook": str(notebook)}
-        shown = read_record(notebook).get("recorded")
-        if up_to_date(notebook, fingerprint(chapter, values)) and shown == records_print(chapter):
-            say(f"{chapter.name}: unchanged")
-        else:
-            todo[chapter.name] = notebook
-    chapters |= _run_all(root, todo, profile, jobs, say)
-    failed = [name for name, result in chapters.items() if result["status"] == FAILED]
-    if failed:
-        error = f"failed: {', '.join(failed)}. The pages were not built"
-        return {"status": FAILED, "chapters": chapters, "html": None, "error": error}
+    wanted = [load(root, name).name for name in only] or listed
+    if drafts := [name for name in wanted if name not in listed]:
+        raise BadInput(f"{drafts[0]}: _toc.yml does not list it, so it has no page")
+    places = {name: folder / "executed" / profile / f"{name}.ipynb" for name in listed}
+    chosen = [(chapter, validate(chapter, profile)) for chapter in (load(root, name) for name in wanted)]
+    records.verify(root, wanted, say=say)
+    todo = {chapter.name: places[chapter.name] for chapter, values in chosen if not _is_done(chapter, values, places)}
+    for name in wanted:
+        if name not in todo:
+            say(f"{name}: unchanged")
+    ran = _run_all(root, todo, profile, jobs, say)
+    chapters = {name: ran.get(name, {"status": UNCHANGED, "notebook": str(place)}) for name, place in places.items()}
+    result = {"status": FAILED, "chapters": {name: chapters[name] for name in wanted}, "html": None, "error": None}
+    if failed := [name for name, result in chapters.items() if result["status"] == FAILED]:
+        return result | {"error": f"failed: {', '.join(failed)}. The pages were not built"}
+    executed = {name: place for name, place in places.items() if place.exists()}
+    if without := [name for name in listed if name not in executed]:
+        say(f"{len(without)} of {len(listed)} chapters never ran: their pages are without results")
     say("building the pages")
-    executed = {name: Path(result["notebook"]) for name, result in chapters.items()}
-    made = {f"book/{name}.ipynb": path for name, path in executed.items()}
     try:
-        made |= _make_scorecard(root, executed, folder)
-    except BadInput as error:
-        return {"status": FAILED, "chapters": chapters, "html": None, "error": str(error)}
-    if error := _update_pages(root, made, folder):
-        return {"status": FAILED, "chapters": chapters, "html": None, "error": error}
-    html = str(folder / "html" / "index.html")
-    return {"status": FINISHED, "chapters": chapters, "html": html, "error": None}
+        made = {f"book/{name}.ipynb": executed.get(name, load(root, name).path) for name in listed}
+        error = _update_pages(root, made | _make_scorecard(root, executed, folder), folder)
+    except BadInput as problem:
+        error = str(problem)
+    if error:
+        return result | {"error": error}
+    return result | {"status": FINISHED, "html": str(folder / "html" / "index.html")}
+
+
+def _is_done(chapter: Chapter, values: Mapping[str, Any], places: Mapping[str, Path]) -> bool:
+    """Return whether a chapter has run with these values, and its page shows the records that there are."""
+    notebook = places[chapter.name]
+    shown = read_record(notebook).get("recorded")
+    return up_to_date(notebook, fingerprint(chapter, values)) and shown == records_print(chapter)
 
 
 def _listed(root: Path, say: Callable[[str], None]) -> list[str]:
@@ -115,37 +126,56 @@ def _run_all(
     jobs: int | None,
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
-    """Run chapters side by side, each by a `nadkit run` of its own.
+    """Run chapters side by side, say how far they are, and return what became of each."""
+    jobs = max(1, min(jobs or min(joblib.cpu_count(), MOST_JOBS), len(todo)))
+    runs, ended = _Runs(root, profile, jobs, say), {}
+    # What each took last time; of a chapter that never ran, a guess.
+    seconds = {name: read_record(place).get("seconds", USUAL_SECONDS) for name, place in todo.items()}
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures = {pool.submit(runs.run, name, todo[name]): name for name in todo}
+            for future in as_completed(futures):
+                name, result = futures[future], future.result()
+                ended[name] = result
+                took = f" in {result['seconds']:.0f} s" if "seconds" in result else ""
+                left = sum(seconds[name] for name in todo if name not in ended) / jobs
+                far = f"{len(ended)} of {len(todo)} chapters" + (f", about {_minutes(left)} left" if left else "")
+                say(f"{result.get('error') or name + ': ' + result['status'] + took} ({far})")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            runs.end()
+            raise
+    return ended
+
+
+def _minutes(seconds: float) -> str:
+    return f"{math.ceil(seconds / 60)} min" if seconds > 90 else f"{seconds:.0f} s"
+
+
+class _Runs:
+    """Chapters that run side by side, each by a `nadkit run` of its own.
 
     Papermill is one to a process; and a chapter that takes its process down takes nothing else with it.
     """
-    cores = joblib.cpu_count()
-    jobs = max(1, min(jobs or min(cores, MOST_JOBS), len(todo)))
-    # More threads than cores is slower than one thread each.
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} if jobs > 1 else {}
-    children: list[subprocess.Popen[str]] = []
-    interrupted, starting = threading.Event(), threading.Lock()
 
-    def start(name: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "nadkit", "run", name, "--profile", profile, "--json"]
-        return subprocess.Popen(
-            [*command, "--root", str(root), "--out", str(todo[name])],
-            stdout=subprocess.PIPE,
-            # The bars of one chapter are welcome on the terminal; of several they are a jumble.
-            stderr=None if jobs == 1 else subprocess.PIPE,
-            text=True,
-            env=threads | os.environ,
-            # Ctrl-C reaches us alone, and we pass it on once.
-            start_new_session=True,
-        )
+    def __init__(self, root: Path, profile: str, jobs: int, say: Callable[[str], None]) -> None:
+        self._options = ["--profile", profile, "--json", "--root", str(root)]
+        # More threads than cores is slower than one thread each.
+        self._threads = {"OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // jobs))} if jobs > 1 else {}
+        # The bars of one chapter are welcome on the terminal; of several they are a jumble.
+        self._stderr = None if jobs == 1 else subprocess.PIPE
+        self._say = say
+        self._children: list[subprocess.Popen[str]] = []
+        self._ended, self._starting = False, threading.Lock()
 
-    def run(name: str) -> dict[str, Any]:
-        with starting:
-            if interrupted.is_set():
+    def run(self, name: str, out: Path) -> dict[str, Any]:
+        """Run a chapter and return what its command printed: its record, or what went wrong."""
+        with self._starting:
+            if self._ended:
                 raise CancelledError
-            say(f"{name}: running")
-            child = start(name)
-            children.append(child)
+            self._say(f"{name}: running")
+            child = self._start(name, out)
+            self._children.append(child)
         output, errors = child.communicate()
         try:
             return json.loads(output)
@@ -154,23 +184,23 @@ def _run_all(
             error = f"{name}: its process ended with code {child.returncode}\n{tail}".strip()
             return {"status": FAILED, "notebook": None, "error": error}
 
-    ended = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            futures = {pool.submit(run, name): name for name in todo}
-            for future in as_completed(futures):
-                name, result = futures[future], future.result()
-                ended[name] = result
-                seconds = f" in {result['seconds']:.0f} s" if "seconds" in result else ""
-                say(result.get("error") or f"{name}: {result['status']}{seconds}")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            with starting:  # none is overlooked, and none starts from here on
-                interrupted.set()
-            for child in children:
-                child.terminate()  # a shell's background jobs are deaf to SIGINT
-            raise
-    return ended
+    def _start(self, name: str, out: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "nadkit", "run", name, "--out", str(out), *self._options],
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env=self._threads | os.environ,
+            # Ctrl-C reaches us alone, and we pass it on once.
+            start_new_session=True,
+        )
+
+    def end(self) -> None:
+        """End the chapters that run, and let no other start."""
+        with self._starting:
+            self._ended = True
+        for child in self._children:
+            child.terminate()  # a shell's background jobs are deaf to SIGINT
 
 
 def _make_scorecard(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Path]:

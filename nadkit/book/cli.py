@@ -7,7 +7,6 @@ need them, so that `nadkit --help` answers at once.
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -232,7 +231,7 @@ def _verify(options: argparse.Namespace) -> Answer:
 def _build(options: argparse.Namespace) -> Answer:
     from nadkit.book import builder
 
-    data = builder.build(_root(options), options.profile, options.jobs, options.out, say=_say)
+    data = builder.build(_root(options), options.profile, options.jobs, options.out, say=_say, only=options.chapters)
     if data["error"]:
         return _problem(data["error"], FAILED, **{k: v for k, v in data.items() if k != "error"})
     return Answer(f"the book is at {data['html']}", data)
@@ -241,23 +240,7 @@ def _build(options: argparse.Namespace) -> Answer:
 def _sweep(options: argparse.Namespace) -> Answer:
     from nadkit.book import executors, sweep
 
-    chapter = chapters.load(_root(options), options.chapter)
-    given = {name for name, _ in options.p + options.zip}
-    from_file = chapters.read_mapping(options.params) if options.params else {}
-    fixed = {name: value for name, value in from_file.items() if name not in given}
-    axes: dict[str, list] = {}
-    names = [name for name, _ in options.p + options.zip]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise BadInput(f"{twice[0]}: given twice")
-    for name, text in options.p:
-        values = sweep.parse_values(chapter, name, text)
-        if values == [text.strip()]:
-            fixed[name] = text
-        else:
-            axes[name] = values
-    zipped = {name: sweep.parse_values(chapter, name, text) for name, text in options.zip}
-    where = {"profile": options.profile, "out": options.out}
-    plan = sweep.make_plan(chapter, axes, zipped=zipped, fixed=fixed, **where)
+    plan = _plan(options)
     if options.dry_run:
         return _sweep_answer(plan, "nothing was run")
     live = sys.stderr.isatty()
@@ -274,6 +257,27 @@ def _sweep(options: argparse.Namespace) -> Answer:
     if plan.counts[sweep.FAILED]:
         last = f"the same command tries the failed ones again; {last}"
     return _sweep_answer(plan, last)
+
+
+def _plan(options: argparse.Namespace) -> "Plan":
+    """Return the sweep that the options ask for: axes by -p with several values and by --zip, the rest fixed."""
+    from nadkit.book import sweep
+
+    chapter = chapters.load(_root(options), options.chapter)
+    names = [name for name, _ in options.p + options.zip]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"{twice[0]}: given twice")
+    from_file = chapters.read_mapping(options.params) if options.params else {}
+    fixed = {name: value for name, value in from_file.items() if name not in names}
+    axes: dict[str, list] = {}
+    for name, text in options.p:
+        values = sweep.parse_values(chapter, name, text)
+        if values == [text.strip()]:
+            fixed[name] = text
+        else:
+            axes[name] = values
+    zipped = {name: sweep.parse_values(chapter, name, text) for name, text in options.zip}
+    return sweep.make_plan(chapter, axes, zipped=zipped, fixed=fixed, profile=options.profile, out=options.out)
 
 
 def _how_to_resume(plan: "Plan") -> str:
@@ -339,26 +343,37 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are BadInput, with a suggestion where there is a near miss."""
+    """A parser whose complaints are BadInput, and which knows its flags."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        self.flags: list[str] = []
+        super().__init__(*args, **kwargs)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:  # noqa: ANN401
+        action = super().add_argument(*args, **kwargs)
+        self.flags += action.option_strings
+        return action
 
     def error(self, message: str) -> NoReturn:
-        if wrong := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
-            options = re.findall(r"[\w-]+", wrong[2])
-            message = f"no command is called {wrong[1]!r}: {did_you_mean(wrong[1], options)}"
         raise BadInput(f"{message}\n{self.format_usage().strip()}")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _parser()
+    parser, commands = _parser()
+    named = next((word for word in argv if not word.startswith("-")), None)
+    if named is not None and named not in commands:
+        raise BadInput(
+            f"no command is called {named!r}: {did_you_mean(named, commands)}\n{parser.format_usage().strip()}"
+        )
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = re.findall(r"(?<!\w)--?[a-z][a-z-]*", options.parser.format_help())
-        hint = did_you_mean(unknown[0].partition("=")[0], dict.fromkeys(known))
+        hint = did_you_mean(unknown[0].partition("=")[0], options.parser.flags)
         raise BadInput(f"unknown argument {unknown[0]!r}: {hint}")
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser of the command line, and the names of its commands."""
     parser = _Parser(
         prog="nadkit",
         description="Run the chapters of the book, build it, and read what they claim.",
@@ -428,7 +443,8 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument(
         "--from", dest="run_file", type=Path, metavar="NAME.ipynb", help="a finished run to take instead of a new one"
     )
-    verify.add_argument("chapters", nargs="*", metavar="CHAPTER", help="chapters to look at (default: all)")
+    for sub, what in ((verify, "whose records to look at"), (build, "to run")):
+        sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"chapters {what} (default: all)")
     verify.add_argument("--again", action="store_true", help="run the witnesses though the code did not change")
     verify.add_argument("--renew", action="store_true", help="first make the witnesses anew, at the records' commits")
     collect.add_argument("folder", type=Path, metavar="DIR", help="a folder of finished runs, such as a sweep's")
@@ -439,7 +455,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, metavar="DIR", help="where _build goes (default: the book's folder)")
     reading.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="notebooks or folders")
     reading.add_argument("--failed", action="store_true", help="read failed runs, too")
-    return parser
+    return parser, list(commands.choices)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -284,9 +284,11 @@ def _incomplete(notebook: nbformat.NotebookNode) -> str | None:
     return None
 
 
-def _finish(notebook: nbformat.NotebookNode, record: Mapping[str, Any]) -> None:
-    """Put our record into the notebook in place of papermill's, and fold the injected cell."""
+def _finish(notebook: nbformat.NotebookNode, record: dict[str, Any]) -> None:
+    """Put our record, with each cell's seconds, into the notebook in place of papermill's; fold the injected cell."""
     notebook.metadata.pop("papermill", None)
+    durations = {cell.id: cell.metadata.get("papermill", {}).get("duration") for cell in notebook.cells if "id" in cell}
+    record["cells"] = {id: round(seconds, 1) for id, seconds in durations.items() if seconds and seconds >= 0.1}
     notebook.metadata["nadkit"] = dict(record)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)

@@ -49,14 +49,45 @@ def test_a_build_runs_only_what_changed(make_book, tmp_path):
     assert "Another title" in page.read_text()
 
 
+def test_a_build_of_one_chapter_leaves_the_others_as_they_were(make_book, tmp_path):
+    book = {"one": make_notebook("One"), "part__two": make_notebook("Two")}
+    root = make_book(**book)
+    html = tmp_path / "_build" / "html" / "book"
+    said = []
+    first = build(root, out=tmp_path, say=said.append, only=["two"])
+    assert (first["error"], statuses(first)) == (None, {"part/two": "finished"})
+    assert "1 of 2 chapters never ran: their pages are without results" in said
+    assert "result 1.5" in (html / "part" / "two.html").read_text()
+    assert "result 1.5" not in (html / "one.html").read_text()
+    assert "The mean is" in (html / "one.html").read_text()
+
+    assert build(root, out=tmp_path)["error"] is None
+    make_book(
+        one=make_notebook("One", code=("print('edited')",)), part__two=make_notebook("Two", code=("print('anew')",))
+    )
+    assert statuses(build(root, out=tmp_path, only=["one"])) == {"one": "finished"}
+    assert "edited" in (html / "one.html").read_text()
+    assert "result 1.5" in (html / "part" / "two.html").read_text()
+    with pytest.raises(BadInput, match="did you mean"):
+        build(root, out=tmp_path, only=["won"])
+
+
+def test_a_build_says_how_far_it_is(make_book, tmp_path):
+    root, said = make_book(one=make_notebook("One"), two=make_notebook("Two")), []
+    build(root, jobs=1, out=tmp_path, say=said.append)
+    ends = [message for message in said if "finished" in message]
+    assert "(1 of 2 chapters, about 60 s left)" in ends[0]
+    assert "(2 of 2 chapters)" in ends[1]
+
+
 def test_an_interrupt_while_chapters_are_being_started_ends_those_that_run(make_book, tmp_path, monkeypatch):
     class InterruptedPool(ThreadPoolExecutor):
-        def submit(self, task, name):
+        def submit(self, task, name, out):
             if name == "second":
                 while not (tmp_path / "begun").exists():
                     time.sleep(0.01)
                 raise KeyboardInterrupt
-            return super().submit(task, name)
+            return super().submit(task, name, out)
 
     mark = f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(60)"
     root = make_book(first=make_notebook(code=(mark,)), second=make_notebook())
