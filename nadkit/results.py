@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # a chapter imports what it needs of these; `nadkit --help` n
     from matplotlib.figure import Figure
 
     from nadkit.data.images import ImageSet
-    from nadkit.inputs.directions import Basis
+    from nadkit.inputs.basis import Basis
 
 # The key of results in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.results+json"
@@ -216,7 +216,7 @@ def _processor() -> str:
 
 def _described(name: str, item: "ImageSet | Basis | str") -> dict[str, str | None]:
     from nadkit.data.images import ImageSet
-    from nadkit.inputs.directions import Basis
+    from nadkit.inputs.basis import Basis
 
     match item:
         case str():

@@ -23,7 +23,7 @@ from nadkit import results
 from nadkit.chapters import BadInput, load, validate
 from nadkit.claims import FAILS, Claim, Claims
 from nadkit.data.images import load as load_images
-from nadkit.inputs.directions import NADs, random
+from nadkit.inputs.basis import NADs, random_basis
 from nadkit.results import MIME, Record, collect, record, recorded, write
 from nadkit.runner import RunFailed, execute
 
@@ -259,7 +259,7 @@ def test_where_this_run_has_nothing_the_records_still_show(shown):
 
 def test_provenance_names_the_device_and_the_data(shown):
     digits = load_images("digits")
-    basis = random(seed=0)
+    basis = random_basis(seed=0)
     results.made_with("cpu", images=digits, waves=basis, noise="synthetic: D(v)")
     ((data, store),) = shown
     assert re.search(r", \d+ cores?$", store["device"])
@@ -274,11 +274,11 @@ def test_provenance_names_the_device_and_the_data(shown):
 
 
 def test_a_checksum_follows_every_value(shown):
-    digits, basis = load_images("digits"), random(seed=0)
+    digits, basis = load_images("digits"), random_basis(seed=0)
     changed = digits.test_labels.clone()
     changed[0] = (changed[0] + 1) % 10
     nads = NADs(vectors=basis.vectors, shape=basis.shape, eigenvalues=torch.ones(len(basis)), n_networks=2000)
-    sets = {"a": digits, "b": replace(digits, test_labels=changed), "c": basis, "d": random(seed=1), "e": nads}
+    sets = {"a": digits, "b": replace(digits, test_labels=changed), "c": basis, "d": random_basis(seed=1), "e": nads}
     results.made_with("cpu", **sets, f=replace(digits))
     sums = {item["name"]: item["sha256"] for item in shown[0][1]["data"]}
     assert sums["a"] == sums.pop("f")
