@@ -22,7 +22,7 @@ from benchmarks import reference
 from benchmarks.timing import in_turns, table
 from nadkit import architectures, seeds
 from nadkit.inputs.covariance import GradientCovariance, compute_nads, gradient_covariance
-from nadkit.inputs.derivatives import BATCH, compiled, secant
+from nadkit.inputs.derivatives import BATCH, compiled_once, secant
 from nadkit.inputs.gram import leading_nads
 
 SHAPE = (1, 32, 32)
@@ -62,7 +62,7 @@ def speed(architecture: str, device: str, n: int, rounds: int, compile: bool) ->
     contenders |= {f"nadkit, batch {batch}": functools.partial(ours, batch) for batch in batches}
     if compile:  # compiled here, once, as `gradient_covariance` does for all networks of a call
         template = networks(architecture, 1, device)[0].eval().requires_grad_(False)
-        fast = compiled(template.to(memory_format=torch.channels_last))
+        fast = compiled_once(template.to(memory_format=torch.channels_last))
         contenders["nadkit, compiled"] = compiled
     seconds = in_turns(contenders, rounds)
     print(table({name: time / n for name, time in seconds.items()}, reference="plain loop", unit="network"))

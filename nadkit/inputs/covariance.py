@@ -22,7 +22,7 @@ from nadkit import checks, storage
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.inputs.basis import NADs
-from nadkit.inputs.derivatives import compiled, exact, mixed_moment
+from nadkit.inputs.derivatives import compiled_once, exact, mixed_moment
 from nadkit.inputs.population import Method, Population, Settings
 from nadkit.training.parallel import gather
 
@@ -244,7 +244,7 @@ def _here(
     left = [i for i in networks if not covariance.has(i)]
     if compile is None:
         compile = device.type == "cpu" and len(left) >= COMPILED_FROM and shutil.which("c++") is not None
-    fast = compiled(population.network(0, device)) if compile and population.method == "secant" else lambda f: f
+    fast = compiled_once(population.network(0, device)) if compile and population.method == "secant" else lambda f: f
     with _bar(networks, left, progress) as bar, exact():
         for part in _blocks(left, PART[population.method]):
             moments = GradientCovariance.empty(covariance.shape, covariance.settings, device)

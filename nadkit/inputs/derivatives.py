@@ -75,7 +75,7 @@ def exact() -> contextlib.AbstractContextManager:
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
-def compiled(template: nn.Module) -> Callable[[nn.Module], Network]:
+def compiled_once(template: nn.Module) -> Callable[[nn.Module], Network]:
     """Compile one network; every other of its kind then runs as that one with its weights copied in."""
     forward = torch.compile(template)
 

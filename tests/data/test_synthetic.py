@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nadkit.data.synthetic import SIGMA, Separable, corrupt_labels
-from nadkit.inputs.fourier import fourier_basis, fourier_direction
+from nadkit.inputs.fourier import Frequency, fourier_basis, fourier_direction
 from nadkit.training import Problem
 
 SHAPE = (1, 8, 8)
@@ -31,7 +31,7 @@ def test_the_data_are_linearly_separable_along_v_alone():
     basis = fourier_basis(SHAPE)
     x, y = problem().sample("train")
     right = ((basis.coordinates(x) > 0) == y[:, None].bool()).double().mean(0)
-    signal = basis.row(1, 2)
+    signal = basis.frequencies.index(Frequency(1, 2))
     assert right[signal] == 1
     others = torch.cat([right[:signal], right[signal + 1 :]])
     assert (others - 0.5).abs().max() < 5 * 0.5 / 4000**0.5
