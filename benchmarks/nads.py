@@ -83,7 +83,7 @@ def agreement(architecture: str, device: str, n: int) -> None:
 def peak_memory(architecture: str, device: str, n: int) -> int:
     """Return the peak memory (bytes) of a fresh process that takes ``n`` derivatives: of the GPU, or resident."""
     return _peak(
-        "from nadkit.inputs.anisotropy import gradient_covariance; "
+        "from nadkit.inputs.covariance import gradient_covariance; "
         f"gradient_covariance({architecture!r}, networks=range({n}), device={device!r}, compile=False).nads()",
         device,
     )
@@ -104,7 +104,7 @@ def large(architecture: str, device: str, n: int) -> None:
 
     def code(count: int) -> str:
         options = f"shape={LARGE}, n_networks={count}, device={device!r}"
-        return f"from nadkit.inputs.anisotropy import leading_nads; leading_nads({architecture!r}, 1, {options})"
+        return f"from nadkit.inputs.gram import leading_nads; leading_nads({architecture!r}, 1, {options})"
 
     few, many = _peak(code(2), device), _peak(code(n), device)
     start = time.perf_counter()

@@ -8,7 +8,7 @@ Source: Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Neural Anisotropy 
 import functools
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from nadkit import checks, storage
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.inputs.basis import NADs
-from nadkit.inputs.derivatives import compiled_once, exact, mixed_moment
+from nadkit.inputs.derivatives import compiled_once, exact
 from nadkit.inputs.population import Method, Population, Settings
 from nadkit.training.parallel import gather
 
@@ -80,13 +80,14 @@ class GradientCovariance:
         return any(first <= network < last for first, last in self.networks)
 
     def update(self, derivatives: Tensor, networks: tuple[int, int]) -> None:
-        """Take in the derivatives (N, D) of the networks (first, last).
+        """Take in the derivatives of the networks (first, last): (N, D), or (N, D, D) if each is J J^T already.
 
         Raises:
             ValueError: a derivative is not finite, or a network was seen before.
         """
         g = derivatives.to(self.total.device).double()
-        self.add(g.sum(0), g.T @ g, [networks])
+        sums = (torch.zeros_like(self.total), g.sum(0)) if g.ndim == 3 else (g.sum(0), g.T @ g)
+        self._add(*sums, [networks])
 
     def merge(self, other: "GradientCovariance") -> None:
         """Take in what another run of the same settings saw.
@@ -96,14 +97,9 @@ class GradientCovariance:
         """
         if (self.shape, self.settings) != (other.shape, other.settings):
             raise ValueError(f"merge: expected covariances of equal settings, got {self.settings} and {other.settings}")
-        self.add(other.total.to(self.total), other.second.to(self.second), other.networks)
+        self._add(other.total.to(self.total), other.second.to(self.second), other.networks)
 
-    def add(self, total: Tensor, second: Tensor, networks: Ranges) -> None:
-        """Take in the sums of g (D,) and g g^T (D, D), float64, of some networks.
-
-        Raises:
-            ValueError: as `update`.
-        """
+    def _add(self, total: Tensor, second: Tensor, networks: Ranges) -> None:
         if not torch.isfinite(second.diagonal()).all():  # the squares of all that came in
             raise ValueError(f"networks {_text(networks)}: an input derivative is NaN or infinite")
         ranges = union(self.networks, networks)
@@ -226,6 +222,8 @@ def gradient_covariance(
     """
     if not isinstance(architecture, Population):
         architecture = Population(architecture, **population)
+    elif population:
+        raise TypeError(f"gradient_covariance: a Population has its own {', '.join(population)}")
     if executor is not None:
         return _on_workers(executor, architecture, networks, device, checkpoint, progress, compile)
     return _here(architecture, networks, pick(device), checkpoint, progress, compile)
@@ -250,34 +248,14 @@ def _here(
             moments = GradientCovariance.empty(covariance.shape, covariance.settings, device)
             try:
                 for block in _blocks(range(*part), BLOCK[population.method]):
-                    _add_block(moments, population, block, device, fast, bar)
+                    rows = []
+                    for i in range(*block):
+                        rows.append(population.derivative(fast(population.network(i, device)), device))
+                        bar.update()
+                    moments.update(torch.stack(rows), block)
             finally:  # by an interrupt, too
                 _take_in([moments], covariance, checkpoint)
     return covariance
-
-
-def _add_block(
-    moments: GradientCovariance,
-    population: Population,
-    block: tuple[int, int],
-    device: torch.device,
-    fast: Callable,
-    bar: tqdm,
-) -> None:
-    """Take in the derivatives of the networks of a block, or of its one network the moment of mixed derivatives."""
-    rows = []
-    for i in range(*block):
-        network = population.network(i, device)
-        rows.append(
-            mixed_moment(network, population.x.to(device))
-            if population.method == "mixed"
-            else population.derivative(fast(network), device)
-        )
-        bar.update()
-    if population.method == "mixed":
-        moments.add(torch.zeros_like(moments.total), rows[0].to(moments.second), [block])
-    else:
-        moments.update(torch.stack(rows), block)
 
 
 def _on_workers(

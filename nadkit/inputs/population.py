@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nadkit import architectures, checks, seeds
 from nadkit.architectures import Architecture, Shape
-from nadkit.inputs.derivatives import Network, exact, gradient, secant
+from nadkit.inputs.derivatives import Network, exact, gradient, mixed_moment, secant
 from nadkit.storage import digest
 
 Method = Literal["secant", "gradient", "mixed"]
@@ -76,9 +76,15 @@ class Population:
         return self._built(self.architecture, i, torch.device(device))
 
     def derivative(self, f: Network, device: str | torch.device = "cpu") -> Tensor:
-        """Return the derivative of a network on a device at the point: (D,)."""
+        """Return the derivative of a network on a device at the point: (D,), or J J^T (D, D) for ``"mixed"``."""
         x = self.x.to(device)
-        return secant(f, x, self.scale) if self.method == "secant" else gradient(f, x)
+        match self.method:
+            case "secant":
+                return secant(f, x, self.scale)
+            case "gradient":
+                return gradient(f, x)
+            case "mixed":
+                return mixed_moment(f, x)
 
     def settings(self, device: str | torch.device = "cpu") -> Settings:
         """Return what the derivatives are of, network 0 included: only those of equal settings belong together.

@@ -77,7 +77,7 @@ def population_effective_dimension(one: GradientCovariance, other: GradientCovar
         told = ", ".join(f"{n} {one.settings.get(n)!r} and {other.settings.get(n)!r}" for n in other_experiment)
         raise ValueError(f"effective dimension: expected two samples of one experiment, got {told}")
     if "seed" not in differing:
-        union(one.networks, other.networks)
+        union(one.networks, other.networks)  # refuses a network that is in both
     if min(one.count, other.count) < 2:
         raise ValueError(f"effective dimension: expected two networks in each, got {one.count} and {other.count}")
     s, t = one.covariance(), other.covariance().to(one.second)

@@ -46,6 +46,17 @@ def test_a_population_is_an_architecture_with_its_options():
     spelled_out = gradient_covariance(tanh_network, shape=SHAPE, method="gradient", seed=3, **options)
     assert given.settings == spelled_out.settings == population.settings()
     assert torch.equal(given.second, spelled_out.second)
+    with pytest.raises(TypeError, match="its own seed"):
+        gradient_covariance(population, seed=4)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sede'"):
+        gradient_covariance("lenet", sede=4)
+
+
+def test_a_mixed_derivative_is_a_moment():
+    population = Population(tanh_network, SHAPE, "mixed")
+    moment = population.derivative(population.network(0))
+    assert moment.shape == (16, 16)
+    assert torch.equal(gradient_covariance(population, networks=range(1), device="cpu").second, moment.double())
 
 
 def normed(shape, classes):
