@@ -21,15 +21,9 @@ import torch
 from benchmarks import reference
 from benchmarks.timing import in_turns, table
 from nadkit import architectures, seeds
-from nadkit.inputs.anisotropy import (
-    BATCH,
-    GradientCovariance,
-    _compiled,
-    compute_nads,
-    gradient_covariance,
-    leading_nads,
-    secant,
-)
+from nadkit.inputs.covariance import GradientCovariance, compute_nads, gradient_covariance
+from nadkit.inputs.derivatives import BATCH, compiled_once, secant
+from nadkit.inputs.gram import leading_nads
 
 SHAPE = (1, 32, 32)
 LARGE = (3, 224, 224)
@@ -68,7 +62,7 @@ def speed(architecture: str, device: str, n: int, rounds: int, compile: bool) ->
     contenders |= {f"nadkit, batch {batch}": functools.partial(ours, batch) for batch in batches}
     if compile:  # compiled here, once, as `gradient_covariance` does for all networks of a call
         template = networks(architecture, 1, device)[0].eval().requires_grad_(False)
-        fast = _compiled(template.to(memory_format=torch.channels_last))
+        fast = compiled_once(template.to(memory_format=torch.channels_last))
         contenders["nadkit, compiled"] = compiled
     seconds = in_turns(contenders, rounds)
     print(table({name: time / n for name, time in seconds.items()}, reference="plain loop", unit="network"))
@@ -89,7 +83,7 @@ def agreement(architecture: str, device: str, n: int) -> None:
 def peak_memory(architecture: str, device: str, n: int) -> int:
     """Return the peak memory (bytes) of a fresh process that takes ``n`` derivatives: of the GPU, or resident."""
     return _peak(
-        "from nadkit.inputs.anisotropy import gradient_covariance; "
+        "from nadkit.inputs.covariance import gradient_covariance; "
         f"gradient_covariance({architecture!r}, networks=range({n}), device={device!r}, compile=False).nads()",
         device,
     )
@@ -110,7 +104,7 @@ def large(architecture: str, device: str, n: int) -> None:
 
     def code(count: int) -> str:
         options = f"shape={LARGE}, n_networks={count}, device={device!r}"
-        return f"from nadkit.inputs.anisotropy import leading_nads; leading_nads({architecture!r}, 1, {options})"
+        return f"from nadkit.inputs.gram import leading_nads; leading_nads({architecture!r}, 1, {options})"
 
     few, many = _peak(code(2), device), _peak(code(n), device)
     start = time.perf_counter()

@@ -18,7 +18,7 @@ from benchmarks import reference
 from benchmarks.timing import in_turns, table
 from nadkit import architectures
 from nadkit.data.synthetic import Separable
-from nadkit.inputs import directions
+from nadkit.inputs.fourier import fourier_direction
 from nadkit.training import Recipe, fit_many
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{options.architecture} on {options.device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
 
-    v = directions.fourier_direction(0, 2)
+    v = fourier_direction(0, 2)
     problems = [Separable(v=v, seed=seed) for seed in range(options.networks)]
     if options.accuracy:
         recipe = Recipe()

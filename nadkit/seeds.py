@@ -7,10 +7,11 @@ and continued, or done in another order, without a change in any result.
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
 
 import numpy as np
 import torch
+
+from nadkit.checks import require_integer
 
 
 def derive(seed: int, *path: int | str) -> int:
@@ -47,17 +48,6 @@ def seeded(seed: int, *path: int | str, device: str | torch.device = "cpu") -> I
     finally:
         for g, state in zip(generators, states, strict=True):
             g.set_state(state)
-
-
-def require_integer(name: str, value: int, least: int) -> int:
-    """Return ``value`` as a Python integer.
-
-    Raises:
-        ValueError: it is no integer, or smaller than ``least``.
-    """
-    if not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}: expected an integer, at least {least}, got {value!r}")
-    return int(value)
 
 
 def _default_generators(device: torch.device) -> list[torch.Generator]:

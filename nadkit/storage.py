@@ -1,11 +1,13 @@
 """Results on disk: tensors and a few plain facts in one safetensors file, which is data and never code."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -43,3 +45,25 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     if found != kind:
         raise ValueError(f"{path}: expected a saved {kind}, found {found or 'something else'}")
     return tensors, facts
+
+
+def digest(*parts: str | Tensor, digits: int = 12) -> str:
+    """Return the first hexadecimal digits of the SHA-256 of texts and of the numbers in tensors, one after another.
+
+    Of a tensor its bytes alone count; see `described` for its type and shape.
+    """
+    checksum = hashlib.sha256()
+    for part in parts:
+        checksum.update(part.encode() if isinstance(part, str) else _bytes(part))
+    return checksum.hexdigest()[:digits]
+
+
+def described(tensors: Iterable[Tensor], between: str = "") -> Iterator[str | Tensor]:
+    """Give each tensor after its type and shape as text: the parts of a `digest` in which these count, too."""
+    for values in tensors:
+        yield f"{values.dtype}{between}{tuple(values.shape)}"
+        yield values
+
+
+def _bytes(values: Tensor) -> memoryview:
+    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -9,8 +9,8 @@ import torch
 from benchmarks import populations, reference, timing
 from nadkit import architectures, seeds
 from nadkit.data.synthetic import Separable
-from nadkit.inputs import directions
-from nadkit.inputs.anisotropy import compute_nads
+from nadkit.inputs.basis import pixel_basis
+from nadkit.inputs.covariance import compute_nads
 from nadkit.training import Recipe, fit_many
 
 SHAPE = (1, 16, 16)
@@ -28,7 +28,7 @@ def test_reference_nads_are_ours():
 
 
 def test_reference_training_learns_what_ours_learns():
-    problem = Separable(v=directions.pixel(SHAPE)[9], shape=SHAPE, sigma=1.0, n_train=2000, n_test=1000)
+    problem = Separable(v=pixel_basis(SHAPE)[9], shape=SHAPE, sigma=1.0, n_train=2000, n_test=1000)
     recipe = Recipe(epochs=4)
     torch.manual_seed(0)
     plain = reference.train(

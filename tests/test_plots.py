@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from nadkit import plots
-from nadkit.inputs import directions
+from nadkit.inputs.fourier import fourier_basis
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +57,8 @@ def test_hover_map_is_well_formed_and_escapes(table):
 
 
 def test_images_and_their_spectra():
-    basis = directions.fourier((1, 8, 8))
-    wave = basis.images[basis.row(2, -1), 0]
+    basis = fourier_basis((1, 8, 8))
+    wave = basis.images[basis.frequencies.index((2, -1, "real", 0)), 0]
     axes = draw(plots.images_and_spectra(wave[None], ["wave"]))
     spectrum = axes[1].images[0].get_array()
     peaks = {(x - 4, y - 4) for y, x in torch.as_tensor(spectrum.data > spectrum.max() / 2).nonzero().tolist()}

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nadkit import seeds
+from nadkit import checks, seeds
 from nadkit.activations.sites import Moments, Site, Sites, evaluating
 from nadkit.activations.variants import BATCH, Tally, Variants, add, clamp, clamp_in
-from nadkit.inputs import directions
+from nadkit.inputs.basis import random_basis
 from nadkit.names import hint
 from nadkit.training import Data
 
@@ -140,7 +140,7 @@ def cumulative_curve(
 
     Source: Morcos et al. 2018, figure 1 (zero, 10 orderings), figure A1 (mean).
     """
-    n, rows = sites.n_units, seeds.require_integer("orderings", orderings, 1)
+    n, rows = sites.n_units, checks.require_integer("orderings", orderings, 1)
     _require_choice("basis", basis, Basis)
     counts = _counts(steps, n)
     orders = [torch.randperm(n, generator=seeds.generator(seed, "ordering", r)) for r in range(rows)]
@@ -305,7 +305,7 @@ def noise_curve(
 
     Source: Morcos et al. 2018, figure 2.
     """
-    scale, repeats = _scales(scales), seeds.require_integer("repeats", repeats, 1)
+    scale, repeats = _scales(scales), checks.require_integer("repeats", repeats, 1)
     std = {site: torch.ones(site.units) for site in sites}
     if relative:
         std = _per_site(sites, moments, "std", "relative noise")
@@ -362,7 +362,7 @@ def _basis(bases: Mapping[str, Tensor], site: Site) -> Tensor:
 
 def _random_bases(sites: Sites, seed: int, ordering: int) -> dict[str, Tensor]:
     address = {site: seeds.derive(seed, "basis", ordering, site.name) for site in sites}
-    return {site.name: directions.random((site.units, 1, 1), seed=address[site]).vectors for site in sites}
+    return {site.name: random_basis((site.units, 1, 1), seed=address[site]).vectors for site in sites}
 
 
 def _values(sites: Sites, value: Value, moments: Moments | None) -> dict[Site, Tensor]:
@@ -387,9 +387,9 @@ def _per_site(sites: Sites, moments: Moments | None, name: str, purpose: str) ->
 def _counts(steps: int | Sequence[int], n: int) -> Tensor:
     """Return how many of n units to ablate, (S,) int64, from none to all."""
     if not isinstance(steps, Sequence):
-        steps = seeds.require_integer("steps", steps, 1)
+        steps = checks.require_integer("steps", steps, 1)
         return torch.linspace(0, n, steps + 1, dtype=torch.float64).round().long().unique()
-    counts = [seeds.require_integer("steps", count, 0) for count in steps]
+    counts = [checks.require_integer("steps", count, 0) for count in steps]
     if not counts or max(counts) > n:
         raise ValueError(f"steps: expected numbers of units from 0 to {n}, got {list(steps)}")
     return torch.tensor([0, *counts, n]).unique()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nadkit import seeds
+from nadkit import checks
 from nadkit.activations.sites import ACTIVATIONS, BATCH, Site, Sites, capture, evaluating, require_finite, require_sites
 from nadkit.data.images import to_float
 from nadkit.names import hint
@@ -88,10 +88,10 @@ class Activity:
         Raises:
             ValueError: fewer than two classes, or a resolution that is no power of two.
         """
-        seeds.require_integer("resolution", resolution, 1)
+        checks.require_integer("resolution", resolution, 1)
         if resolution & (resolution - 1):
             raise ValueError(f"resolution: expected a power of two, got {resolution}")
-        if seeds.require_integer("classes", classes, 1) < 2:
+        if checks.require_integer("classes", classes, 1) < 2:
             raise ValueError("classes: selectivity compares classes and needs at least 2, got 1")
         units = torch.zeros(sites.n_units, dtype=torch.float64, device=device)
         return cls(
@@ -245,7 +245,7 @@ def record_activity(
             an activity that is NaN or infinite, sites of another network.
     """
     x, y = data
-    seeds.require_integer("batch_size", batch_size, 1)
+    checks.require_integer("batch_size", batch_size, 1)
     if len(x) != len(y) or len(x) == 0 or y.ndim != 1:
         raise ValueError(f"data: expected one label an input, got {len(x)} inputs and labels of {tuple(y.shape)}")
     device = next((p.device for p in model.parameters()), x.device)
@@ -362,7 +362,7 @@ def mutual_information(activity: Activity, bins: int = 20, *, kind: Bins = "quan
     options = get_args(Bins)
     if kind not in options:
         raise ValueError(f"kind: expected {' or '.join(map(repr, options))}, got {kind!r}{hint(str(kind), options)}")
-    if not 2 <= seeds.require_integer("bins", bins, 1) <= max(2, activity.resolution):
+    if not 2 <= checks.require_integer("bins", bins, 1) <= max(2, activity.resolution):
         raise ValueError(f"bins: expected 2 to {activity.resolution}, the activity's resolution, got {bins}")
     _require_every_class(activity.class_counts)
     n, parts = activity.samples, []

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation
 
-from nadkit import seeds
+from nadkit import checks
 from nadkit.data.images import to_float
 from nadkit.names import did_you_mean
 
@@ -130,7 +130,7 @@ class Sites(Sequence[Site]):
         Raises:
             ValueError: there are not so many.
         """
-        if seeds.require_integer("k", k, 1) > len(self):
+        if checks.require_integer("k", k, 1) > len(self):
             raise ValueError(f"k: expected 1 to {len(self)}, the number of sites, got {k}")
         return self[-k:]
 
@@ -400,7 +400,7 @@ def moments(model: nn.Module, x: Tensor, sites: Sites, *, batch_size: int = BATC
     Raises:
         ValueError: no samples, a unit that is NaN or infinite at some sample, sites of another network.
     """
-    seeds.require_integer("batch_size", batch_size, 1)
+    checks.require_integer("batch_size", batch_size, 1)
     if len(x) == 0:
         raise ValueError("moments: expected at least one sample, got none")
     device = _device(model)

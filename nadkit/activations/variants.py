@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nadkit import seeds
+from nadkit import checks
 from nadkit.activations.sites import Site, Sites, moments, replaced, require_sites
 from nadkit.data.images import to_float
 
@@ -69,7 +69,7 @@ class Variants:
         self.device = torch.device("cpu") if parameter is None else parameter.device
         _require_data(self.x, self.y)
         self.memory = MEMORY.get(self.device.type, MEMORY["cpu"]) if memory is None else memory
-        seeds.require_integer("memory", self.memory, 1)
+        checks.require_integer("memory", self.memory, 1)
         first = to_float(self.x[:1].to(self.device))
         _require_independent_samples(model)
         require_sites(model, sites, first)
@@ -79,7 +79,7 @@ class Variants:
         self.classes = _require_logits(out, self.y)
         if batch_size is None:
             batch_size = max(1, min(BATCH, self.memory // max(sizes)))
-        self.batch_size = seeds.require_integer("batch_size", batch_size, 1)
+        self.batch_size = checks.require_integer("batch_size", batch_size, 1)
         self.can_vmap = self.place is None and _can_vmap(model, sites, first)
 
     @property

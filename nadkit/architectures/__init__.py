@@ -83,22 +83,21 @@ NAMES = tuple(_REGISTRY)
 later families; those of the work on single directions."""
 
 
-def build(architecture: Architecture, *, shape: Shape, classes: int, pooling: bool = True) -> nn.Module:
+def build(architecture: Architecture, *, shape: Shape, classes: int) -> nn.Module:
     """Return a freshly initialised network: (B, C, H, W) float -> (B, classes) logits.
 
     Weights come from torch's global generator, on torch's default device; wrap the call in `nadkit.seeds.seeded` (and
-    ``with torch.device(...)``) to choose them. ``pooling=False`` with the name ``"lenet"`` is ``"lenet-nopool"``, and
-    so on.
+    ``with torch.device(...)``) to choose them.
 
     Raises:
-        ValueError: an unknown name, a shape the network cannot take, no variant without pooling, or a factory that does
-            not take ``shape`` and ``classes`` or does not return a module.
+        ValueError: an unknown name, a shape the network cannot take, or a factory that does not take ``shape`` and
+            ``classes`` or does not return a module.
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape: expected (channels, height, width), all positive, got {shape}")
     if classes < 1:
         raise ValueError(f"classes: expected at least 1, got {classes}")
-    make = factory(architecture if pooling else _without_pooling(architecture))
+    make = factory(architecture)
     try:
         model = make(shape=tuple(shape), classes=classes)
     except TypeError as error:
@@ -165,17 +164,6 @@ def name_of(architecture: Architecture) -> str:
 def _option(value: object) -> str:
     """Return an option as text that is the same in every run, which the address in a function's repr is not."""
     return getattr(value, "__name__", None) or repr(value)
-
-
-def _without_pooling(architecture: Architecture) -> str:
-    """Return the name of the variant without pooling."""
-    if not isinstance(architecture, str):
-        raise ValueError("pooling=False goes with a name only; leave the layers out in your factory")
-    name = f"{architecture.removesuffix('-nopool')}-nopool"
-    if name not in NAMES:
-        known = ", ".join(n for n in NAMES if n.endswith("-nopool"))
-        raise ValueError(f"architecture {architecture!r} has no variant without pooling; those that do: {known}")
-    return name
 
 
 def _text(shape: Shape) -> str:

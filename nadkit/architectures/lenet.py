@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nadkit import seeds
+from nadkit import checks
 from nadkit.architectures.chain import scaled
 from nadkit.architectures.pooling import pooled_size, pooling_layer
 from nadkit.names import hint
@@ -108,7 +108,7 @@ class LeNet(nn.Module):
 
 
 def _require_options(depth: int, activation: str) -> None:
-    if seeds.require_integer("depth", depth, 1) > len(MAPS):
+    if checks.require_integer("depth", depth, 1) > len(MAPS):
         raise ValueError(f"depth: expected 1 to {len(MAPS)} convolutions, got {depth}")
     if activation not in ACTIVATIONS:
         near = hint(str(activation), ACTIVATIONS)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from nadkit import seeds
+from nadkit import checks
 from nadkit.architectures.patches import FeedForward, PatchEmbedding
 
 
@@ -40,7 +40,7 @@ class Mixer(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("patch", patch), ("dim", dim), ("depth", depth), ("token_hidden", token_hidden)):
-            seeds.require_integer(name, value, 1)
+            checks.require_integer(name, value, 1)
         self.embed = PatchEmbedding("mixer", shape, patch, dim)
         tokens = (shape[1] // patch) * (shape[2] // patch)
         self.blocks = nn.Sequential(*(Block(tokens, dim, token_hidden) for _ in range(depth)))

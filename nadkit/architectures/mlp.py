@@ -4,7 +4,7 @@ import math
 
 from torch import nn
 
-from nadkit import seeds
+from nadkit import checks
 from nadkit.architectures.chain import Chain, require_dropout
 
 
@@ -40,7 +40,7 @@ class MLP(Chain):
         dropout: float = 0.0,
         batch_norm: bool = False,
     ) -> None:
-        width, depth = seeds.require_integer("width", width, 1), seeds.require_integer("depth", depth, 1)
+        width, depth = checks.require_integer("width", width, 1), checks.require_integer("depth", depth, 1)
         require_dropout(dropout)
         layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
         features = math.prod(shape)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from nadkit import seeds
+from nadkit import checks
 from nadkit.architectures.patches import FeedForward, PatchEmbedding
 
 
@@ -44,7 +44,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("patch", patch), ("dim", dim), ("depth", depth), ("heads", heads)):
-            seeds.require_integer(name, value, 1)
+            checks.require_integer(name, value, 1)
         if dim % heads:
             raise ValueError(f"heads: expected a divisor of dim {dim}, got {heads}")
         self.embed = PatchEmbedding("vit", shape, patch, dim)

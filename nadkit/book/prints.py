@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import nadkit
 from nadkit import files
 from nadkit.book.chapters import Chapter, cell_source, cell_tags, load
 from nadkit.book.parameters import Value
@@ -45,7 +46,7 @@ def code_print(chapter: Chapter) -> str:
     ]
     library = {
         name: files.sha256(PACKAGE / name)
-        for name in sorted(map(_name, PACKAGE.rglob("*.py")))
+        for name in sorted(_name(path) for kind in ("py", "toml", "csv") for path in PACKAGE.rglob(f"*.{kind}"))
         if name in SHOWING or not name.startswith(MACHINE)
     }
     return _checksum([cells, library, computing_versions()])
@@ -230,7 +231,8 @@ def _imported(source: str) -> Iterator[Path]:
                 continue
         for name in names:
             if name.startswith("nadkit."):
-                yield from _files(name.removeprefix("nadkit.").split("."))
+                name = name.removeprefix("nadkit.")
+                yield from _files(nadkit.HOME.get(name, f"nadkit.{name}").split(".")[1:])
 
 
 def _files(parts: Sequence[str]) -> list[Path]:

@@ -5,11 +5,10 @@ stored in the executed notebook, beside what people see. `nadkit.book.collect` r
 What `nadkit.book.records` makes of a big run, `show` sets beside later ones.
 """
 
-import hashlib
 import html
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ if TYPE_CHECKING:  # a chapter imports what it needs of these; `nadkit --help` n
 
     from nadkit.book.records import Record
     from nadkit.data.images import ImageSet
-    from nadkit.inputs.directions import Basis
+    from nadkit.inputs.basis import Basis
 
 # The key of results in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.results+json"
@@ -195,7 +194,8 @@ def _device(device: "str | torch.device") -> str:
 
 def _described(name: str, item: "ImageSet | Basis | str") -> dict[str, str | None]:
     from nadkit.data.images import ImageSet
-    from nadkit.inputs.directions import Basis
+    from nadkit.inputs.basis import Basis
+    from nadkit.storage import described, digest
 
     match item:
         case str():
@@ -206,16 +206,8 @@ def _described(name: str, item: "ImageSet | Basis | str") -> dict[str, str | Non
             kind, tensors = item.name, (item.vectors, item.eigenvalues)
         case _:
             raise ValueError(f"data {name}: expected images, directions or words, got {type(item).__name__}")
-    return {"name": name, "kind": kind, "sha256": _sha256(tensors)}
-
-
-def _sha256(tensors: Iterable["torch.Tensor | None"]) -> str:
-    checksum = hashlib.sha256()
-    for tensor in tensors:
-        if tensor is not None:
-            checksum.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            checksum.update(tensor.detach().cpu().reshape(-1).numpy())
-    return checksum.hexdigest()[:16]
+    found = [values for values in tensors if values is not None]
+    return {"name": name, "kind": kind, "sha256": digest(*described(found, " "), digits=16)}
 
 
 def data_words(item: Mapping[str, str | None]) -> str:

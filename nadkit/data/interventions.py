@@ -7,21 +7,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from nadkit import seeds
+from nadkit import checks
 from nadkit.architectures import Shape
 from nadkit.data.images import ImageSet, to_float
-from nadkit.data.synthetic import checksum, corrupt_labels
-from nadkit.inputs.directions import Basis
+from nadkit.data.synthetic import corrupt_labels
+from nadkit.inputs.basis import Basis
+from nadkit.storage import described, digest
 
 Split = Literal["train", "test"]
 
 CHUNK = 4096
-"""So many images are changed at once, which bounds the memory beside the result."""
+"""Images that are changed at a time, which bounds the memory beside the result."""
 
 PER_DIRECTION = 6
 """Classes that one direction serves: three channels, two signs."""
@@ -103,8 +104,7 @@ class _OfImages(ABC):
         Raises:
             ValueError: an unknown split.
         """
-        if split not in ("train", "test"):
-            raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
+        checks.require_one_of("split", split, get_args(Split))
         raw, labels = {
             "train": (self.images.train, self.images.train_labels),
             "test": (self.images.test, self.images.test_labels),
@@ -120,7 +120,7 @@ class _OfImages(ABC):
         images = self.images
         splits = (images.train, images.train_labels, images.test, images.test_labels)
         facts = (type(self).__name__, self.n_classes, *self._facts())
-        return checksum(facts, *splits, *self.statistics, *self._tensors())
+        return digest(repr(facts), *described([*splits, *self.statistics, *self._tensors()]))
 
     @abstractmethod
     def _change(self, split: Split, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
@@ -244,7 +244,7 @@ class Poisoned(_OfImages):
                 f"{self.basis.name}: expected directions of one channel, (1, {size[0]}, {size[1]}), "
                 f"got {tuple(self.basis.shape)}"
             )
-        index, beyond = seeds.require_integer("index", self.index, 0), (self.n_classes - 1) // PER_DIRECTION
+        index, beyond = checks.require_integer("index", self.index, 0), (self.n_classes - 1) // PER_DIRECTION
         object.__setattr__(self, "index", index)
         if beyond >= len(self.basis):
             raise ValueError(
@@ -253,8 +253,7 @@ class Poisoned(_OfImages):
         if index + beyond >= len(self.basis):
             why = f", because {self.n_classes} classes also use the next direction" if beyond else ""
             raise ValueError(f"index: expected 0 to {len(self.basis) - 1 - beyond}{why}, got {index}")
-        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
-            raise ValueError(f"epsilon: expected a positive finite number, got {self.epsilon}")
+        checks.require_positive("epsilon", self.epsilon)
         super().__post_init__()
 
     def carrier(self, label: int) -> Carrier:
@@ -263,7 +262,7 @@ class Poisoned(_OfImages):
         Raises:
             ValueError: there is no such class.
         """
-        t = seeds.require_integer("label", label, 0)
+        t = checks.require_integer("label", label, 0)
         if t >= self.n_classes:
             raise ValueError(f"label: expected 0 to {self.n_classes - 1}, got {t}")
         return Carrier(self.index + t // PER_DIRECTION, t % 3, 2 * (t % 2) - 1)
@@ -312,27 +311,8 @@ class _Mapped(_OfImages, ABC):
                 f"{self.basis.name}: expected directions of images {shape} or of one channel of them, "
                 f"got {tuple(self.basis.shape)}"
             )
-        dimensions = math.prod(self.basis.shape)
-        if len(self.basis) != dimensions:
-            raise ValueError(
-                f"{self.basis.name}: expected all {dimensions} directions, this basis has {len(self.basis)}; "
-                "call .complete() first"
-            )
+        self.basis.require_complete()
         super().__post_init__()
-
-    @abstractmethod
-    def _matrix(self) -> Tensor:
-        """Return the matrix A of x' = x A, for rows x: (D, D) float64."""
-
-    def _change(self, split: Split, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-        matrix = self._matrix().float().to(device)
-
-        def apply(pixels: Tensor, labels: Tensor) -> Tensor:
-            # a row for each channel, or for each image where the basis is one of colour images
-            rows = self._standardised(pixels).reshape(-1, len(matrix))
-            return (rows @ matrix).reshape(pixels.shape)
-
-        return apply
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return (self.basis.vectors,)
@@ -355,8 +335,8 @@ class Flipped(_Mapped):
         ValueError: the basis is for other inputs or not complete; the statistics are of other data.
     """
 
-    def _matrix(self) -> Tensor:
-        return self.basis.vectors.flip(0).T @ self.basis.vectors
+    def _change(self, split: Split, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda pixels, labels: self.basis.flip(self._standardised(pixels))
 
 
 class Rotated(_Mapped):
@@ -364,15 +344,15 @@ class Rotated(_Mapped):
 
     Attributes:
         images: both splits.
-        basis: as in `Flipped`; `directions.random` gives a random rotation.
+        basis: as in `Flipped`; `random_basis` gives a random rotation.
         statistics: as in `Clean`.
 
     Raises:
         ValueError: as `Flipped`.
     """
 
-    def _matrix(self) -> Tensor:
-        return self.basis.vectors.T
+    def _change(self, split: Split, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda pixels, labels: self.basis.coordinates(self._standardised(pixels)).reshape(pixels.shape)
 
 
 def _text(values: Tensor) -> str:

@@ -3,15 +3,18 @@
 Source: of the former, github.com/LTS4/neural-anisotropy-directions (Apache-2.0), the code of arXiv 2006.09717; of the
 latter, arXiv 1803.06959, and a replication by others.
 
-The five arrays of NADs and LeNet's eigenvalues are verified against the checksums below. The other four eigenvalue
-files have no published checksum: their structure alone is examined.
+Numbers stand in ``published_numbers/*.toml``, each with its source, and are read by `numbers`. The five arrays of NADs
+and LeNet's eigenvalues are verified against checksums. The other four eigenvalue files have no published checksum:
+their structure alone is examined.
 """
 
 import hashlib
 import io
+import tomllib
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,59 +23,8 @@ from torch import Tensor
 
 from nadkit import files
 from nadkit.files import DataError
-from nadkit.inputs.directions import NADs
+from nadkit.inputs.basis import NADs
 from nadkit.names import hint
-
-NETWORKS = ("LogReg", "LeNet", "VGG11", "ResNet18", "DenseNet121")
-
-PUBLISHED = tuple(network.lower() for network in NETWORKS)
-"""The names of `nadkit.architectures` whose NADs were published."""
-
-SOURCE = "https://raw.githubusercontent.com/LTS4/neural-anisotropy-directions/master/NADs/"
-
-# Of the files in the authors' repository; the singular values of the other four were not at hand.
-SHA256 = {
-    "LogReg_NADs.npy": "41fa67a1be6728a5b0d1220f851492e573aedb5dcda989b69f18c24a076cf1ea",
-    "LeNet_NADs.npy": "58bb4ca8d28dd73ea380f7c864557b0f48bf9d25d9632076e813ffea058de2bc",
-    "LeNet_eigenvals.npy": "6a72a747ca141a2305d5d5074b44f70e1c56f712efe03ac35735dcbebbd6a822",
-    "VGG11_NADs.npy": "53b9a78554972ff73bf2828795a60d667b17ccd8687f5b81a5dbf77d6ecb6a4d",
-    "ResNet18_NADs.npy": "3d432df94b4f1a67d502d9fcabab222a55aa902bde5fef0d45aad16bc8c5d459",
-    "DenseNet121_NADs.npy": "2434b5bd8670b93ac07d4489b50350314567aa377f47552043f56dfa12ac4bb1",
-}
-
-# About how many networks are behind each array: inferred from the arrays, because no file says it.
-N_NETWORKS = {
-    "LogReg": 10_000,
-    "LeNet": 10_000,
-    "VGG11": 10_000,
-    "ResNet18": 5_000,
-    "DenseNet121": 11_000,
-}
-
-FOURIER_MAP = "published/dft_accuracies_logreg_lenet.csv"
-FOURIER_COLUMNS = {"LogReg": "acc_lr", "LeNet": "acc_ln"}
-INDEX_CURVE = "published/nad_accuracies_lenet.csv"
-
-INDEX_TABLE = {
-    "lenet": {0: 1.0, 10: 1.0, 50: 0.900, 100: 0.818, 200: 0.665, 500: 0.542},
-    "vgg11": {0: 1.0, 10: 0.855, 50: 0.592, 100: 0.535, 200: 0.515, 500: 0.509},
-    "resnet18": {0: 0.979, 10: 0.992, 50: 0.937, 100: 0.692, 200: 0.614, 500: 0.531},
-    "densenet121": {0: 1.0, 10: 0.676, 50: 0.567, 100: 0.509, 200: 0.506, 500: 0.500},
-}
-"""Test accuracy (0 to 1) on D(u_i), by architecture and index i of the NAD, with sigma = 1 and the classes at +-1.
-
-Source: the data behind the paper's figure of accuracy by NAD index. It was measured at 0 to 10 and at every fourth
-index from there; 100, 200 and 500 lie between two measured points, on the straight line that joins them.
-"""
-
-POISONING = {0: 0.17, 10: 0.37, 20: 0.45, 50: 0.42, 70: 0.66, 100: 0.42, 200: 0.49, 300: 0.78}
-"""Accuracy (0 to 1) on clean test images of ResNet18, trained on CIFAR-10 poisoned along NAD i, by i.
-
-Source: read off the paper's figure of the poisoning experiment, so certain to a few hundredths only.
-"""
-
-POISONING_BEYOND_400 = (0.72, 0.86)
-"""Lowest and highest of those accuracies at the indices beyond 400, likewise read off."""
 
 
 class Flipping(NamedTuple):
@@ -80,18 +32,6 @@ class Flipping(NamedTuple):
 
     original: float
     flipped: float
-
-
-FLIPPING = {
-    "lenet": Flipping(0.69, 0.48),
-    "vgg11": Flipping(0.87, 0.53),
-    "resnet18": Flipping(0.89, 0.58),
-    "densenet121": Flipping(0.92, 0.56),
-}
-"""What flipping CIFAR-10 in its own NADs does to each architecture; the training error is about 0 either way.
-
-Source: Ortiz-Jimenez et al. 2020, flipping experiment on CIFAR-10.
-"""
 
 
 class Reported(NamedTuple):
@@ -109,30 +49,6 @@ class Reported(NamedTuple):
         return f"{self.value:g}{' (recalled)' if self.recalled else ''}"
 
 
-AUC_AND_TEST_LOSS = Reported(-0.728, "4b", recalled=True)
-"""Spearman correlation over training, CIFAR-10: area under the cumulative ablation curve (AUC) and test loss.
-
-Source: Morcos et al. 2018, figure 4b, recalled.
-"""
-
-AUC_AND_TEST_ACCURACY = Reported(0.914, "4c", recalled=True)
-"""Spearman correlation over 192 networks on CIFAR-10, two of each of 96 settings: AUC and test accuracy.
-
-Source: Morcos et al. 2018, figure 4c, recalled.
-"""
-
-IMPACT_AND_SELECTIVITY = {
-    "mnist": Reported(0.095, "7", recalled=False),
-    "cifar10": Reported(-0.428, "7", recalled=True),
-}
-"""Spearman correlation over all units, by image set: class selectivity and what ablating the unit alone costs.
-
-That it is negative on CIFAR-10, because of the early layers, is sure; its size there is recalled.
-
-Source: Morcos et al. 2018, figure 7.
-"""
-
-
 class Anchor(NamedTuple):
     """Training accuracies (0 to 1) of the replication at one level of corruption.
 
@@ -147,27 +63,77 @@ class Anchor(NamedTuple):
     noise: dict[float, float]
 
 
-ANCHOR = {
-    0.0: Anchor({108: 0.994, 216: 0.972, 539: 0.818}, 0.735, {0.164: 1.00, 0.562: 0.979}),
-    0.2: Anchor({108: 0.623, 216: 0.477, 539: 0.278}, 0.343, {0.164: 0.938, 0.562: 0.522}),
-    0.4: Anchor({108: 0.578, 216: 0.408, 539: 0.240}, 0.305, {0.164: 0.864, 0.562: 0.410}),
-    0.6: Anchor({108: 0.499, 216: 0.354, 539: 0.201}, 0.269, {0.164: 0.848, 0.562: 0.371}),
-    0.8: Anchor({108: 0.424, 216: 0.301, 539: 0.172}, 0.240, {0.164: 0.790, 0.562: 0.322}),
-    1.0: Anchor({108: 0.429, 216: 0.284, 539: 0.174}, 0.238, {0.164: 0.796, 0.562: 0.320}),
-}
-"""Cumulative ablation and noise, by the fraction of examples whose labels are corrupted.
+def numbers(name: str) -> dict[str, Any]:
+    """Return the tables of ``published_numbers/NAME.toml``; keys that are numbers come as numbers.
 
-Of MLPs with two hidden layers of 512 units on MNIST, 20 % of its training data, ten random orderings. The levels 0.8
-and 1.0 are not told apart.
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    file = resources.files("nadkit.data") / "published_numbers" / f"{name}.toml"
+    return _by_number(tomllib.loads(file.read_text()))
 
-Source: an independent replication of Morcos et al. 2018, figures 1a and 2a; not the paper.
-"""
 
-ANCHOR_WEIGHTS = {0.0: 0.022, 1.0: 0.064}
-"""Mean absolute weight of the first layer of those networks at the two ends, between which it grows with corruption.
+def _by_number(value: Any) -> Any:  # noqa: ANN401
+    if not isinstance(value, dict):
+        return value
+    return {_number(key): _by_number(content) for key, content in value.items()}
 
-Source: as of `ANCHOR`.
-"""
+
+def _number(key: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(key)
+        except ValueError:
+            pass
+    return key
+
+
+_arrays, _inputs, _units = (numbers(name) for name in ("arrays", "input_directions", "single_directions"))
+_replicated = numbers("replication")
+
+N_NETWORKS: dict[str, int] = _arrays["n_networks"]
+"""About how many networks are behind each array of NADs."""
+
+SHA256: dict[str, str] = _arrays["sha256"]
+"""Checksums of the authors' files, where they were at hand."""
+
+NETWORKS = tuple(N_NETWORKS)
+
+PUBLISHED = tuple(network.lower() for network in NETWORKS)
+"""The names of `nadkit.architectures` whose NADs were published."""
+
+SOURCE = "https://raw.githubusercontent.com/LTS4/neural-anisotropy-directions/master/NADs/"
+
+FOURIER_MAP = "published/dft_accuracies_logreg_lenet.csv"
+FOURIER_COLUMNS = {"LogReg": "acc_lr", "LeNet": "acc_ln"}
+INDEX_CURVE = "published/nad_accuracies_lenet.csv"
+
+INDEX_TABLE: dict[str, dict[int, float]] = _inputs["accuracy_by_index"]
+"""Test accuracy (0 to 1) on D(u_i), by architecture and index i of the NAD, with sigma = 1 and the classes at +-1."""
+
+POISONING: dict[int, float] = _inputs["poisoning"]["by_index"]
+"""Accuracy (0 to 1) on clean test images of ResNet18, trained on CIFAR-10 poisoned along NAD i, by i."""
+
+POISONING_BEYOND_400: tuple[float, float] = tuple(_inputs["poisoning"]["beyond_400"])
+"""Lowest and highest of those accuracies at the indices beyond 400."""
+
+FLIPPING = {name: Flipping(**pair) for name, pair in _inputs["flipping"].items()}
+"""What flipping CIFAR-10 in its own NADs does to each architecture."""
+
+AUC_AND_TEST_LOSS = Reported(**_units["auc_and_test_loss"])
+"""Spearman correlation over training, CIFAR-10: area under the cumulative ablation curve (AUC) and test loss."""
+
+AUC_AND_TEST_ACCURACY = Reported(**_units["auc_and_test_accuracy"])
+"""Spearman correlation over 192 networks on CIFAR-10, two of each of 96 settings: AUC and test accuracy."""
+
+IMPACT_AND_SELECTIVITY = {name: Reported(**found) for name, found in _units["impact_and_selectivity"].items()}
+"""Spearman correlation over all units, by image set: class selectivity and what ablating the unit alone costs."""
+
+ANCHOR = {level: Anchor(**found) for level, found in _replicated["memorisation"].items()}
+"""Cumulative ablation and noise, by the fraction of examples whose labels are corrupted, of a replication."""
+
+ANCHOR_WEIGHTS: dict[float, float] = _replicated["first_layer_weights"]
+"""Mean absolute weight of the first layer of those networks, by the fraction of corrupted labels."""
 
 
 @dataclass(frozen=True, eq=False)

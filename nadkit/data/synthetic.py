@@ -1,6 +1,5 @@
 """Synthetic data whose only signal lies along one direction, and labels that are partly noise."""
 
-import hashlib
 import math
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -9,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nadkit import seeds
+from nadkit import checks, seeds
 from nadkit.architectures import Shape
+from nadkit.storage import described, digest
 
 SIGMA = {"map": 3.0, "index": 1.0}
 """Noise levels of the paper's experiments: the Fourier map (figure 1) and the accuracy by NAD index."""
@@ -58,18 +58,15 @@ class Separable:
                 f"v: expected {math.prod(self.shape)} numbers for inputs of shape {tuple(self.shape)}, "
                 f"got shape {tuple(self.v.shape)}"
             )
-        if not torch.isfinite(self.v).all():
-            raise ValueError("v: expected finite numbers, got NaN or infinity")
+        checks.require_finite("v", self.v)
         if not self.v.double().norm() > 0:
             raise ValueError("v: expected a direction, got the zero vector")
-        if self.convention not in ("paper", "code"):
-            raise ValueError(f"convention: expected 'paper' or 'code', got {self.convention!r}")
+        checks.require_one_of("convention", self.convention, ("paper", "code"))
         if not (self.sigma >= 0 and math.isfinite(self.sigma)):
             raise ValueError(f"sigma: expected a finite number, at least 0, got {self.sigma}")
-        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
-            raise ValueError(f"epsilon: expected a positive finite number, got {self.epsilon}")
+        checks.require_positive("epsilon", self.epsilon)
         for name, least in (("n_train", 2), ("n_test", 2), ("seed", 0)):
-            seeds.require_integer(name, getattr(self, name), least)
+            checks.require_integer(name, getattr(self, name), least)
 
     @property
     def shift(self) -> float:
@@ -84,7 +81,7 @@ class Separable:
     def checksum(self) -> str:
         """Return 12 hexadecimal digits that differ between problems with another v, size or seed, ..."""
         facts = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "v"]
-        return checksum(facts, self.v.double())
+        return digest(repr(facts), *described([self.v.double()]))
 
     def sample(self, split: Literal["train", "test"], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """Return inputs (n, C, H, W) float32 and labels (n,) int64, where 1 stands for y = +1 and 0 for y = -1.
@@ -92,8 +89,7 @@ class Separable:
         Raises:
             ValueError: an unknown split.
         """
-        if split not in ("train", "test"):
-            raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
+        checks.require_one_of("split", split, ("train", "test"))
         n = {"train": self.n_train, "test": self.n_test}[split]
         generator = seeds.generator(self.seed, "separable", split, device=device)
         v = self.v.flatten().double()
@@ -127,12 +123,3 @@ def corrupt_labels(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
     corrupted = labels.clone()
     corrupted[examples.to(labels.device)] = labels[examples[order].to(labels.device)]
     return corrupted
-
-
-def checksum(facts: object, *tensors: Tensor) -> str:
-    """Return the first 12 hexadecimal digits of the SHA-256 of plain facts, as `repr` writes them, and of tensors."""
-    digest = hashlib.sha256(repr(facts).encode())
-    for values in tensors:
-        flat = values.detach().cpu().contiguous().flatten()
-        digest.update(f"{values.dtype}{tuple(values.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]

@@ -13,14 +13,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from nadkit import seeds
+from nadkit import checks
 from nadkit.architectures import Shape
-from nadkit.inputs.directions import Basis
+from nadkit.inputs.basis import Basis
 
 RANK_TOLERANCE = 1e-10
 """Singular values below this share of the largest are rounding."""
@@ -79,47 +79,19 @@ def composed(first: Tensor, second: Tensor) -> Tensor:
     return both.flatten(0, 1)
 
 
-def folded(taps: Tensor, *, size: Size, stride: int) -> Tensor:
-    """Return Phi of z = Phi x, z_c,n = sum_t h_c,t x_(S n + t): (C, *kernel) -> (C D / S^axes, D).
-
-    It is the matrix of a convolutional layer with circular padding after the input and this stride. Inputs and outputs
-    are flattened as by `torch.flatten`.
-
-    Raises:
-        ValueError: the stride does not divide the size, or the taps do not fit into it.
-    """
-    _require_stride(size, stride)
-    # the columns are what the layer makes of unit vectors, by the convolution theorem
-    units = torch.eye(math.prod(size), dtype=torch.float64).unflatten(0, size).unflatten(-1, size)
-    spectra = torch.fft.fftn(units, dim=_axes(size)).flatten(0, len(size) - 1)
-    filtered = torch.fft.ifftn(spectra[:, None] * transfer(taps, size=size), dim=_axes(size)).real
-    kept = filtered[(..., *[slice(None, None, stride)] * len(size))]
-    return kept.flatten(1).T.contiguous()
-
-
 # ---- what it lets through -------------------------------------------------------------------------------------------
 
 
-def visible_share(phi: Tensor, v: Tensor) -> Tensor:
-    """Return |P v|^2 / |v|^2, P the projection onto the row space of Phi: (K, D), (..., D) -> (...), from 0 to 1.
-
-    Raises:
-        ValueError: v is zero.
-    """
-    rows = _singular_vectors(phi)[1]
-    return (_unit(v) @ rows.T).square().sum(-1).clamp(max=1)
-
-
 def folded_share(taps: Tensor, v: Tensor, *, size: Size, stride: int) -> Tensor:
-    """Return `visible_share` of `folded` without that matrix: (C, *kernel), (..., D) -> (...).
+    """Return |P v|^2 / |v|^2, P the projection onto the row space of Phi: (C, *kernel), (..., D) -> (...), from 0 to 1.
 
-    The layer mixes a frequency with its aliases alone. With v^ the unitary Fourier transform of v, and for each
-    frequency q after subsampling the C x S^axes matrix M_q of the factors of its aliases,
+    Phi mixes a frequency with its aliases alone, so it is not needed as a matrix. With v^ the unitary Fourier transform
+    of a unit vector v, and for each frequency q after subsampling the C x S^axes matrix M_q of its aliases' factors,
 
         |P v|^2 = sum_q |M_q^+ M_q v^_q|^2.
 
     Raises:
-        ValueError: v is zero, or as `folded`.
+        ValueError: v is zero, the stride does not divide the size, or the taps do not fit into it.
     """
     _require_stride(size, stride)
     mixed = _by_alias(transfer(taps, size=size), size, stride).movedim(0, -2)  # (*size / S, C, S^axes)
@@ -142,12 +114,11 @@ def wave_shares(taps: Tensor, *, size: Size, stride: int, part: Part = "real") -
     `torch.fft`.
 
     Raises:
-        ValueError: more than one filter, an unknown part, or as `folded`.
+        ValueError: more than one filter, an unknown part, or as `folded_share`.
     """
     _require_stride(size, stride)
     _require_one(taps)
-    if part not in ("real", "imaginary"):
-        raise ValueError(f"part: expected 'real' or 'imaginary', got {part!r}")
+    checks.require_one_of("part", part, get_args(Part))
     m = transfer(taps, size=size)[0]
     power = m.abs().square()
     coarse = _by_alias(power, size, stride).sum(-1)
@@ -175,7 +146,7 @@ def best_accuracy(share: Tensor | float, *, shift: float = 1.0, sigma: float = 3
     |m_(k + j N / S)|^2)).
 
     Args:
-        share: of v, as from `visible_share`, `folded_share` or `wave_shares`.
+        share: of v, as from `folded_share` or `wave_shares`.
         shift: distance of each class from the origin along v.
         sigma: standard deviation of the noise in every other direction.
 
@@ -212,8 +183,7 @@ def best_filter(
         ValueError: an unknown part, a sine that is zero everywhere, a kernel that does not fit into the size, filters
             that follow and are several or let none of the aliases through, or as `aliases`.
     """
-    if part not in ("real", "imaginary"):
-        raise ValueError(f"part: expected 'real' or 'imaginary', got {part!r}")
+    checks.require_one_of("part", part, get_args(Part))
     _require_kernel(kernel, size)
     waves = aliases(frequency, size=size, stride=stride)
     mirror = aliases([-k for k in frequency], size=size, stride=1)[0]
@@ -286,7 +256,7 @@ def descent(
     Raises:
         ValueError: v is zero; the learning rate is not positive, or so large that the loss would grow.
     """
-    steps = seeds.require_integer("steps", steps, 0)
+    steps = checks.require_integer("steps", steps, 0)
     curvatures, axes = torch.linalg.eigh(hessian(phi, v, shift=shift, sigma=sigma))
     if not 0 < learning_rate * curvatures[-1] < 2:
         raise ValueError(
@@ -344,6 +314,6 @@ def _require_one(taps: Tensor) -> None:
 
 
 def _require_stride(size: Size, stride: int) -> None:
-    seeds.require_integer("stride", stride, 1)
+    checks.require_integer("stride", stride, 1)
     if not size or any(n % stride for n in size):
         raise ValueError(f"stride: expected a divisor of the size {tuple(size)}, got {stride}")

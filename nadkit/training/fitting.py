@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nadkit import architectures, seeds
+from nadkit import architectures, checks, seeds
 from nadkit.architectures import Shape
 from nadkit.data.images import to_float
 from nadkit.devices import pick
@@ -91,7 +91,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            seeds.require_integer(name, getattr(self, name), 1)
+            checks.require_integer(name, getattr(self, name), 1)
         for name in ("learning_rate", "clip", "stop_at_loss"):
             value = getattr(self, name)
             if not (value is None and name != "learning_rate") and not (_is_finite(value) and value > 0):
@@ -189,7 +189,7 @@ def fit(
     device = pick(device)
     objective = checked(objective)
     after_epoch = after_epoch or (lambda epoch: None)
-    seeds.require_integer("evaluate_every", evaluate_every, 1)
+    checks.require_integer("evaluate_every", evaluate_every, 1)
     (x, y), test = on_device(train, device, "train"), on_device(test, device, "test")
     # channels_last halves the time of convolutions with few channels on one CPU thread
     model.to(device, memory_format=torch.channels_last)

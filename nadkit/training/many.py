@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nadkit import architectures, seeds
+from nadkit import architectures, checks, seeds
 from nadkit.architectures import Architecture, Shape
-from nadkit.data.synthetic import checksum
 from nadkit.devices import pick
 from nadkit.names import hint
+from nadkit.storage import described, digest
 from nadkit.training import fitting, vmapped
 from nadkit.training.checkpoints import HistoryFile, Memory, NetworkFolder, Result, Weights
 from nadkit.training.fitting import (
@@ -150,7 +150,7 @@ def fit_many(
         Diverged: the loss of a network became NaN or infinite.
         DataError: the checkpoint cannot be written.
     """
-    seed = seeds.require_integer("seed", seed, 0)
+    seed = checks.require_integer("seed", seed, 0)
     architectures.factory(architecture)  # a wrong name should fail here, not in a worker
     _require_strategy(strategy, workers)
     if executor is not None and strategy != "auto":
@@ -250,7 +250,7 @@ def _require_strategy(strategy: Strategy, workers: int | None) -> None:
         known = get_args(Strategy)
         raise ValueError(f"strategy: expected one of {', '.join(known)}, got {strategy!r}{hint(str(strategy), known)}")
     if workers is not None:
-        seeds.require_integer("workers", workers, 1)
+        checks.require_integer("workers", workers, 1)
 
 
 def _require_problems(problems: Sequence[Problem]) -> None:
@@ -332,7 +332,7 @@ def _jobs(
         jobs.append(
             _Job(
                 number=i,
-                seed=seeds.require_integer("seed", own_seed, 0),
+                seed=checks.require_integer("seed", own_seed, 0),
                 place=i if one_seed else 0,
                 architecture=factory,
                 problem=problem,
@@ -359,7 +359,7 @@ def _epochs(keep: Sequence[int] | None, recipe: Recipe) -> tuple[int, ...]:
         return (recipe.epochs,)
     if not isinstance(keep, Sequence) or len(keep) == 0:
         raise ValueError(f"keep: expected a list of epochs, 0 for the initialisation, got {keep!r}")
-    epochs = sorted({seeds.require_integer("keep", epoch, 0) for epoch in keep})
+    epochs = sorted({checks.require_integer("keep", epoch, 0) for epoch in keep})
     if epochs[-1] > recipe.epochs:
         raise ValueError(f"keep: expected epochs from 0 to {recipe.epochs}, the recipe's last, got {epochs[-1]}")
     return tuple(epochs)
@@ -606,4 +606,5 @@ def _settings_each(jobs: list[_Job], device: torch.device) -> dict[int, dict[str
 
 def _layers(architecture: Architecture, problem: Problem) -> str:
     network = _fresh(architecture, problem, 0, 0, torch.device("cpu"))
-    return checksum([type(layer).__qualname__ for layer in network.modules()], *network.state_dict().values())
+    layers = [type(layer).__qualname__ for layer in network.modules()]
+    return digest(repr(layers), *described(network.state_dict().values()))

@@ -14,7 +14,7 @@ from nadkit import architectures, files, seeds
 from nadkit.architectures import MLP, ConvNet, ConvNeXt, LeNet, Mixer, ResNet18, ViT, pretrained
 from nadkit.architectures.convnet import MAPS, STRIDES
 from nadkit.architectures.pooling import Blur, MaxBlur, pooled_size, pooling_layer
-from nadkit.inputs import anisotropy
+from nadkit.inputs.derivatives import gradient, mixed_moment
 
 PARAMETERS = {"lenet": 62_006, "vgg11": 9_756_426, "resnet18": 11_173_962, "densenet121": 6_956_298, "logreg": 30_730}
 """Weights of the CIFAR-10 forms: 3 x 32 x 32 inputs, ten classes."""
@@ -114,8 +114,8 @@ def test_a_seed_gives_one_network_in_any_memory_format_that_depends_on_its_input
     one, other = build(), build().to(memory_format=torch.channels_last)
     torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
     x = image()[0]
-    g = anisotropy.gradient(one, x)
-    torch.testing.assert_close(anisotropy.gradient(other, x), g, rtol=1e-3, atol=1e-6)
+    g = gradient(one, x)
+    torch.testing.assert_close(gradient(other, x), g, rtol=1e-3, atol=1e-6)
     far = one(x + 100 * image(n=2)).squeeze().diff()
     assert min(g.norm(), far.abs()) > 1e-6
 
@@ -140,7 +140,7 @@ def test_gradients_of_stacked_networks_are_those_of_each(name):
 def test_the_mixed_derivative_exists(name):
     with seeds.seeded(0):
         model = architectures.build(name, shape=(1, 16, 16), classes=1).eval().double()
-    moment = anisotropy.mixed_moment(model, image((1, 16, 16))[0].double())
+    moment = mixed_moment(model, image((1, 16, 16))[0].double())
     assert moment.trace() > 0
     torch.testing.assert_close(moment, moment.T)
 
@@ -568,16 +568,6 @@ def test_without_pooling_no_layer_subsamples(name):
         assert model.eval()(torch.randn(1, 1, 32, 32)).shape == (1, 2)
 
 
-@pytest.mark.parametrize("name", ["lenet", "lenet-nopool"])
-def test_pooling_is_left_out_by_name_or_by_argument(name):
-    assert name in architectures.NAMES
-    one, other = (
-        architectures.build(*names, shape=(1, 16, 16), classes=2, **options).state_dict()
-        for names, options in ((["lenet-nopool"], {}), ([name], {"pooling": False}))
-    )
-    assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in other.items()}
-
-
 def test_initialisation_of_vgg_is_that_of_the_authors():
     with seeds.seeded(0):
         model = architectures.build("vgg11", shape=(1, 32, 32), classes=2)
@@ -660,8 +650,6 @@ def test_the_number_of_logits_is_found_by_trying():
         ({"architecture": "densenet121", "shape": (1, 4, 4), "classes": 2}, "at least 8x8"),
         ({"architecture": "lenet", "shape": (32, 32), "classes": 2}, "channels, height, width"),
         ({"architecture": "lenet", "shape": (1, 32, 32), "classes": 0}, "classes"),
-        ({"architecture": "densenet121", "shape": (1, 32, 32), "classes": 2, "pooling": False}, "without pooling"),
-        ({"architecture": tiny, "shape": (1, 8, 8), "classes": 2, "pooling": False}, "in your factory"),
         ({"architecture": lambda: None, "shape": (1, 8, 8), "classes": 2}, "expected a factory.shape"),
         ({"architecture": lambda shape, classes: 3, "shape": (1, 8, 8), "classes": 2}, "torch.nn.Module, got int"),
         ({"architecture": "lenet-blur", "shape": (1, 15, 32), "classes": 2}, "at least 16x16"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from conftest import files_below, make_notebook, printed
+from toy import files_below, make_notebook, printed
 
 from nadkit.book import builder, records, runner, witness
 from nadkit.book.builder import build

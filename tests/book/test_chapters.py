@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import PARAMETERS, make_notebook
+from toy import PARAMETERS, make_notebook
 
 from nadkit.book.chapters import (
     BadInput,

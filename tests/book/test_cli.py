@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import CODE, make_notebook, printed
+from toy import CODE, make_notebook, printed
 
 from nadkit.book.cli import main
 

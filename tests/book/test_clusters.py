@@ -21,7 +21,7 @@ import distributed
 import psutil
 import pytest
 from cluster import kernels, wait_until
-from conftest import make_notebook
+from toy import make_notebook
 
 from nadkit.book import executors, slots, sweep
 from nadkit.book.chapters import BadInput, Chapter, load

@@ -5,7 +5,7 @@ import subprocess
 
 import nbformat
 import pytest
-from conftest import make_notebook
+from toy import make_notebook
 
 from nadkit.book import prints
 from nadkit.book.chapters import load, validate
@@ -166,6 +166,18 @@ def test_the_science_that_a_chapter_imports_is_part_of_its_experiment(make_book,
     assert mark(make_book) == before
     path.write_text(path.read_text() + "\nAN_EDIT = 1\n")
     assert (mark(make_book) != before) is counts
+
+
+def test_names_from_nadkit_itself_tell_where_they_are_from(make_book, monkeypatch, tmp_path):
+    code = "from nadkit import fit_many\nresult = fit_many"
+    before = mark(make_book, code)
+    copy = tmp_path / "nadkit"
+    shutil.copytree(prints.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(prints, "PACKAGE", copy)
+    for module, counts in (("inputs/theory", False), ("training/many", True)):
+        path = copy / f"{module}.py"
+        path.write_text(path.read_text() + "\nAN_EDIT = 1\n")
+        assert (mark(make_book, code) != before) is counts
 
 
 def test_bare_code_has_neither_words_nor_layout():

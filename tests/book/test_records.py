@@ -7,8 +7,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import make_notebook
 from test_results import CODE, PARAMETERS, edited, run, toy
+from toy import make_notebook
 
 from nadkit.book import records, witness
 from nadkit.book.chapters import BadInput, load
@@ -190,9 +190,9 @@ TRAINED = """\
 from nadkit import seeds, training
 from nadkit.book import results
 from nadkit.data import synthetic
-from nadkit.inputs import directions
+from nadkit.inputs.basis import random_basis
 from nadkit.book.claims import Claim, show
-problem = synthetic.Separable(v=directions.random(seed=0)[3], n_train=64, n_test=50, seed=seed)
+problem = synthetic.Separable(v=random_basis(seed=0)[3], n_train=64, n_test=50, seed=seed)
 recipe = training.Recipe(epochs=2, batch_size=16, learning_rate=0.1)
 (history,) = training.fit_many("logreg", [problem], recipe, seed=seed)
 results.keep(loss=history.train_loss[-1], accuracy=history.test_accuracy[-1])

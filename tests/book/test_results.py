@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_notebook
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from toy import make_notebook
 
 from nadkit.book import results
 from nadkit.book.chapters import BadInput, load, validate
@@ -27,7 +27,7 @@ from nadkit.book.records import Record, Validity
 from nadkit.book.results import MIME
 from nadkit.book.runner import RunFailed, execute
 from nadkit.data.images import load as load_images
-from nadkit.inputs.directions import NADs, random
+from nadkit.inputs.basis import NADs, random_basis
 
 matplotlib.use("agg")
 
@@ -261,7 +261,7 @@ def test_where_this_run_has_nothing_the_records_still_show(shown):
 
 def test_provenance_names_the_device_and_the_data(shown):
     digits = load_images("digits")
-    basis = random(seed=0)
+    basis = random_basis(seed=0)
     results.made_with("cpu", images=digits, waves=basis, noise="synthetic: D(v)")
     ((data, store),) = shown
     assert re.search(r", \d+ cores?$", store["device"])
@@ -276,11 +276,11 @@ def test_provenance_names_the_device_and_the_data(shown):
 
 
 def test_a_checksum_follows_every_value(shown):
-    digits, basis = load_images("digits"), random(seed=0)
+    digits, basis = load_images("digits"), random_basis(seed=0)
     changed = digits.test_labels.clone()
     changed[0] = (changed[0] + 1) % 10
     nads = NADs(vectors=basis.vectors, shape=basis.shape, eigenvalues=torch.ones(len(basis)), n_networks=2000)
-    sets = {"a": digits, "b": replace(digits, test_labels=changed), "c": basis, "d": random(seed=1), "e": nads}
+    sets = {"a": digits, "b": replace(digits, test_labels=changed), "c": basis, "d": random_basis(seed=1), "e": nads}
     results.made_with("cpu", **sets, f=replace(digits))
     sums = {item["name"]: item["sha256"] for item in shown[0][1]["data"]}
     assert sums["a"] == sums.pop("f")

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from conftest import CODE, files_below, make_notebook, printed
+from toy import CODE, files_below, make_notebook, printed
 
 from nadkit.book import runner
 from nadkit.book.chapters import load, validate

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_notebook
 from test_results import OTHER, Page, a_record
+from toy import make_notebook
 
 from nadkit.book import builder
 from nadkit.book.chapters import BadInput

@@ -16,7 +16,7 @@ import nbformat
 import papermill
 import psutil
 import pytest
-from conftest import make_notebook
+from toy import make_notebook
 
 from nadkit.book import runner, sweep
 from nadkit.book.chapters import BadInput, load

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from conftest import make_notebook
+from toy import make_notebook
 
 from nadkit.book import witness
 from nadkit.book.chapters import BadInput, load

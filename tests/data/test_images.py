@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from nadkit import files
-from nadkit.data import images
+from nadkit.data import image_files, images
 from nadkit.files import DataError
 
 REAL = os.environ.get("NADKIT_DATA", "")
@@ -363,13 +363,13 @@ def test_ctrl_c_during_a_download_leaves_nothing(data, mnist_server, monkeypatch
 
 def test_downloads_of_torchvision_time_out_and_the_default_comes_back(mnist_server, monkeypatch):
     seen = []
-    read = images._read
+    read = image_files._read
 
     def watched(*arguments: object, **options: object) -> tuple:
         seen.append(socket.getdefaulttimeout())
         return read(*arguments, **options)
 
-    monkeypatch.setattr(images, "_read", watched)
+    monkeypatch.setattr(image_files, "_read", watched)
     images.load("mnist")
     assert seen == [files.TIMEOUT, None, None]
     assert socket.getdefaulttimeout() is None

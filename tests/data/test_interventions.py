@@ -11,8 +11,8 @@ from nadkit.data import images, interventions
 from nadkit.data.images import ImageSet
 from nadkit.data.interventions import Clean, Corrupted, Flipped, Poisoned, Rotated
 from nadkit.data.synthetic import corrupt_labels
-from nadkit.inputs import directions
-from nadkit.inputs.directions import Basis
+from nadkit.inputs.basis import Basis, pixel_basis, random_basis
+from nadkit.inputs.fourier import fourier_basis
 from nadkit.training import Problem
 
 SIDE = 4
@@ -34,7 +34,7 @@ def image_set(n_train=37, n_test=11, channels=3, classes=10, seed=0, **changes) 
     return ImageSet(**{**content, **names, **changes})
 
 
-BASIS = directions.random((1, SIDE, SIDE), seed=3)
+BASIS = random_basis((1, SIDE, SIDE), seed=3)
 PROBLEMS = {
     "clean": lambda data, **options: Clean(images=data, **options),
     "poisoned": lambda data, **options: Poisoned(**{"images": data, "basis": BASIS, "index": 2} | options),
@@ -125,7 +125,7 @@ def test_a_flip_is_that_of_the_basis():
 
 
 def test_a_basis_of_colour_images_mixes_the_channels():
-    data, basis = image_set(), directions.random((3, SIDE, SIDE), seed=1)
+    data, basis = image_set(), random_basis((3, SIDE, SIDE), seed=1)
     x, _ = Clean(images=data).sample("test")
     close(Flipped(images=data, basis=basis).sample("test")[0], basis.flip(x.double()))
     close(Rotated(images=data, basis=basis).sample("test")[0].flatten(1), basis.coordinates(x.double()))
@@ -230,7 +230,7 @@ def test_all_inner_products_stay_and_so_does_what_a_linear_model_sees(kind):
 def test_the_flip_of_the_pixel_basis_turns_the_image_round():
     data = image_set()
     x, _ = Clean(images=data).sample("test")
-    flipped, _ = Flipped(images=data, basis=directions.pixel((1, SIDE, SIDE))).sample("test")
+    flipped, _ = Flipped(images=data, basis=pixel_basis((1, SIDE, SIDE))).sample("test")
     assert torch.equal(flipped, x.flip(-1, -2))
 
 
@@ -371,7 +371,7 @@ def test_checksums_of_poisoning_see_the_carriers_and_no_other_direction():
     assert Poisoned(images=data, basis=BASIS, index=3).checksum() != first.checksum()
     assert Poisoned(images=data, basis=BASIS, index=2, epsilon=0.06).checksum() != first.checksum()
     assert Poisoned(images=data, basis=BASIS.leading(4), index=2).checksum() == first.checksum()
-    assert Poisoned(images=data, basis=directions.random((1, SIDE, SIDE)), index=2).checksum() != first.checksum()
+    assert Poisoned(images=data, basis=random_basis((1, SIDE, SIDE)), index=2).checksum() != first.checksum()
 
 
 # Statistics
@@ -449,8 +449,8 @@ def test_images_of_another_type_are_explained():
         ({"epsilon": 0.0}, "epsilon: expected a positive finite number, got 0"),
         ({"epsilon": -0.05}, "epsilon: expected a positive"),
         ({"epsilon": math.inf}, "epsilon: expected a positive finite"),
-        ({"basis": directions.random((1, 5, 5))}, r"random: expected directions of one channel, \(1, 4, 4\), got"),
-        ({"basis": directions.random((3, SIDE, SIDE))}, r"expected directions of one channel"),
+        ({"basis": random_basis((1, 5, 5))}, r"random: expected directions of one channel, \(1, 4, 4\), got"),
+        ({"basis": random_basis((3, SIDE, SIDE))}, r"expected directions of one channel"),
         ({"images": image_set(channels=1)}, "three channels, .* got 1; load them with channels=3"),
         ({"images": image_set(classes=13)}, "carriers for up to 12 classes, got 13"),
     ],
@@ -471,7 +471,7 @@ def test_a_label_without_a_carrier_is_explained(label):
     ("basis", "message"),
     [
         (BASIS.leading(D - 1), r"random: expected all 16 directions, this basis has 15; call .complete\(\) first"),
-        (directions.random((1, 5, 5)), r"random: expected directions of images \(3, 4, 4\) or of one channel"),
+        (random_basis((1, 5, 5)), r"random: expected directions of images \(3, 4, 4\) or of one channel"),
     ],
 )
 def test_impossible_maps_are_explained(kind, basis, message):
@@ -488,6 +488,6 @@ def test_an_unknown_split_is_explained(name):
 
 def test_digits_in_three_channels_can_be_poisoned():
     data = images.load("digits", channels=3).subset(50, 20)
-    basis = directions.fourier()
+    basis = fourier_basis()
     x, _ = Poisoned(images=data, basis=basis, index=100).sample("train")
     assert x.shape == (50, 3, 32, 32)

@@ -66,7 +66,7 @@ def test_nads_are_downloaded_once_and_converted(repository, data):
         assert found.shape == (1, 32, 32)
         assert found.n_networks == 10_000
         assert found.eigenvalues[0].item() == pytest.approx(9 / 9999)
-        assert found.singular_values[-1].item() == pytest.approx(1)
+        assert found.eigenvalues[-1].item() == pytest.approx(1 / 9999)
 
 
 @pytest.mark.parametrize("name", ["lenet", "LENET", "LeNet"])
@@ -250,6 +250,14 @@ def test_every_network_loses_by_the_flip_and_towards_the_end_of_the_basis():
     assert published.POISONING[0] < low < high
 
 
+def test_a_new_number_needs_no_code(tmp_path, monkeypatch):
+    write(tmp_path / "published_numbers" / "new.toml", 'table = { 3 = 0.5, "0.25" = 1.0, lenet = { 0 = 0.9 } }\n')
+    monkeypatch.setattr(published.resources, "files", lambda package: tmp_path)
+    assert published.numbers("new") == {"table": {3: 0.5, 0.25: 1.0, "lenet": {0: 0.9}}}
+    with pytest.raises(FileNotFoundError):
+        published.numbers("none")
+
+
 # Numbers of single directions
 
 
@@ -285,7 +293,7 @@ def test_real_lenet_nads(monkeypatch):
     assert nads.vectors.shape == (1023, 1024)
     gram = nads.vectors @ nads.vectors.T
     assert (gram - torch.eye(1023)).abs().max() < 1e-5
-    assert (nads.singular_values[0] / nads.singular_values[-1]).item() == pytest.approx(81.9, abs=0.1)
+    assert (nads.eigenvalues[0] / nads.eigenvalues[-1]).sqrt().item() == pytest.approx(81.9, abs=0.1)
 
 
 @real("dft_accuracies_logreg_lenet.csv")

@@ -1,5 +1,6 @@
 """Theory of linear convolutional networks: closed forms against matrices, matrices against convolutions and data."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from nadkit.data import synthetic
-from nadkit.inputs import directions, theory
+from nadkit.inputs import theory
+from nadkit.inputs.basis import Basis, random_basis
+from nadkit.inputs.fourier import fourier_basis, fourier_direction
 
 SHIFT, SIGMA = 1.0, 3.0
 CASES = [((12,), 1), ((12,), 2), ((12,), 4), ((6, 8), 2), ((8, 4), 4)]  # (size, stride)
@@ -29,7 +32,7 @@ def waves(size: tuple[int, ...]) -> list[tuple[tuple[int, ...], str, torch.Tenso
         for fx in range(width):
             for part in ("real", "imaginary"):
                 try:
-                    v = directions.fourier_direction(fx, fy, shape=(1, height, width), part=part)
+                    v = fourier_direction(fx, fy, shape=(1, height, width), part=part)
                 except ValueError:  # a sine that is zero on every pixel
                     continue
                 found.append(((fy, fx)[2 - len(size) :], part, v))
@@ -45,6 +48,24 @@ def accuracy_by_matrix(phi: torch.Tensor, v: torch.Tensor) -> float:
         return 1.0
     d = SHIFT * (signal @ inverse @ signal).clamp(min=0).sqrt()
     return torch.special.ndtr(d).item()
+
+
+def folded(taps: torch.Tensor, *, size: tuple[int, ...], stride: int) -> torch.Tensor:
+    """Phi of z = Phi x by its definition, z_c,n = sum_t h_c,t x_(S n + t): (C, *kernel) -> (C D / S^axes, D)."""
+    starts = list(itertools.product(*(range(0, n, stride) for n in size)))
+    phi = torch.zeros(len(taps), len(starts), *size, dtype=torch.float64)
+    for row, start in enumerate(starts):
+        for t in itertools.product(*map(range, taps.shape[1:])):
+            place = tuple((s + k) % n for s, k, n in zip(start, t, size, strict=True))
+            phi[(slice(None), row, *place)] += taps[(slice(None), *t)].double()
+    return phi.flatten(0, 1).flatten(1)
+
+
+def visible_share(phi: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """|P v|^2 / |v|^2, P the projection onto the row space of Phi: (K, D), (..., D) -> (...)."""
+    _, values, rows = torch.linalg.svd(phi.double(), full_matrices=False)
+    rows, v = rows[values > 1e-10 * values[0]], v.double()
+    return ((v @ rows.T).square().sum(-1) / v.square().sum(-1)).clamp(max=1)
 
 
 def test_aliases_fold_by_hand():
@@ -72,20 +93,20 @@ def test_folded_is_a_circular_convolution_with_a_stride():
     taps = filters(2, (3, 2))
     x = torch.randn(5, 1, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = F.conv2d(F.pad(x, (0, 1, 0, 2), mode="circular"), taps[:, None], stride=4).flatten(1)
-    phi = theory.folded(taps, size=(8, 12), stride=4)
+    phi = folded(taps, size=(8, 12), stride=4)
     assert phi.shape == (2 * 2 * 3, 96)
     torch.testing.assert_close(x.flatten(1) @ phi.T, expected)
 
 
 def test_folded_in_one_dimension_by_hand():
-    phi = theory.folded(torch.tensor([[1.0, 2.0]]), size=(4,), stride=2)
+    phi = folded(torch.tensor([[1.0, 2.0]]), size=(4,), stride=2)
     assert phi.round(decimals=12).tolist() == [[1, 2, 0, 0], [0, 0, 1, 2]]
 
 
 def test_average_pooling_is_a_box_filter():
     taps = torch.full((1, 2, 2), 1 / 4)
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    phi = theory.folded(taps, size=(8, 8), stride=2)
+    phi = folded(taps, size=(8, 8), stride=2)
     torch.testing.assert_close(phi @ x.flatten(), F.avg_pool2d(x, 2).flatten())
 
 
@@ -94,9 +115,9 @@ def test_average_pooling_is_a_box_filter():
 def test_three_ways_to_the_best_accuracy_agree(size, stride, count):
     """The matrix of the definition, the row space, and the folded spectrum."""
     taps = filters(count, kernel_of(size))
-    phi = theory.folded(taps, size=size, stride=stride)
+    phi = folded(taps, size=size, stride=stride)
     for frequency, part, v in waves(size):
-        share = theory.visible_share(phi, v)
+        share = visible_share(phi, v)
         torch.testing.assert_close(theory.folded_share(taps, v, size=size, stride=stride), share)
         accuracy = theory.best_accuracy(share, shift=SHIFT, sigma=SIGMA).item()
         assert accuracy == pytest.approx(accuracy_by_matrix(phi, v), abs=1e-6), (frequency, part)
@@ -107,10 +128,10 @@ def test_three_ways_to_the_best_accuracy_agree(size, stride, count):
 def test_the_closed_form_of_waves_agrees(size, stride, part):
     taps = filters(1, kernel_of(size), seed=2)
     closed = theory.wave_shares(taps, size=size, stride=stride, part=part)
-    phi = theory.folded(taps, size=size, stride=stride)
+    phi = folded(taps, size=size, stride=stride)
     for frequency, which, v in waves(size):
         if which == part:
-            assert closed[frequency].item() == pytest.approx(theory.visible_share(phi, v).item(), abs=1e-10)
+            assert closed[frequency].item() == pytest.approx(visible_share(phi, v).item(), abs=1e-10)
 
 
 def test_the_formula_of_the_paper():
@@ -143,14 +164,14 @@ def test_averages_hide_the_multiples_of_their_rate():
     assert shares[0] == pytest.approx(1)
     assert shares[[8, 16, 24]].abs().max() < 1e-20
     assert (theory.best_accuracy(shares[[8, 16]]) == 0.5).all()
-    basis = directions.fourier((1, 1, 32))
-    phi = theory.folded(torch.ones(1, 4), size=(32,), stride=4)
-    total = theory.visible_share(phi, basis.vectors).sum()
+    basis = fourier_basis((1, 1, 32))
+    phi = folded(torch.ones(1, 4), size=(32,), stride=4)
+    total = visible_share(phi, basis.vectors).sum()
     assert total == pytest.approx(8)  # all directions together show as much as there are numbers left
 
 
 def test_as_many_filters_as_aliases_lose_nothing():
-    v = directions.fourier_direction(3, 5, shape=(1, 8, 8))
+    v = fourier_direction(3, 5, shape=(1, 8, 8))
     taps = filters(4, (3, 3))
     shares = [theory.folded_share(taps[:c], v, size=(8, 8), stride=2).item() for c in (1, 2, 3, 4)]
     assert shares == sorted(shares)
@@ -160,7 +181,7 @@ def test_as_many_filters_as_aliases_lose_nothing():
 
 def test_what_no_filter_passes_is_dark():
     both = torch.ones(2, 2, dtype=torch.float64)  # both filters drop N / 2, and with stride 2 its alias is zero
-    v = directions.fourier_direction(8, 0, shape=(1, 1, 16))
+    v = fourier_direction(8, 0, shape=(1, 1, 16))
     assert theory.folded_share(both, v, size=(16,), stride=2) == pytest.approx(0, abs=1e-12)
     zero = theory.folded_share(torch.zeros(1, 2), v, size=(16,), stride=2)
     assert zero == 0
@@ -168,22 +189,22 @@ def test_what_no_filter_passes_is_dark():
 
 
 def test_many_directions_at_once():
-    taps, vectors = filters(2, (3, 3)), directions.random((1, 6, 4)).vectors
+    taps, vectors = filters(2, (3, 3)), random_basis((1, 6, 4)).vectors
     together = theory.folded_share(taps, 7 * vectors, size=(6, 4), stride=2)
     one_by_one = [theory.folded_share(taps, v, size=(6, 4), stride=2) for v in vectors]
     torch.testing.assert_close(together, torch.stack(one_by_one))
-    phi = theory.folded(taps, size=(6, 4), stride=2)
-    torch.testing.assert_close(theory.visible_share(phi, 7 * vectors), together)
+    phi = folded(taps, size=(6, 4), stride=2)
+    torch.testing.assert_close(visible_share(phi, 7 * vectors), together)
 
 
 @pytest.mark.parametrize("frequency", [1, 3, 4, 8])
 def test_the_best_linear_classifier_of_samples_reaches_the_theory(frequency):
     """Fisher's discriminant, fitted to samples of D(v) behind the layer and counted on others."""
     n = 40_000
-    v = directions.fourier_direction(frequency, 0, shape=(1, 1, 16))
+    v = fourier_direction(frequency, 0, shape=(1, 1, 16))
     problem = synthetic.Separable(v=v, shape=(1, 1, 16), sigma=SIGMA, n_train=n, n_test=n)
     taps = filters(1, (3,), seed=4)
-    phi = theory.folded(taps, size=(16,), stride=4)
+    phi = folded(taps, size=(16,), stride=4)
     (x, y), (x_test, y_test) = (problem.sample(split) for split in ("train", "test"))
     z, z_test = (inputs.flatten(1).double() @ phi.T for inputs in (x, x_test))
     means = torch.stack([z[y == label].mean(0) for label in (0, 1)])
@@ -224,7 +245,7 @@ def test_no_filter_brings_back_what_an_average_hides():
     assert 0.5 < shares[1] < 1
     assert max(shares[2:]) < 1e-12
     crowd = theory.composed(filters(9, (5,)), torch.ones(1, 4))
-    dark, lit = (directions.fourier_direction(k, 0, shape=(1, 1, 32)) for k in (8, 7))
+    dark, lit = (fourier_direction(k, 0, shape=(1, 1, 32)) for k in (8, 7))
     assert theory.folded_share(crowd, dark, size=(32,), stride=4) < 1e-12
     assert theory.folded_share(crowd, lit, size=(32,), stride=4) == pytest.approx(1)
 
@@ -232,12 +253,12 @@ def test_no_filter_brings_back_what_an_average_hides():
 def test_composed_filters_are_one_after_the_other():
     first, second = filters(2, (3, 2)), filters(2, (2, 4), seed=1)
     size = (6, 8)
-    one_by_one = theory.folded(second, size=size, stride=2)
-    inner = theory.folded(first, size=size, stride=1).unflatten(0, (2, 48))
+    one_by_one = folded(second, size=size, stride=2)
+    inner = folded(first, size=size, stride=1).unflatten(0, (2, 48))
     expected = torch.cat([one_by_one @ phi for phi in inner])
     both = theory.composed(first, second)
     assert both.shape == (4, 4, 5)
-    torch.testing.assert_close(theory.folded(both, size=size, stride=2), expected)
+    torch.testing.assert_close(folded(both, size=size, stride=2), expected)
 
 
 def test_a_filter_long_enough_to_drop_every_alias_hides_nothing():
@@ -247,7 +268,7 @@ def test_a_filter_long_enough_to_drop_every_alias_hides_nothing():
 
 
 def test_nads_are_the_right_singular_vectors():
-    phi = theory.folded(filters(1, (3, 3)), size=(6, 4), stride=2)
+    phi = folded(filters(1, (3, 3)), size=(6, 4), stride=2)
     basis = theory.nads(phi, shape=(1, 6, 4))
     second = basis.vectors.T @ torch.diag(basis.eigenvalues) @ basis.vectors
     torch.testing.assert_close(second, phi.T @ phi)
@@ -259,8 +280,8 @@ def test_nads_are_the_right_singular_vectors():
 
 
 def test_hessian_is_that_of_the_loss_on_samples():
-    v = directions.fourier_direction(1, 2, shape=(1, 6, 4))
-    phi = theory.folded(filters(1, (3, 3)), size=(6, 4), stride=2)
+    v = fourier_direction(1, 2, shape=(1, 6, 4))
+    phi = folded(filters(1, (3, 3)), size=(6, 4), stride=2)
     x, y = synthetic.Separable(v=v, shape=(1, 6, 4), sigma=0.5, n_train=200_000).sample("train")
     z = x.flatten(1).double() @ phi.T
     expected = z.T @ z / len(z)
@@ -274,10 +295,10 @@ def test_hessian_is_that_of_the_loss_on_samples():
 def test_descent_against_gradient_descent_on_the_same_moments(stride):
     """Square loss sees first and second moments only, and 2 (D - 1) points a class have exactly those of D(v)."""
     shift, sigma = 0.8, 0.5
-    phi = theory.folded(filters(2, (3, 3)), size=(6, 4), stride=stride)
+    phi = folded(filters(2, (3, 3)), size=(6, 4), stride=stride)
     v = torch.randn(24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     unit = v / v.norm()
-    across = directions.Basis(vectors=unit[None], shape=(1, 6, 4)).complete().vectors[1:]
+    across = Basis(vectors=unit[None], shape=(1, 6, 4)).complete().vectors[1:]
     noise = sigma * math.sqrt(len(across)) * torch.cat([across, -across])
     z = torch.cat([noise + shift * unit, noise - shift * unit]) @ phi.T
     y = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(len(noise))
@@ -293,7 +314,7 @@ def test_descent_against_gradient_descent_on_the_same_moments(stride):
 
 
 def test_descent_along_a_nad_is_geometric():
-    phi = theory.folded(filters(2, (3, 3)), size=(6, 4), stride=2)
+    phi = folded(filters(2, (3, 3)), size=(6, 4), stride=2)
     basis = theory.nads(phi, shape=(1, 6, 4))
     rate = 0.5 / basis.eigenvalues[0].item()
     for index in (0, 3, 5):
@@ -329,9 +350,12 @@ def test_a_frequency_that_a_filter_stops_with_its_aliases_has_no_share():
     [
         (lambda: theory.aliases([1], size=(10,), stride=4), r"divisor of the size \(10,\), got 4"),
         (lambda: theory.aliases([1, 2], size=(8,), stride=2), "expected 1 integers, one an axis"),
-        (lambda: theory.folded(torch.ones(1, 2), size=(8,), stride=0), "stride: expected an integer, at least 1"),
-        (lambda: theory.folded(torch.ones(3), size=(8,), stride=2), "taps: expected"),
-        (lambda: theory.folded(torch.ones(1, 9), size=(8,), stride=2), "taps: expected"),
+        (
+            lambda: theory.folded_share(torch.ones(1, 2), torch.ones(8), size=(8,), stride=0),
+            "stride: expected an integer, at least 1",
+        ),
+        (lambda: theory.folded_share(torch.ones(3), torch.ones(8), size=(8,), stride=2), "taps: expected"),
+        (lambda: theory.folded_share(torch.ones(1, 9), torch.ones(8), size=(8,), stride=2), "taps: expected"),
         (lambda: theory.wave_shares(torch.ones(2, 2), size=(8,), stride=2), "one filter, got 2"),
         (lambda: theory.wave_shares(torch.ones(1, 2), size=(8,), stride=2, part="sine"), "'real' or 'imaginary'"),
         (lambda: theory.best_filter([1], (2,), size=(8,), stride=2, part="sine"), "'real' or 'imaginary'"),
@@ -342,7 +366,7 @@ def test_a_frequency_that_a_filter_stops_with_its_aliases_has_no_share():
         (lambda: theory.best_filter([1.5], (2,), size=(8,), stride=2), "integers, one an axis"),
         (lambda: theory.best_filter([3], (2,), size=(9,), stride=1, then=torch.ones(1, 3)), "lets frequency"),
         (lambda: theory.composed(torch.ones(1, 2), torch.ones(1, 2, 2)), "as many axes"),
-        (lambda: theory.visible_share(torch.eye(3), torch.zeros(3)), "the zero vector"),
+        (lambda: theory.folded_share(torch.ones(1, 2), torch.zeros(8), size=(8,), stride=2), "the zero vector"),
         (lambda: theory.hessian(torch.eye(3), torch.zeros(3)), "the zero vector"),
         (lambda: theory.best_accuracy(1.5), "from 0 to 1, got 1.5"),
         (lambda: theory.best_accuracy(0.5, shift=0), "shift > 0"),

@@ -14,7 +14,7 @@ from nadkit import training
 from nadkit.architectures.pooling import Blur
 from nadkit.data.synthetic import Separable
 from nadkit.files import DataError
-from nadkit.inputs import directions
+from nadkit.inputs.basis import pixel_basis
 from nadkit.training import Recipe, checkpoints, evaluate, fit, fit_many, fitting
 
 SHAPE = (1, 6, 6)
@@ -34,7 +34,7 @@ def with_fixed_filter(shape, classes):
 def problems(n, **options):
     return [
         Separable(
-            **{"v": directions.pixel(SHAPE)[i], "shape": SHAPE, "sigma": 1.0, "n_train": 150, "n_test": 90, "seed": i}
+            **{"v": pixel_basis(SHAPE)[i], "shape": SHAPE, "sigma": 1.0, "n_train": 150, "n_test": 90, "seed": i}
             | options
         )
         for i in range(n)
@@ -321,7 +321,7 @@ def test_it_does_not_matter_which_worker_is_first(monkeypatch):
 
 
 def test_a_worker_is_sent_its_own_problem_only():
-    basis = directions.pixel((1, 32, 32))
+    basis = pixel_basis((1, 32, 32))
     assert len(pickle.dumps(Separable(v=basis[5]))) < 2 * 8 * 1024
 
 
@@ -389,7 +389,7 @@ def test_bytes_and_floats_are_batched_apart():
 
 
 def test_what_is_no_problem_is_explained():
-    basis = directions.pixel(SHAPE)
+    basis = pixel_basis(SHAPE)
     for wrong, message in [
         (
             [*problems(1), basis[0]],

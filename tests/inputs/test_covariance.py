@@ -1,46 +1,29 @@
 """NADs: against slow float64 oracles, closed forms, and the published array."""
 
 import json
-import multiprocessing
 import os
-import pickle
 import shutil
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_networks import SHAPE, decaying, network, point, relu_network, slow_secant, tanh_network, wide
 from torch import nn
 
-from nadkit import architectures, seeds, storage
+from nadkit import storage
+from nadkit.data.published import published_nads
 from nadkit.files import DataError
-from nadkit.inputs import anisotropy, directions
-from nadkit.inputs.anisotropy import (
-    GradientCovariance,
-    compute_nads,
-    gradient_covariance,
-    leading_nads,
-    with_batch_statistics,
+from nadkit.inputs import covariance as covariances
+from nadkit.inputs import population
+from nadkit.inputs.basis import pixel_basis
+from nadkit.inputs.covariance import BLOCK, GradientCovariance, compute_nads, gradient_covariance, merged
+from nadkit.inputs.spectra import (
+    overlap_ceiling,
 )
 
-SHAPE = (1, 4, 4)
 DATA = Path(os.environ.get("NADKIT_DATA", "."))
-
-
-def tanh_network(shape, classes):
-    size = shape[0] * shape[1] * shape[2]
-    return nn.Sequential(nn.Flatten(), nn.Linear(size, 5), nn.Tanh(), nn.Linear(5, classes))
-
-
-def decaying(shape, classes):
-    """A linear network whose weight i is N(0, 4^-i): covariance and NADs are known in closed form."""
-    size = shape[0] * shape[1] * shape[2]
-    model = nn.Sequential(nn.Flatten(), nn.Linear(size, classes, bias=False))
-    nn.init.normal_(model[1].weight)
-    with torch.no_grad():
-        model[1].weight *= 0.5 ** torch.arange(size)
-    return model
 
 
 SIX = range(6)
@@ -48,27 +31,6 @@ SIX = range(6)
 
 def covariance(networks=SIX, **options):
     return gradient_covariance(tanh_network, **{"shape": SHAPE, "networks": networks, "device": "cpu"} | options)
-
-
-def point(seed=0):
-    return torch.randn(SHAPE, generator=seeds.generator(seed, "point"))
-
-
-def network(i, seed=0):
-    with seeds.seeded(seed, "network", i):
-        return tanh_network(SHAPE, 1).eval()
-
-
-def slow_secant(model, x, scale):
-    """One pixel at a time, in float64."""
-    model, x = model.double(), x.double()
-    g = []
-    for i in range(x.numel()):
-        step = torch.zeros(x.numel(), dtype=torch.float64)
-        step[i] = scale
-        step = step.view(x.shape)
-        g.append((model((x + step)[None]) - model((x - step)[None])).item() / (2 * scale))
-    return torch.tensor(g, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("scale", [0.5, 100.0])
@@ -85,37 +47,6 @@ def test_covariance_of_gradients_against_finite_differences():
     np.testing.assert_allclose(covariance(method="gradient").covariance(), np.cov(g.T), rtol=1e-3, atol=1e-6)
 
 
-def test_mixed_derivative_against_autograd():
-    model, x = network(0).double(), point().double()
-    z = x.clone().requires_grad_()
-    (g,) = torch.autograd.grad(model(z[None]).squeeze(), z, create_graph=True)
-    weights = list(model.parameters())
-    rows = []
-    for component in g.flatten():
-        parts = torch.autograd.grad(component, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
-        rows.append(torch.cat([part.flatten() for part in parts]))
-    jacobian = torch.stack(rows)
-    torch.testing.assert_close(anisotropy.mixed_moment(model, x), jacobian @ jacobian.T)
-
-
-def test_mixed_derivative_of_lenet_against_autograd():
-    """A few entries: J J^T between unit vectors at four pixels."""
-    with seeds.seeded(0):
-        model = architectures.build("lenet", shape=(1, 16, 16), classes=1).double().eval()
-    x = torch.randn(1, 16, 16, dtype=torch.float64, generator=seeds.generator(0, "x"))
-    z = x.clone().requires_grad_()
-    (g,) = torch.autograd.grad(model(z[None]).squeeze(), z, create_graph=True)
-    pixels = [0, 37, 120, 136]
-    rows = []
-    for i in pixels:
-        parts = torch.autograd.grad(g.flatten()[i], list(model.parameters()), retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([part.flatten() for part in parts]))
-    jacobian = torch.stack(rows)
-    found = anisotropy.mixed_moment(model, x)[pixels][:, pixels]
-    assert found.diagonal().min() > 0
-    torch.testing.assert_close(found, jacobian @ jacobian.T)
-
-
 def test_memory_does_not_grow_with_the_networks():
     few, many = (
         sum(t.nbytes for t in vars(covariance(range(n))).values() if isinstance(t, torch.Tensor)) for n in (3, 30)
@@ -125,38 +56,20 @@ def test_memory_does_not_grow_with_the_networks():
 
 def test_a_known_covariance_gives_its_known_directions():
     """Weights w_i ~ N(0, 4^-i) have the pixels as NADs; their eigenvalues are 4^-i, and 1 by mixed derivatives."""
-    pixels = directions.pixel(SHAPE)
+    pixels = pixel_basis(SHAPE)
     for method in ("secant", "gradient"):
         nads = compute_nads(decaying, shape=SHAPE, n_networks=2000, method=method, scale=1.0, device="cpu")
         assert nads.overlap(pixels, 1) > 0.99
         assert nads.eigenvalues[:5] == pytest.approx([4.0**-i for i in range(5)], rel=0.15)
     linear = compute_nads(decaying, shape=SHAPE, n_networks=1, method="mixed", device="cpu")
     assert linear.eigenvalues == pytest.approx([1.0] * 16)  # d^2 f / dx dw is the identity
-    assert linear.singular_values == pytest.approx([1.0] * 16)
-
-
-def test_linear_networks_are_isotropic_within_sampling_error():
-    n = 400
-    nads = compute_nads("logreg", shape=(1, 10, 10), n_networks=n, device="cpu")
-    low, high = anisotropy.marchenko_pastur_edges(100, n)
-    relative = nads.eigenvalues / nads.eigenvalues.mean()
-    assert relative[0].item() == pytest.approx(high, rel=0.1)
-    assert relative[-1].item() == pytest.approx(low, rel=0.15)
-
-
-def test_secant_does_not_depend_on_the_batch(monkeypatch):
-    model = architectures.build("lenet", shape=(1, 16, 16), classes=1).eval()
-    x = torch.randn(1, 16, 16)
-    whole = anisotropy.secant(model, x, 100.0)
-    monkeypatch.setitem(anisotropy.BATCH, "cpu", 14)
-    torch.testing.assert_close(anisotropy.secant(model, x, 100.0), whole, rtol=1e-3, atol=1e-6)
 
 
 def test_blocks_parts_and_order_do_not_matter(monkeypatch):
     whole = covariance(range(7))
-    monkeypatch.setitem(anisotropy.BLOCK, "secant", 2)
+    monkeypatch.setitem(BLOCK, "secant", 2)
     late, early = covariance(range(3, 7)), covariance(range(3))
-    joined = anisotropy.merged([late, early])
+    joined = merged([late, early])
     assert joined.networks == [(0, 7)]
     assert late.networks == [(3, 7)]
     for other in (joined, covariance(range(7))):
@@ -167,19 +80,6 @@ def test_blocks_parts_and_order_do_not_matter(monkeypatch):
 def equal(one, other):
     facts = [(c.shape, c.settings, c.networks) for c in (one, other)]
     return facts[0] == facts[1] and torch.equal(one.total, other.total) and torch.equal(one.second, other.second)
-
-
-@pytest.fixture(scope="module")
-def two_processes():
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield pool
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    for method in anisotropy.PART:
-        monkeypatch.setitem(anisotropy.PART, method, 2)
 
 
 @pytest.mark.parametrize("method", ["secant", "gradient", "mixed"])
@@ -210,7 +110,7 @@ def backwards(executor, function, tasks):
 
 
 def test_it_does_not_matter_which_worker_is_first(monkeypatch, small_parts):
-    monkeypatch.setattr(anisotropy, "gather", backwards)
+    monkeypatch.setattr(covariances, "gather", backwards)
     assert equal(covariance(range(9), executor=object()), covariance(range(9)))
 
 
@@ -224,7 +124,7 @@ def test_an_interrupt_keeps_what_workers_have_finished(tmp_path, monkeypatch, sm
             asked.append(task[0])
             yield function(*task)
 
-    monkeypatch.setattr(anisotropy, "gather", interrupted)
+    monkeypatch.setattr(covariances, "gather", interrupted)
     with pytest.raises(KeyboardInterrupt):
         covariance(range(9), executor=object(), checkpoint=path)
     assert GradientCovariance.load(path).networks == [(4, 9)]
@@ -244,7 +144,7 @@ def test_workers_save_when_the_parts_before_are_there_too(tmp_path, monkeypatch,
 
     counts, save = [], GradientCovariance.save
     monkeypatch.setattr(GradientCovariance, "save", lambda self, p: (counts.append(self.count), save(self, p)))
-    monkeypatch.setattr(anisotropy, "gather", shuffled)
+    monkeypatch.setattr(covariances, "gather", shuffled)
     covariance(range(8), executor=object(), checkpoint=tmp_path / "moments.safetensors")
     assert counts == [0, 4, 8]
 
@@ -311,21 +211,13 @@ def test_the_bar_counts_networks(small_parts, capsys):
 
 def test_merging_refuses_what_would_count_twice_or_differ():
     with pytest.raises(ValueError, match="at least one"):
-        anisotropy.merged([])
+        merged([])
     with pytest.raises(ValueError, match="seen before"):
         covariance(range(4)).merge(covariance(range(3, 6)))
     with pytest.raises(ValueError, match="equal settings"):
         covariance(range(2)).merge(covariance(range(2, 4), seed=1))
     with pytest.raises(ValueError, match="equal settings"):
         covariance(range(2)).merge(covariance(range(2, 4), x=torch.ones(SHAPE)))
-
-
-def wide(shape, classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, classes))
-
-
-def relu_network(shape, classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, classes))
 
 
 @pytest.mark.parametrize(
@@ -346,7 +238,7 @@ def test_factories_of_one_name_are_not_merged(pair):
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     path = tmp_path / "moments.safetensors"
-    monkeypatch.setitem(anisotropy.BLOCK, "secant", 2)
+    monkeypatch.setitem(BLOCK, "secant", 2)
     built = []
 
     def interrupted(shape, classes):
@@ -376,7 +268,7 @@ def test_mixed_derivatives_are_saved_every_16_networks(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(anisotropy, "secant", pytest.fail)
+    monkeypatch.setattr(population, "secant", pytest.fail)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot write"):
         covariance(checkpoint=tmp_path / "file" / "moments.safetensors")
@@ -511,7 +403,7 @@ def test_a_gpu_finds_the_same_directions():
         compute_nads("lenet", shape=(1, 16, 16), n_networks=1000, scale=100.0, device=device)
         for device in ("cpu", "cuda")
     )
-    ceiling = directions.overlap_ceiling(cpu.eigenvalues, 10, n_networks=(1000, 1000))
+    ceiling = overlap_ceiling(cpu.eigenvalues, 10, n_networks=(1000, 1000))
     assert gpu.overlap(cpu, 10) > 0.9 * ceiling.mean
 
 
@@ -529,244 +421,8 @@ def test_a_gpu_gives_the_same_numbers_again(method):
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "published" / "LeNet_NADs.npy").exists(), reason="NADKIT_DATA has no published NADs")
 def test_lenet_nads_approach_the_published_ones_up_to_sampling():
-    published = anisotropy.published_nads("lenet")
+    published = published_nads("lenet")
     nads = compute_nads("lenet", n_networks=300, device="cpu")
     for k in (1, 10, 50):
-        ceiling = directions.overlap_ceiling(published.eigenvalues, k, n_networks=(300, published.n_networks))
+        ceiling = overlap_ceiling(published.eigenvalues, k, n_networks=(300, published.n_networks))
         assert nads.overlap(published, k) > 0.85 * ceiling.mean
-
-
-@pytest.mark.parametrize(("dimensions", "n"), [(60, 240), (240, 60), (120, 120)])
-def test_marchenko_pastur_law_against_a_gaussian_matrix(dimensions, n):
-    g = torch.randn(n, dimensions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    eigenvalues = torch.linalg.eigvalsh(g.T @ g / n)[-min(n, dimensions) :]
-    share = (torch.arange(len(eigenvalues)) + 0.5) / len(eigenvalues)
-    distance = (anisotropy.marchenko_pastur_cdf(eigenvalues, dimensions, n) - share).abs().max()
-    assert distance < 0.04
-    assert (anisotropy.marchenko_pastur_cdf(2 * eigenvalues, dimensions, n) - share).abs().max() > 0.1
-    low, high = anisotropy.marchenko_pastur_edges(dimensions, n)
-    ends = torch.tensor([low, high, high + 1])
-    assert anisotropy.marchenko_pastur_cdf(ends, dimensions, n).tolist() == pytest.approx([0, 1, 1], abs=1e-6)
-
-
-def stacked_gradients(model, n, shape=SHAPE):
-    """The derivatives that the library takes, (N, D) float64, from autograd."""
-    rows, x = [], torch.randn(shape, generator=seeds.generator(0, "point"))
-    for i in range(n):
-        with seeds.seeded(0, "network", i):
-            f = model(shape, 1).eval()
-        z = x.clone().requires_grad_()
-        rows.append(torch.autograd.grad(f(z[None]).squeeze(), z)[0].flatten())
-    return torch.stack(rows).double()
-
-
-@pytest.mark.parametrize("n", [9, 40])  # fewer networks than dimensions, and more
-@pytest.mark.parametrize("method", ["gradient", "secant"])
-def test_leading_nads_are_those_of_the_covariance(n, method):
-    options = {"shape": SHAPE, "n_networks": n, "method": method, "scale": 2.0, "device": "cpu"}
-    expected, found = compute_nads(tanh_network, **options).leading(5), leading_nads(tanh_network, 5, **options)
-    torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-6, atol=0)
-    assert (found.vectors * expected.vectors).sum(1).abs() == pytest.approx([1] * 5, abs=1e-6)
-    for fact in ("shape", "name", "n_networks", "centred", "settings"):
-        assert getattr(found, fact) == getattr(expected, fact)
-
-
-def test_leading_nads_against_a_singular_value_decomposition(monkeypatch):
-    monkeypatch.setattr(anisotropy, "GRAM_CHUNK", 30)  # chunks of three columns and a last one of one
-    g = stacked_gradients(tanh_network, 10)
-    _, singular_values, vectors = np.linalg.svd((g - g.mean(0)).numpy(), full_matrices=False)
-    found = leading_nads(tanh_network, 9, shape=SHAPE, n_networks=10, device="cpu")
-    np.testing.assert_allclose(found.singular_values, singular_values[:9], rtol=1e-5)
-    np.testing.assert_allclose((found.vectors.numpy() * vectors[:9]).sum(1) ** 2, np.ones(9), rtol=1e-4)
-    torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(9, dtype=torch.float64), rtol=0, atol=1e-8)
-
-
-def test_leading_nads_of_large_inputs():
-    """D = 30,000: a covariance would take 7 GB."""
-    nads = leading_nads("logreg", 3, shape=(3, 100, 100), n_networks=6, device="cpu")
-    assert nads.vectors.shape == (3, 30_000)
-    assert nads.images.shape == (3, 3, 100, 100)
-
-
-def rank_two(shape, classes):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, classes, bias=False))
-    with torch.no_grad():
-        model[1].weight[:, 2:] = 0
-    return model
-
-
-def broken(shape, classes):
-    model = tanh_network(shape, classes)
-    nn.init.constant_(model[3].weight, torch.nan)
-    return model
-
-
-def dead(shape, classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 1).apply(lambda m: nn.init.zeros_(m.weight)))
-
-
-@pytest.mark.parametrize(
-    ("architecture", "options", "message"),
-    [
-        (tanh_network, {"k": 6}, "k: expected 1 to 5, the rank that 6 centred derivatives of 16 numbers.*got 6"),
-        (tanh_network, {"k": 17, "n_networks": 40}, "k: expected 1 to 16"),
-        (tanh_network, {"k": 0}, "k: expected 1 to 5"),
-        (tanh_network, {"k": 1.5}, "k: expected 1 to 5"),
-        (tanh_network, {"k": 3.0}, "k: expected 1 to 5.*got 3.0"),
-        (tanh_network, {"n_networks": 1}, "n_networks: expected an integer, at least 2"),
-        (tanh_network, {"method": "mixed"}, "'gradient' or 'secant', got 'mixed'"),
-        (tanh_network, {"method": "grad"}, "expected one of secant, gradient, mixed"),
-        (tanh_network, {"x": torch.zeros(1, 4, 5)}, "x: expected shape"),
-        (rank_two, {"k": 3}, "span 2 directions only, got 3"),
-        (dead, {}, "all input derivatives are zero"),
-        (broken, {}, "network 0: an input derivative is NaN or infinite"),
-        ("lenot", {}, "did you mean 'lenet'"),
-    ],
-)
-def test_leading_nads_that_cannot_be_are_explained(architecture, options, message):
-    options = {"k": 2, "shape": SHAPE, "n_networks": 6, "device": "cpu"} | options
-    with pytest.raises(ValueError, match=message):
-        leading_nads(architecture, **options)
-
-
-def test_leading_nads_show_a_bar(capsys):
-    leading_nads("logreg", 1, shape=SHAPE, n_networks=4, device="cpu", progress=True)
-    assert "4/4" in capsys.readouterr().err
-
-
-def normed(shape, classes):
-    """Two convolutions with batch norm, dropout between them."""
-    return nn.Sequential(
-        nn.Conv2d(shape[0], 3, 3),
-        nn.BatchNorm2d(3, momentum=0.2),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Conv2d(3, 4, 2),
-        nn.BatchNorm2d(4),
-        nn.Flatten(),
-        nn.Linear(4, classes),
-    )
-
-
-def test_batch_statistics_normalise_a_batch_in_eval_mode():
-    factory = with_batch_statistics(normed, batch=500)
-    with seeds.seeded(0):
-        model = factory(SHAPE, 1).eval()
-    x = torch.randn(500, *SHAPE, generator=seeds.generator(0, "batch statistics"))
-    for name, module in model.named_children():
-        x = module(x)
-        if isinstance(module, nn.BatchNorm2d):
-            # not exactly: training divides by n where the statistics have n - 1
-            torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(x.shape[1]), rtol=0, atol=2e-3)
-            torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(x.shape[1]), rtol=0, atol=2e-3)
-            assert module.momentum == {"1": 0.2, "5": 0.1}[name]
-
-
-def test_batch_statistics_leave_weights_modes_and_generators_alone():
-    with seeds.seeded(3):
-        plain, after = normed(SHAPE, 1), torch.rand(1)
-    with seeds.seeded(3):
-        model, after_too = with_batch_statistics(normed)(SHAPE, 1), torch.rand(1)
-    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-    assert torch.equal(after, after_too)
-    assert all(m.training for m in model.modules())
-    assert not torch.equal(model[1].running_mean, plain[1].running_mean)
-
-
-def test_batch_statistics_depend_on_their_batch():
-    def statistics(**options):
-        with seeds.seeded(3):
-            return with_batch_statistics(normed, **options)(SHAPE, 1)[1].running_mean
-
-    assert torch.equal(statistics(), statistics(batch=128, seed=0))
-    assert not torch.equal(statistics(), statistics(seed=1))
-    assert not torch.equal(statistics(), statistics(batch=64))
-
-
-def test_batch_statistics_change_the_nads_and_travel(two_processes, small_parts):
-    factory = with_batch_statistics(normed, batch=8)
-    options = {"shape": SHAPE, "networks": range(3), "method": "gradient", "device": "cpu"}
-    there = gradient_covariance(factory, executor=two_processes, **options)
-    here, plain = gradient_covariance(factory, **options), gradient_covariance(normed, **options)
-    assert here.settings == there.settings
-    torch.testing.assert_close(there.second, here.second, rtol=1e-4, atol=1e-6 * here.second.abs().max().item())
-    assert here.settings["networks"] == plain.settings["networks"]  # weights: statistics vary with the threads
-    assert not torch.allclose(here.second, plain.second, rtol=0.1)
-    assert isinstance(pickle.loads(pickle.dumps(factory))(shape=SHAPE, classes=1), nn.Module)
-
-
-@pytest.mark.parametrize("name", ["vgg11", "resnet18", "densenet121"])
-def test_every_network_with_batch_norms_takes_batch_statistics(name):
-    with seeds.seeded(0):
-        model = with_batch_statistics(name, batch=4)((1, 32, 32), 1)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert all(norm.running_mean.abs().sum() > 0 for norm in norms)
-    assert architectures.n_logits(model, (1, 32, 32)) == 1
-
-
-def test_batch_statistics_have_a_name():
-    assert architectures.name_of(with_batch_statistics("resnet18")) == "resnet18 (norms of a batch of 128)"
-    assert architectures.name_of(with_batch_statistics(normed, batch=9, seed=2)) == (
-        "normed (norms of a batch of 9, seed 2)"
-    )
-
-
-def test_batch_statistics_that_cannot_be_are_explained():
-    with pytest.raises(ValueError, match="'lenet': it has no batch norm"):
-        gradient_covariance(with_batch_statistics("lenet"), networks=range(1), device="cpu")
-    with pytest.raises(ValueError, match="did you mean 'resnet18'"):
-        with_batch_statistics("resnet19")
-    with pytest.raises(ValueError, match="batch: expected an integer, at least 2"):
-        with_batch_statistics("resnet18", batch=1)
-    with pytest.raises(ValueError, match="seed"):
-        with_batch_statistics("resnet18", seed=-1)
-
-
-@pytest.mark.parametrize(("spectrum", "expected"), [([1, 0, 0], 1), ([2, 2, 2, 2], 4), ([3, 1], 1.6)])
-def test_effective_dimension_of_known_spectra(spectrum, expected):
-    assert anisotropy.effective_dimension(torch.tensor(spectrum)) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("spectrum", [[0.0, 0.0], [1.0, -1.0], [1.0, torch.nan], [torch.inf, 1.0]])
-def test_what_has_no_effective_dimension_is_refused(spectrum):
-    with pytest.raises(ValueError, match="eigenvalues: expected finite numbers, not negative, not all zero"):
-        anisotropy.effective_dimension(torch.tensor(spectrum))
-
-
-def with_derivatives(g, first):
-    part = GradientCovariance.empty((1, 1, g.shape[1]), {"seed": 0})
-    part.update(g, (first, first + len(g)))
-    return part
-
-
-def test_population_effective_dimension_of_few_heavy_tailed_derivatives():
-    """Networks whose derivatives differ in size as much as in direction; 20 of 60 dimensions count."""
-    generator = torch.Generator().manual_seed(0)
-    spectrum = torch.cat([torch.ones(20), torch.full((40,), 0.01)]).double()
-    truth = anisotropy.effective_dimension(spectrum)
-    products = []
-    for _ in range(500):
-        size = (0.5 * torch.randn(24, 1, generator=generator, dtype=torch.float64)).exp()
-        g = size * torch.randn(24, 60, generator=generator, dtype=torch.float64) * spectrum.sqrt()
-        one, other = with_derivatives(g[:12], 0), with_derivatives(g[12:], 12)
-        s, t = one.covariance(), other.covariance()
-        products.append([s.trace() * t.trace(), (s @ t).trace()])
-        expected = (products[-1][0] / products[-1][1]).item()
-        assert anisotropy.population_effective_dimension(one, other) == pytest.approx(expected)
-    found = torch.tensor(products, dtype=torch.float64).mean(0)
-    assert (found[0] / found[1]).item() == pytest.approx(truth, rel=0.05)
-
-
-def test_population_effective_dimension_wants_other_networks():
-    one = with_derivatives(torch.eye(4), 0)
-    with pytest.raises(ValueError, match="seen before"):
-        anisotropy.population_effective_dimension(one, with_derivatives(torch.eye(4), 2))
-    with pytest.raises(ValueError, match="one shape"):
-        anisotropy.population_effective_dimension(one, with_derivatives(torch.eye(5), 4))
-    of_a_step = with_derivatives(torch.eye(4), 4)
-    of_a_step.settings = {"seed": 1, "scale": 2.0}
-    with pytest.raises(ValueError, match="two samples of one experiment, got scale"):
-        anisotropy.population_effective_dimension(one, of_a_step)
-    with pytest.raises(ValueError, match="two networks in each, got 4 and 1"):
-        anisotropy.population_effective_dimension(one, with_derivatives(torch.eye(4)[:1], 4))

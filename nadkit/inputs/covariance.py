@@ -1,0 +1,384 @@
+"""Neural anisotropy directions: eigenvectors of the covariance, over random networks, of the input derivative.
+
+    C = E[(g - E g) (g - E g)^T] = sum_k lambda_k u_k u_k^T,   g = d f_theta / d x,   theta as initialised
+
+Source: Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Neural Anisotropy Directions", NeurIPS 2020, section 3.
+"""
+
+import functools
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nadkit import checks, storage
+from nadkit.architectures import Architecture, Shape
+from nadkit.devices import pick
+from nadkit.inputs.basis import NADs
+from nadkit.inputs.derivatives import compiled_once, exact
+from nadkit.inputs.population import Method, Population, Settings
+from nadkit.training.parallel import gather
+
+BLOCK = {"secant": 64, "gradient": 256, "mixed": 1}
+"""Networks per update of the covariance: enough that the update costs little beside the derivatives."""
+
+COMPILED_FROM = 2000
+"""Networks for which compiling, some 20 s on a CPU, is soon earned back (``benchmarks/nads.py``)."""
+
+PART = {"secant": 128, "gradient": 256, "mixed": 16}
+"""Networks per task of a worker and between saves: whole blocks, enough of them to be worth sending their moments.
+
+Moments are summed up part by part wherever they are computed, so that the sums are the same to the last bit.
+"""
+
+NOTHING = "all input derivatives are zero at this point: there are no directions; choose another x"
+
+Ranges = list[tuple[int, int]]
+"""Numbers of networks, as half-open ranges (first, last)."""
+
+
+@dataclass(kw_only=True, eq=False)
+class GradientCovariance:
+    """The first two moments of input derivatives, which grow network by network in memory that does not.
+
+    Attributes:
+        shape: (C, H, W) of the inputs, C H W = D.
+        settings: what the derivatives are of; only equal settings can be merged.
+        networks: the numbers of the networks seen, as half-open ranges (first, last).
+        total: (D,) float64, sum of g.
+        second: (D, D) float64, sum of g g^T.
+    """
+
+    shape: Shape
+    settings: Settings
+    networks: Ranges
+    total: Tensor
+    second: Tensor
+
+    @classmethod
+    def empty(cls, shape: Shape, settings: Settings, device: str | torch.device = "cpu") -> Self:
+        """Return the moments of no networks (on the CPU for MPS, which has no float64)."""
+        size = math.prod(shape)
+        device = "cpu" if torch.device(device).type == "mps" else device
+        total = torch.zeros(size, dtype=torch.float64, device=device)
+        return cls(shape=tuple(shape), settings=settings, networks=[], total=total, second=total.new_zeros(size, size))
+
+    @property
+    def count(self) -> int:
+        """Number N of networks seen."""
+        return sum(last - first for first, last in self.networks)
+
+    def has(self, network: int) -> bool:
+        """Say whether a network has been seen."""
+        return any(first <= network < last for first, last in self.networks)
+
+    def update(self, derivatives: Tensor, networks: tuple[int, int]) -> None:
+        """Take in the derivatives of the networks (first, last): (N, D), or (N, D, D) if each is J J^T already.
+
+        Raises:
+            ValueError: a derivative is not finite, or a network was seen before.
+        """
+        g = derivatives.to(self.total.device).double()
+        sums = (torch.zeros_like(self.total), g.sum(0)) if g.ndim == 3 else (g.sum(0), g.T @ g)
+        self._add(*sums, [networks])
+
+    def merge(self, other: "GradientCovariance") -> None:
+        """Take in what another run of the same settings saw.
+
+        Raises:
+            ValueError: the settings differ, or some networks are in both.
+        """
+        if (self.shape, self.settings) != (other.shape, other.settings):
+            raise ValueError(f"merge: expected covariances of equal settings, got {self.settings} and {other.settings}")
+        self._add(other.total.to(self.total), other.second.to(self.second), other.networks)
+
+    def _add(self, total: Tensor, second: Tensor, networks: Ranges) -> None:
+        if not torch.isfinite(second.diagonal()).all():  # the squares of all that came in
+            raise ValueError(f"networks {_text(networks)}: an input derivative is NaN or infinite")
+        ranges = union(self.networks, networks)
+        # new tensors, so that an interrupt leaves the old moments whole
+        total, second = self.total + total, self.second + second
+        self.networks, self.total, self.second = ranges, total, second
+
+    def covariance(self, *, centred: bool = True) -> Tensor:
+        """Return the sample covariance, or with ``centred=False`` the second moment sum g g^T / N: (D, D) float64."""
+        n = self.count
+        if not centred:
+            return self.second / n
+        return (self.second - torch.outer(self.total, self.total) / n) / (n - 1)
+
+    def nads(self, *, centred: bool = True) -> NADs:
+        """Return the NADs: all D eigenvectors, by descending eigenvalue, on the CPU.
+
+        Raises:
+            ValueError: too few networks, or derivatives that are all zero.
+        """
+        least = 2 if centred else 1
+        if self.count < least:
+            raise ValueError(f"n_networks: NADs need at least {least}, got {self.count}")
+        eigenvalues, eigenvectors = torch.linalg.eigh(self.covariance(centred=centred).cpu())
+        if not eigenvalues[-1] > 0:
+            raise ValueError(NOTHING)
+        return NADs(
+            vectors=eigenvectors.T.flip(0).contiguous(),
+            eigenvalues=eigenvalues.flip(0).clamp(min=0),
+            shape=self.shape,
+            name=f"NADs of {self.settings['architecture']}",
+            n_networks=self.count,
+            centred=centred,
+            settings=self.settings,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the moments to a safetensors file, whole or not at all."""
+        facts = {"shape": self.shape, "settings": self.settings, "networks": self.networks}
+        storage.write(path, type(self).__name__, {"total": self.total, "second": self.second}, facts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is damaged, holds something else, or is a folder.
+        """
+        tensors, facts = storage.read(path, cls.__name__)
+        try:
+            shape, networks = tuple(facts["shape"]), [tuple(pair) for pair in facts["networks"]]
+            return cls(shape=shape, settings=facts["settings"], networks=networks, **tensors)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: a damaged covariance; delete it to start afresh ({error})") from error
+
+
+def compute_nads(
+    architecture: Architecture,
+    *,
+    n_networks: int = 10_000,
+    shape: Shape = (1, 32, 32),
+    method: Method = "secant",
+    scale: float = 100.0,
+    seed: int = 0,
+    x: Tensor | None = None,
+    **run: Any,  # noqa: ANN401
+) -> NADs:
+    """Return the NADs of an architecture: the `gradient_covariance` of ``n_networks`` networks, diagonalised.
+
+    Secants and gradients are centred, as in the authors' code; the mixed derivative is not.
+
+    Args:
+        architecture: a name or a factory (`nadkit.architectures`).
+        n_networks: number N of random networks.
+        shape, method, scale, seed, x: what the derivatives are of, see `Population`.
+        run: how to compute: ``device``, ``checkpoint``, ``compile``, ``executor``, ``progress``, see
+            `gradient_covariance`.
+
+    Raises:
+        ValueError: as `gradient_covariance`; too few networks (two, for ``"mixed"`` one); derivatives that are all
+            zero.
+    """
+    n_networks = checks.require_integer("n_networks", n_networks, 1 if method == "mixed" else 2)
+    population = Population(architecture, shape, method, scale, seed, x)
+    return gradient_covariance(population, networks=range(n_networks), **run).nads(centred=method != "mixed")
+
+
+def gradient_covariance(
+    architecture: Architecture | Population,
+    *,
+    networks: range = range(10_000),
+    device: str | torch.device = "auto",
+    checkpoint: str | Path | None = None,
+    compile: bool | None = None,
+    executor: Executor | None = None,
+    progress: bool = False,
+    **population: Any,  # noqa: ANN401
+) -> GradientCovariance:
+    """Return the moments of the input derivatives of fresh networks.
+
+    Ranges of networks computed apart merge to what one run gives.
+
+    Args:
+        architecture: a `Population`, or a name or factory for one.
+        networks: numbers of the networks, in ascending order.
+        device: where to compute; the derivatives are float32, their moments float64. With an executor, ``"auto"`` is
+            what its first worker to answer has.
+        checkpoint: a file to save to after each `PART` of the networks and on an interrupt, and to continue from.
+        compile: compile the secant's forward pass; by default on a CPU with a C++ compiler, from 2,000 networks on,
+            but not with an executor, each of whose tasks would compile anew.
+        executor: compute on its workers instead, one `PART` of the networks a task; the moments come back to the CPU.
+        progress: show a bar with an estimate.
+        population: with a name or factory, the rest of its `Population`: ``shape``, ``method``, ``scale``, ``seed``,
+            ``x``.
+
+    Raises:
+        ValueError: as `Population`; a network without just one logit; a checkpoint of another run.
+        DataError: the checkpoint cannot be written.
+    """
+    if not isinstance(architecture, Population):
+        architecture = Population(architecture, **population)
+    elif population:
+        raise TypeError(f"gradient_covariance: a Population has its own {', '.join(population)}")
+    if executor is not None:
+        return _on_workers(executor, architecture, networks, device, checkpoint, progress, compile)
+    return _here(architecture, networks, pick(device), checkpoint, progress, compile)
+
+
+def _here(
+    population: Population,
+    networks: range,
+    device: torch.device,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+    compile: bool | None = None,
+) -> GradientCovariance:
+    """Return `gradient_covariance` computed in this process, part by part."""
+    covariance = _start(checkpoint, population.shape, population.settings(device), networks, device)
+    left = [i for i in networks if not covariance.has(i)]
+    if compile is None:
+        compile = device.type == "cpu" and len(left) >= COMPILED_FROM and shutil.which("c++") is not None
+    fast = compiled_once(population.network(0, device)) if compile and population.method == "secant" else lambda f: f
+    with _bar(networks, left, progress) as bar, exact():
+        for part in _blocks(left, PART[population.method]):
+            moments = GradientCovariance.empty(covariance.shape, covariance.settings, device)
+            try:
+                for block in _blocks(range(*part), BLOCK[population.method]):
+                    rows = []
+                    for i in range(*block):
+                        rows.append(population.derivative(fast(population.network(i, device)), device))
+                        bar.update()
+                    moments.update(torch.stack(rows), block)
+            finally:  # by an interrupt, too
+                _take_in([moments], covariance, checkpoint)
+    return covariance
+
+
+def _on_workers(
+    executor: Executor,
+    population: Population,
+    networks: range,
+    device: str | torch.device,
+    checkpoint: str | Path | None,
+    progress: bool,
+    compile: bool | None,
+) -> GradientCovariance:
+    """Return `gradient_covariance` computed in parts, which are summed up in order, whichever comes first."""
+    device = next(gather(executor, pick, [(device,)]))
+    task = functools.partial(_part, population, device, compile)
+    none = next(gather(executor, task, [(range(0),)]))  # ask a worker for the settings: only it has the device
+    covariance = _start(checkpoint, none.shape, none.settings, networks, torch.device("cpu"))
+    left = [i for i in networks if not covariance.has(i)]
+    awaited = list(_blocks(left, PART[population.method]))
+    arrived: dict[tuple[int, int], GradientCovariance] = {}
+    try:
+        with _bar(networks, left, progress) as bar:
+            for part in gather(executor, task, [(range(*part),) for part in awaited]):
+                arrived[part.networks[0]] = part
+                bar.update(part.count)
+                ready = []
+                while awaited and awaited[0] in arrived:
+                    ready.append(arrived.pop(awaited.pop(0)))
+                if ready:
+                    _take_in(ready, covariance, checkpoint)
+    finally:
+        if arrived:  # after an interrupt, what had to wait for another part is kept, too
+            _take_in([arrived[part] for part in sorted(arrived)], covariance, checkpoint)
+    return covariance
+
+
+def _part(population: Population, device: torch.device, compile: bool | None, networks: range) -> GradientCovariance:
+    part = _here(population, networks, pick(device), compile=compile)
+    part.total, part.second = part.total.cpu(), part.second.cpu()
+    return part
+
+
+def merged(parts: Iterable[GradientCovariance]) -> GradientCovariance:
+    """Return one covariance of all networks of several, which stay as they are.
+
+    Raises:
+        ValueError: no parts, settings that differ, or a network that is in two parts.
+    """
+    parts = list(parts)
+    if not parts:
+        raise ValueError("merged: expected at least one covariance")
+    whole = GradientCovariance.empty(parts[0].shape, parts[0].settings, parts[0].total.device)
+    for part in parts:
+        whole.merge(part)
+    return whole
+
+
+def _take_in(parts: list[GradientCovariance], whole: GradientCovariance, checkpoint: str | Path | None) -> None:
+    for part in parts:
+        whole.merge(part)
+    if checkpoint is not None:
+        whole.save(checkpoint)
+
+
+def _bar(networks: range, left: list[int], progress: bool) -> tqdm:
+    return tqdm(total=len(networks), initial=len(networks) - len(left), unit="network", disable=not progress)
+
+
+def _start(
+    checkpoint: str | Path | None,
+    shape: Shape,
+    settings: Settings,
+    networks: range,
+    device: torch.device,
+) -> GradientCovariance:
+    """Return the checkpoint's moments if there are any and they are of this run, else empty ones.
+
+    Empty ones are saved: a file that cannot be written should fail now, and not after an hour of work.
+    """
+    fresh = GradientCovariance.empty(shape, settings, device)
+    if checkpoint is None:
+        return fresh
+    if not Path(checkpoint).exists():
+        fresh.save(checkpoint)
+        return fresh
+    saved = GradientCovariance.load(checkpoint)
+    if saved.networks and not all(first in networks and last - 1 in networks for first, last in saved.networks):
+        raise ValueError(
+            f"checkpoint {checkpoint}: holds networks {_text(saved.networks)}, expected only some of "
+            f"{networks.start} to {networks.stop - 1}; name another file"
+        )
+    try:
+        fresh.merge(saved)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {checkpoint} is of another run, name another file ({error})") from error
+    fresh.save(checkpoint)
+    return fresh
+
+
+def _blocks(numbers: Sequence[int], size: int) -> Iterator[tuple[int, int]]:
+    """Cut ascending numbers into half-open ranges of at most ``size``."""
+    start = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1 or i - start == size:
+            yield numbers[start], numbers[i - 1] + 1
+            start = i
+
+
+def union(a: Ranges, b: Ranges) -> Ranges:
+    """Return the union of two lists of half-open ranges of networks.
+
+    Raises:
+        ValueError: a network is in both.
+    """
+    joined: Ranges = []
+    for first, last in sorted([*a, *b]):
+        if joined and first < joined[-1][1]:
+            raise ValueError(f"networks {_text(b)}: some were seen before ({_text(a)})")
+        if joined and first == joined[-1][1]:
+            joined[-1] = (joined[-1][0], last)
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _text(networks: Ranges) -> str:
+    return ", ".join(f"{first} to {last - 1}" for first, last in networks)
