@@ -29,6 +29,7 @@ SCIENCE = {
     "seeds",
     "selectivity",
     "sites",
+    "stats",
     "synthetic",
     "theory",
     "training",
