@@ -86,19 +86,20 @@ def contrast(*terms: tuple[float, ArrayLike]) -> Measured | None:
     return measured(sum(weight * values.mean() for weight, values in groups), 2 * math.sqrt(variance))
 
 
-def proportion(p: float, n: int) -> Measured | None:
+def proportion(p: float, n: int, *, of: float = 1.0) -> Measured | None:
     """Return a share of n samples and two binomial standard errors, 2 sqrt(p (1 - p) / n).
 
-    Near 0 and 1 the error is that of one sample, 2 / n, and not zero.
+    Near 0 and 1 the error is that of one sample, 2 / n, and not zero. `of` is the whole: 100 for percentages.
 
     Raises:
-        ValueError: p is not between 0 and 1, or n is less than 1.
+        ValueError: p is not between 0 and the whole, or n is less than 1.
     """
-    if p < 0 or p > 1:
-        raise ValueError(f"p: expected a share between 0 and 1, got {p}")
+    share = p / of
+    if share < 0 or share > 1:
+        raise ValueError(f"p: expected a share between 0 and {of:g}, got {p}")
     if n < 1:
         raise ValueError(f"n: expected at least 1 sample, got {n}")
-    return measured(p, 2 * math.sqrt(max(p * (1 - p), 1 / n) / n))
+    return measured(p, 2 * of * math.sqrt(max(share * (1 - share), 1 / n) / n))
 
 
 def rank_correlation(a: ArrayLike, b: ArrayLike) -> np.ndarray:
