@@ -119,6 +119,7 @@ def test_spearman_leaves_missing_pairs_out_and_ignores_labels():
 def test_no_order_is_not_measured():
     assert stats.spearman(A, np.ones(20)) is None
     assert stats.spearman(A[:3], B[:3]) is None
+    assert stats.spearman([1, 2], [4, 3], interval="delta") == Measured(-1.0)
     assert stats.spearman(A, B, n=3) is None
     assert stats.spearman([], []) is None
     assert stats.spearman(A, 2 * A) is None
