@@ -403,3 +403,10 @@ def side_by_side(frame: pd.DataFrame, *, x: str, y: Sequence[str], hue: str | No
     if hue is not None:
         axes[-1].legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
+
+
+def by_level(frame: pd.DataFrame, *, x: str, y: str, hue: str) -> Figure:
+    """Return `by_group` with the name of the groups, ``x``, below them."""
+    figure = by_group(frame, x=x, y=y, label=y, hue=hue)
+    figure.axes[0].set_xlabel(x)
+    return figure

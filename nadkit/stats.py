@@ -209,3 +209,30 @@ def jackknife(estimate: Callable[..., float], *groups: Sequence) -> Measured:
         ]
         variance += (len(group) - 1) ** 2 / len(group) * np.var(without, ddof=1)
     return Measured(estimate(*groups), 2 * math.sqrt(variance))
+
+
+def rank_correlation_within(a: ArrayLike, b: ArrayLike, groups: ArrayLike, *, least: int = 2) -> float:
+    """Return the mean over groups of Spearman's rank correlation among the members of a group.
+
+    Pairs with a missing value are left out, and so are groups of fewer than `least` pairs or in which all values
+    of one are equal; NaN if none is left.
+
+    Raises:
+        ValueError: the three are not as long.
+    """
+    frame = pd.DataFrame({"a": np.asarray(a), "b": np.asarray(b), "group": np.asarray(groups)}).dropna()
+    large = [rows for _, rows in frame.groupby("group") if len(rows) >= max(least, 2)]
+    return float(pd.Series([rank_correlation(rows.a, rows.b) for rows in large], dtype=float).mean())
+
+
+def partial_rank_correlation(a: ArrayLike, b: ArrayLike, given: ArrayLike) -> float:
+    """Return the rank correlation of a and b given c, (r_ab - r_ac r_bc) / sqrt((1 - r_ac^2) (1 - r_bc^2)).
+
+    NaN where all values of one are equal, or where c determines the order of a or b.
+
+    Raises:
+        ValueError: the three are not as long.
+    """
+    ab, ac, bc = (float(rank_correlation(x, y)) for x, y in ((a, b), (a, given), (b, given)))
+    left = (1 - ac**2) * (1 - bc**2)
+    return (ab - ac * bc) / math.sqrt(left) if left > 1e-12 else math.nan

@@ -298,3 +298,9 @@ def test_panels_side_by_side_have_scales_of_their_own_and_words_in_the_order_of_
     one, other = draw(plots.side_by_side(rows, x="alpha", y=["index", "accuracy"], hue="layer"))
     assert one.get_legend() is None
     assert [text.get_text() for text in other.get_legend().get_texts()] == ["first", "last"]
+
+
+def test_levels_are_named_below_their_groups():
+    frame = pd.DataFrame({"corruption": ["0", "1"], "area": [1.0, 0.5], "ablated": ["units", "units"]})
+    (axis,) = draw(plots.by_level(frame, x="corruption", y="area", hue="ablated"))
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("corruption", "area")

@@ -156,3 +156,20 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     assert both.error == pytest.approx(2 * math.hypot(scipy.stats.sem(parts), scipy.stats.sem(B[:4])))
     with pytest.raises(ValueError, match="at least two parts"):
         stats.jackknife(np.mean, parts, [1.0])
+
+
+def test_rank_correlation_within_groups_is_the_mean_of_those_that_have_one():
+    a, b = [1, 2, 3, 9, 8, 7, 5], [1, 2, 3, 1, 2, 2, 4]
+    groups = ["up", "up", "up", "down", "down", "down", "single"]
+    down = stats.rank_correlation([9, 8, 7], [1, 2, 2])
+    assert stats.rank_correlation_within(a, b, groups) == pytest.approx((1 + down) / 2)
+    assert stats.rank_correlation_within([math.nan, *a[1:]], b, groups, least=3) == pytest.approx(down)
+    assert math.isnan(stats.rank_correlation_within(a, [1] * 7, groups))
+
+
+def test_partial_rank_correlation_is_that_of_the_residuals():
+    given = np.arange(20.0)
+    ranks = [stats.rankdata(values) for values in (A, B)]
+    residuals = [r - np.polyval(np.polyfit(given, r, 1), given) for r in ranks]
+    assert stats.partial_rank_correlation(A, B, given) == pytest.approx(np.corrcoef(residuals)[0, 1])
+    assert math.isnan(stats.partial_rank_correlation(A, given, given))
