@@ -86,19 +86,20 @@ def contrast(*terms: tuple[float, ArrayLike]) -> Measured | None:
     return measured(sum(weight * values.mean() for weight, values in groups), 2 * math.sqrt(variance))
 
 
-def proportion(p: float, n: int) -> Measured | None:
+def proportion(p: float, n: int, *, of: float = 1.0) -> Measured | None:
     """Return a share of n samples and two binomial standard errors, 2 sqrt(p (1 - p) / n).
 
-    Near 0 and 1 the error is that of one sample, 2 / n, and not zero.
+    Near 0 and 1 the error is that of one sample, 2 / n, and not zero. `of` is the whole: 100 for percentages.
 
     Raises:
-        ValueError: p is not between 0 and 1, or n is less than 1.
+        ValueError: p is not between 0 and the whole, or n is less than 1.
     """
-    if p < 0 or p > 1:
-        raise ValueError(f"p: expected a share between 0 and 1, got {p}")
+    share = p / of
+    if share < 0 or share > 1:
+        raise ValueError(f"p: expected a share between 0 and {of:g}, got {p}")
     if n < 1:
         raise ValueError(f"n: expected at least 1 sample, got {n}")
-    return measured(p, 2 * math.sqrt(max(p * (1 - p), 1 / n) / n))
+    return measured(p, 2 * of * math.sqrt(max(share * (1 - share), 1 / n) / n))
 
 
 def rank_correlation(a: ArrayLike, b: ArrayLike) -> np.ndarray:
@@ -146,10 +147,10 @@ def spearman(
 ) -> Measured | None:
     """Return Spearman's rank correlation r, and half its 95 % interval.
 
-    The interval is Fisher's, its longer side; or by the delta method, 2 (1 - r^2) / sqrt(n - 3). Pairs with a
-    missing value are left out. `n` is the number of independent pairs, where that is less than all. Beyond
+    The interval is Fisher's, its longer side; or by the delta method, 2 (1 - r^2) / sqrt(n - 3), with one for n - 3
+    of fewer than four pairs. Pairs with a missing value are left out. `n` is the number of independent pairs, where that is less than all. Beyond
     `cap`, r has the interval of `cap`: at 1, Fisher's has no length. None where there is no order or no
-    interval: for a constant, for fewer than four pairs, and for |r| = 1 without a cap.
+    interval: for a constant, and by Fisher for fewer than four pairs, and for |r| = 1 without a cap.
 
     Raises:
         ValueError: the two are not as long.
@@ -157,11 +158,11 @@ def spearman(
     pairs = np.stack([np.asarray(a, dtype=float), np.asarray(b, dtype=float)])
     a, b = pairs[:, ~np.isnan(pairs).any(0)]
     n = len(a) if n is None else n
-    if n < 4 or math.isnan(r := float(rank_correlation(a, b))):
+    if len(a) < 2 or math.isnan(r := float(rank_correlation(a, b))):
         return None
     if interval == "delta":
-        return Measured(r, 2 * (1 - r**2) / math.sqrt(n - 3))
-    if (size := min(abs(r), cap)) > 1 - 1e-12:
+        return Measured(r, 2 * (1 - r**2) / math.sqrt(max(n - 3, 1)))
+    if n < 4 or (size := min(abs(r), cap)) > 1 - 1e-12:
         return None
     return Measured(r, abs(r) - math.tanh(math.atanh(size) - _half(r, n)))
 

@@ -70,6 +70,7 @@ def test_a_proportion_has_the_binomial_error():
     found = stats.proportion(0.2, 100)
     assert (found.value, found.error) == (0.2, pytest.approx(2 * scipy.stats.binom(100, 0.2).std() / 100))
     assert stats.proportion(1.0, 100) == Measured(1.0, 0.02)
+    assert stats.proportion(20, 100, of=100) == Measured(20, 100 * found.error)
     assert stats.proportion(math.nan, 100) is None
     for p, n in [(1.1, 10), (-0.1, 10), (0.5, 0)]:
         with pytest.raises(ValueError, match="expected"):
@@ -118,6 +119,7 @@ def test_spearman_leaves_missing_pairs_out_and_ignores_labels():
 def test_no_order_is_not_measured():
     assert stats.spearman(A, np.ones(20)) is None
     assert stats.spearman(A[:3], B[:3]) is None
+    assert stats.spearman([1, 2], [4, 3], interval="delta") == Measured(-1.0)
     assert stats.spearman(A, B, n=3) is None
     assert stats.spearman([], []) is None
     assert stats.spearman(A, 2 * A) is None
