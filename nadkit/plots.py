@@ -40,6 +40,15 @@ def _by_frequency(axis: Axes, title: str = "", *, first: bool = True) -> None:
     axis.tick_params(axis="y", rotation=0)
 
 
+def wave_maps(table: pd.DataFrame, values: str) -> dict[str, pd.DataFrame]:
+    """Return a map for each network, by vertical (rows) and horizontal frequency.
+
+    The table has the columns network, fx and fy, and the one that is named.
+    """
+    networks = table.groupby("network", sort=False)
+    return {name: rows.pivot(index="fy", columns="fx", values=values) for name, rows in networks}
+
+
 def accuracy_maps(maps: Mapping[str, pd.DataFrame], *, low: float = 50.0, high: float = 100.0) -> Figure:
     """Return heat maps side by side, one colour scale: accuracy (%) by vertical (rows) and horizontal frequency."""
     figure = _figure(4.2 * len(maps) + 0.6, 4.2)
@@ -393,4 +402,11 @@ def side_by_side(frame: pd.DataFrame, *, x: str, y: Sequence[str], hue: str | No
         sns.lineplot(frame, x=x, y=column, ax=axis, errorbar=("se", 2), **marks, **shown)
     if hue is not None:
         axes[-1].legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    return figure
+
+
+def by_level(frame: pd.DataFrame, *, x: str, y: str, hue: str) -> Figure:
+    """Return `by_group` with the name of the groups, ``x``, below them."""
+    figure = by_group(frame, x=x, y=y, label=y, hue=hue)
+    figure.axes[0].set_xlabel(x)
     return figure

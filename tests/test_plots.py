@@ -31,6 +31,16 @@ def table():
     return pd.DataFrame([[50.0, 75.0, math.nan], [100.0, 60.0, 55.5]], index=[-2, 0], columns=[0, 2, 4])
 
 
+def test_wave_maps_arrange_each_network_by_frequency():
+    waves = {"fx": [2, 0, 0, 2], "fy": [1, 1, 0, 0], "accuracy": [4.0, 3.0, 1.0, 2.0]}
+    rows = pd.DataFrame(waves)
+    both = pd.concat([rows.assign(network="b"), rows.assign(network="a", accuracy=5.0)])
+    maps = plots.wave_maps(both, "accuracy")
+    assert [*maps] == ["b", "a"]
+    assert maps["b"].loc[1].tolist() == [3.0, 4.0]
+    assert maps["b"].loc[0].tolist() == [1.0, 2.0]
+
+
 def test_accuracy_maps_share_a_scale_and_carry_numbers(table):
     axes = draw(plots.accuracy_maps({"a": table, "b": table + 1}))
     assert [axis.get_title() for axis in axes[:2]] == ["a", "b"]
@@ -288,3 +298,9 @@ def test_panels_side_by_side_have_scales_of_their_own_and_words_in_the_order_of_
     one, other = draw(plots.side_by_side(rows, x="alpha", y=["index", "accuracy"], hue="layer"))
     assert one.get_legend() is None
     assert [text.get_text() for text in other.get_legend().get_texts()] == ["first", "last"]
+
+
+def test_levels_are_named_below_their_groups():
+    frame = pd.DataFrame({"corruption": ["0", "1"], "area": [1.0, 0.5], "ablated": ["units", "units"]})
+    (axis,) = draw(plots.by_level(frame, x="corruption", y="area", hue="ablated"))
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("corruption", "area")

@@ -1,7 +1,8 @@
 """Claims: what a paper reports, what a run measured, and the verdict the numbers give.
 
-A chapter shows its claims with one call, `show([Claim(...), ...])`; they are stored in the executed
-notebook next to the table, and `read` gets them back.
+A chapter shows its claims with one call, `show([Claim(...), ...])`; those that share a source, a paper or
+conditions come from one maker, `about(...)`. They are stored in the executed notebook next to the table,
+and `read` gets them back.
 """
 
 import contextlib
@@ -12,10 +13,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
 
 from nadkit.book import pages
 from nadkit.book.chapters import BadInput, find_title, read_notebook
+
+if TYPE_CHECKING:  # statistics take a second to import, and reading claims needs none
+    from nadkit.stats import Measured
 
 # The key of the claims in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.claims+json"
@@ -26,6 +31,7 @@ CSS_CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
 
 # An amount or a setting that a recorded run did not state.
 UNKNOWN = "unknown"
+OURS = "our measurement"
 
 Scalar = str | float | bool | None
 Test = Callable[[float], bool]
@@ -61,10 +67,11 @@ def _test(sign: str, bound: float) -> Test:
 class Claim:
     """One statement of a paper beside one measurement of ours.
 
-    `measured` is None where nothing could be measured; `error` is the half-width of its
-    uncertainty; `needs` maps what the statement needs to (amount of this run, amount required);
-    `same` maps the settings it is about to (this run's, the paper's), which must be equal. `paper` is
-    the citation key, in the book's bibliography, of the paper whose claim it is; "" where it is our own.
+    `measured` is a number, a `Measured`, which brings its `error`, the half-width of its uncertainty, or
+    None where nothing could be measured; a number that is not finite was not measured either. `needs` maps
+    what the statement needs to (amount of this run, amount required); `same` maps the settings it is about
+    to (this run's, the paper's), which must be equal. `paper` is the citation key, in the book's
+    bibliography, of the paper whose claim it is; "" where it is our own.
 
     Raises:
         ValueError: no verdict could be computed from these.
@@ -72,10 +79,10 @@ class Claim:
 
     id: str
     statement: str
-    source: str
-    reported: str | float | None
-    measured: float | None
+    measured: "Measured | float | None"
     holds_if: str
+    source: str = OURS
+    reported: str | float | None = None
     error: float = 0.0
     needs: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     same: Mapping[str, tuple[Scalar, Scalar]] = field(default_factory=dict, hash=False)
@@ -90,13 +97,22 @@ class Claim:
         # The numbers come from numpy and torch as often as from Python: keep plain floats.
         if not isinstance(self.reported, str | None):
             self._set("reported", _finite(f"claim {self.id}: reported", self.reported))
-        if self.measured is not None:
-            self._set("measured", _finite(f"claim {self.id}: measured", self.measured))
+        self._take_measurement()
         self._set("error", _finite(f"claim {self.id}: error", self.error))
         if self.error < 0:
             raise ValueError(f"claim {self.id}: error: expected at least 0, got {self.error}")
         self._set("needs", self._pairs("needs", _amount))
         self._set("same", self._pairs("same", _scalar))
+
+    def _take_measurement(self) -> None:
+        if hasattr(found := self.measured, "error"):  # a Measured
+            if self.error:
+                raise ValueError(f"claim {self.id}: error: expected none beside a Measured, which has its own")
+            self._set("measured", found.value if math.isfinite(found.error) else None)
+            self._set("error", found.error if math.isfinite(found.value + found.error) else 0.0)
+        if self.measured is not None:
+            value = _number(f"claim {self.id}: measured", self.measured)
+            self._set("measured", value if math.isfinite(value) else None)
 
     def _pairs(self, field: str, convert: Callable[[str, object], Scalar]) -> dict[str, tuple[Scalar, Scalar]]:
         pairs = {}
@@ -187,10 +203,37 @@ def _amount(what: str, number: object) -> float | str:
 
 
 def _finite(what: str, number: object) -> float:
-    with contextlib.suppress(TypeError, ValueError):
-        if math.isfinite(value := float(number)):
-            return value
+    if math.isfinite(value := _number(what, number)):
+        return value
     raise ValueError(f"{what}: expected a finite number, got {number!r}")
+
+
+def _number(what: str, number: object) -> float:
+    with contextlib.suppress(TypeError, ValueError):
+        return float(number)
+    raise ValueError(f"{what}: expected a finite number, got {number!r}")
+
+
+def about(
+    *,
+    source: str = OURS,
+    reported: str | float | None = None,
+    needs: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    same: Mapping[str, tuple[Scalar, Scalar]] = MappingProxyType({}),
+    paper: str = "",
+) -> Callable[..., Claim]:
+    """Return a maker of claims that share these fields.
+
+    It is called as `Claim` is. A field that is given there wins; what it says of `needs` and `same` is
+    added to what is shared.
+    """
+
+    def claim(id: str, statement: str, measured: "Measured | float | None", holds_if: str, **own: object) -> Claim:
+        shared = {"source": source, "reported": reported, "paper": paper}
+        added = {"needs": {**needs, **own.pop("needs", {})}, "same": {**same, **own.pop("same", {})}}
+        return Claim(id, statement, measured, holds_if, **shared | own | added)
+
+    return claim
 
 
 class Claims(Sequence[Claim]):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from nadkit.book.chapters import BadInput
-from nadkit.book.claims import FAILS, HOLDS, MIME, SYMBOLS, UNDECIDED, Claim, Claims, read
+from nadkit.book.claims import FAILS, HOLDS, MIME, SYMBOLS, UNDECIDED, Claim, Claims, about, read
+from nadkit.stats import Measured
 
 
 def claim(measured: float | None = 1.0, holds_if: str = ">= 0.95", **more) -> Claim:
@@ -99,6 +100,41 @@ def test_what_was_not_measured_is_undecided():
     assert claim(1.0).why_undecided == ""
 
 
+@pytest.mark.parametrize(
+    "nothing", [math.nan, math.inf, Measured(math.nan), Measured(1.0, math.nan), Measured(math.inf, 1.0)]
+)
+def test_a_number_that_is_not_finite_was_not_measured(nothing):
+    unknown = claim(nothing)
+    assert (unknown.measured, unknown.error, unknown.why_undecided) == (None, 0.0, "not measured")
+
+
+def test_a_measurement_brings_its_error():
+    made = Claim("top-1", "It works", Measured(np.float32(0.75), 0.25), "> 0.5")
+    assert (made.measured, made.error, made.verdict) == (0.75, 0.25, UNDECIDED)
+    assert (made.source, made.reported, made.paper) == ("our measurement", None, "")
+    assert json.dumps(Claims([made]).to_json())
+    assert list(Claims.from_json(Claims([made]).to_json())) == [made]
+    with pytest.raises(ValueError, match="expected none beside a Measured"):
+        claim(Measured(1.0, 0.1), error=0.2)
+
+
+def test_claims_share_what_is_said_once():
+    theirs = about(
+        source="Paper, fig. 1", paper="somebody2020", needs={"seeds": (3, 3)}, same={"sigma": (1, 1), "size": (8, 32)}
+    )
+    plain = theirs("a", "It works", Measured(1.0, 0.1), "> 0", reported=0.99)
+    assert plain == Claim(
+        "a", "It works", 1.0, "> 0", "Paper, fig. 1", 0.99, 0.1,
+        {"seeds": (3, 3)}, {"sigma": (1, 1), "size": (8, 32)}, "somebody2020",
+    )  # fmt: skip
+    more = theirs("b", "It works", None, "> 0", source="ours", needs={"epochs": (1, 2)}, same={"size": (8, 8)})
+    assert (more.source, more.needs) == ("ours", {"seeds": (3, 3), "epochs": (1, 2)})
+    assert more.same == {"sigma": (1, 1), "size": (8, 8)}
+    assert plain.needs == {"seeds": (3, 3)}
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        theirs("c", "It works", 1.0, "> 0", sauce="Paper")
+
+
 def test_numbers_of_numpy_become_plain():
     converted = claim(np.float32(0.5), error=np.float64(0.25), reported=np.float32(0.75))
     assert json.dumps(Claims([converted]).to_json())
@@ -117,8 +153,6 @@ def test_only_bounds_are_conditions(holds_if):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("measured", math.nan),
-        ("measured", math.inf),
         ("measured", "many"),
         ("error", -0.1),
         ("error", math.nan),

@@ -57,7 +57,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 OTHER = Validity("differs", "1 of 2 series differ")
-CLAIM = Claim("works", "It works", "Paper, fig. 1", 0.99, 0.5, ">= 0.9", paper="somebody2020")
+CLAIM = Claim("works", "It works", 0.5, ">= 0.9", source="Paper, fig. 1", reported=0.99, paper="somebody2020")
 
 
 def a_record(**changes) -> Record:
@@ -317,7 +317,7 @@ assert seed != 13, "unlucky"
 results.made_with(device, data="synthetic")
 results.keep(total=seed / 3, highest=2 * seed, seconds=7.5)
 results.show("squares", pd.DataFrame({"n": [1, 2], "square": [1.0, 4.5]}), alt="Squares.")
-claims.show([claims.Claim("positive", "It is positive", "us", None, seed / 10, ">= 0.5")])
+claims.show([claims.Claim("positive", "It is positive", seed / 10, ">= 0.5", "us")])
 """
 
 
