@@ -13,16 +13,9 @@ from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn import functional as F
 
-from nadkit.activations.selectivity import (
-    Activity,
-    SelectivityObjective,
-    activity_of,
-    auroc,
-    class_auroc,
-    class_selectivity,
-    mutual_information,
-    record_activity,
-)
+from nadkit.activations.activity import Activity, activity_of, record_activity
+from nadkit.activations.objective import SelectivityObjective
+from nadkit.activations.selectivity import auroc, class_auroc, class_selectivity, mutual_information
 from nadkit.activations.sites import Site, Sites, capture, find_sites
 from nadkit.architectures import MLP, ConvNet
 
@@ -306,7 +299,7 @@ def test_units_may_come_in_any_order(random):
 def test_measures_do_not_depend_on_how_many_units_are_looked_at_together(random, monkeypatch):
     activity = activity_of(*random)
     whole = class_auroc(activity), [mutual_information(activity, kind=kind).bits for kind in KINDS]
-    monkeypatch.setattr("nadkit.activations.selectivity.BLOCK", 2 * 4 * 1025)
+    monkeypatch.setattr("nadkit.activations.activity.BLOCK", 2 * 4 * 1025)
     assert all(torch.equal(a, b) for a, b in zip(class_auroc(activity), whole[0], strict=True))
     for kind, bits in zip(KINDS, whole[1], strict=True):
         assert torch.equal(mutual_information(activity, kind=kind).bits, bits)
