@@ -226,15 +226,8 @@ def _set_input_channels(model: nn.Module, channels: int) -> None:
     """Replace the first convolution, which expects colour, by one for ``channels``."""
     path, conv = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     parent, _, leaf = path.rpartition(".")
-    fresh = nn.Conv2d(
-        channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        bias=conv.bias is not None,
-    )
+    geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    fresh = nn.Conv2d(channels, conv.out_channels, *geometry, bias=conv.bias is not None)
     setattr(model.get_submodule(parent), leaf, fresh)
 
 

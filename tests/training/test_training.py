@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from nadkit import training
+from nadkit import seeds, training
 from nadkit.architectures.pooling import Blur
 from nadkit.data.synthetic import Separable
 from nadkit.files import DataError
@@ -52,7 +52,7 @@ class Stripes:
     n_train: int = 150
 
     def sample(self, split, device):
-        generator = training.seeds.generator(self.seed, split)
+        generator = seeds.generator(self.seed, split)
         y = torch.randint(self.n_classes, (self.n_train if split == "train" else 90,), generator=generator)
         x = torch.randint(128, (len(y), *self.shape), generator=generator, dtype=torch.uint8)
         x[torch.arange(len(y)), :, y] += 100
@@ -94,7 +94,7 @@ def test_fit_against_a_plain_loop(recipe):
     plain.load_state_dict(model.state_dict())
     history = fit(model, (x, y), test, recipe, seed=5, device="cpu")
 
-    order = training.seeds.generator(5, "order")
+    order = seeds.generator(5, "order")
     weights = list(plain.parameters())
     velocity = [torch.zeros_like(w) for w in weights]
     step, losses = 0, []
@@ -162,7 +162,7 @@ def test_adam_against_a_plain_loop():
     plain.load_state_dict(model.state_dict())
     fit(model, (x, y), test, recipe, seed=5, device="cpu")
 
-    order = training.seeds.generator(5, "order")
+    order = seeds.generator(5, "order")
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.01, weight_decay=1e-2)
     for _ in range(recipe.epochs):
         for batch in torch.randperm(len(x), generator=order).split(recipe.batch_size):
