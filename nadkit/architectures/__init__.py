@@ -119,13 +119,14 @@ def n_logits(model: nn.Module, shape: Shape, device: str | torch.device = "cpu")
     Raises:
         ValueError: it does not map (2, C, H, W) to (2, K).
     """
+    inputs = (2, *shape)
     try:
-        out = model.eval()(torch.zeros(2, *shape, device=device))
+        out = model.eval()(torch.zeros(inputs, device=device))
     except Exception as error:
-        raise ValueError(f"the network does not accept inputs of shape (2, {_text(shape)}): {error}") from error
+        raise ValueError(f"the network does not accept inputs of shape {inputs}: {error}") from error
     if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != 2:
         found = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
-        raise ValueError(f"expected a network that maps (2, {_text(shape)}) to logits (2, classes), got {found}")
+        raise ValueError(f"expected a network that maps {inputs} to logits (2, classes), got {found}")
     return out.shape[1]
 
 
@@ -144,7 +145,8 @@ def factory(architecture: Architecture) -> Callable[..., nn.Module]:
         return functools.partial(_torchvision, _torchvision_name(function))
     if function:
         return _imported(module, function)
-    raise ValueError(f"unknown architecture {architecture!r}{hint(architecture, NAMES)}; known: {_known()}")
+    known = ", ".join([*NAMES, "torchvision:NAME", "MODULE:FUNCTION"])
+    raise ValueError(f"unknown architecture {architecture!r}{hint(architecture, NAMES)}; known: {known}")
 
 
 def check(name: str) -> None:
@@ -176,14 +178,6 @@ def _without_pooling(architecture: Architecture) -> str:
         known = ", ".join(n for n in NAMES if n.endswith("-nopool"))
         raise ValueError(f"architecture {architecture!r} has no variant without pooling; those that do: {known}")
     return name
-
-
-def _text(shape: Shape) -> str:
-    return ", ".join(map(str, shape))
-
-
-def _known() -> str:
-    return ", ".join(NAMES) + ", torchvision:NAME, MODULE:FUNCTION"
 
 
 def _imported(module: str, function: str) -> Callable[..., nn.Module]:
