@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from benchmarks.timing import in_turns, table
 from nadkit import architectures, seeds
 from nadkit.activations.ablation import Impact, cumulative_curve, noise_curve, unit_impact
-from nadkit.activations.sites import Sites, evaluating, find_sites, moments, replaced
+from nadkit.activations.moments import unit_moments
+from nadkit.activations.sites import Sites, evaluating, find_sites, replaced
 from nadkit.devices import pick
 from nadkit.training import Data, evaluate
 
@@ -110,7 +111,7 @@ def curves(model: nn.Module, data: Data, sites: Sites, rounds: int, orderings: i
     shares = torch.linspace(0, 1, steps + 1)[:, None]
     masks = [torch.rand(sites.n_units, generator=seeds.generator(0, "masks", r)) < shares for r in range(orderings)]
     masks = torch.cat(masks).to(data[0].device)
-    options = {"relative": True, "moments": moments(model, data[0], sites), "repeats": orderings}
+    options = {"relative": True, "moments": unit_moments(model, data[0], sites), "repeats": orderings}
     scales = torch.logspace(-1.5, 1, steps + 1)
     contenders = {
         "a pass for each mask": lambda: one_by_one(model, data, sites, masks),

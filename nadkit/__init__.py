@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from nadkit.activations.ablation import area_under_curve, cumulative_curve, noise_curve, unit_impact
-    from nadkit.activations.selectivity import class_selectivity, mutual_information, record_activity
+    from nadkit.activations.activity import record_activity
+    from nadkit.activations.selectivity import class_selectivity, mutual_information
     from nadkit.activations.sites import find_sites
     from nadkit.architectures import build, pretrained
     from nadkit.data.images import ImageSet, load
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "nadkit.activations.ablation": ("area_under_curve", "cumulative_curve", "noise_curve", "unit_impact"),
-    "nadkit.activations.selectivity": ("class_selectivity", "mutual_information", "record_activity"),
+    "nadkit.activations.activity": ("record_activity",),
+    "nadkit.activations.selectivity": ("class_selectivity", "mutual_information"),
     "nadkit.activations.sites": ("find_sites",),
     "nadkit.architectures": ("build", "pretrained"),
     "nadkit.data.images": ("ImageSet", "load"),

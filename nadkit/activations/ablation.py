@@ -7,7 +7,7 @@ Units are clamped after their activation function, never by zeroing weights: wha
 Source: Morcos, Barrett, Rabinowitz and Botvinick, "On the importance of single directions for generalization", ICLR
 2018.
 
-How it is fast (`nadkit.activations.variants`; ``python -m benchmarks.ablation`` measures it beside Captum and plain loops):
+How it is fast (`variants`; ``python -m benchmarks.ablation`` measures it beside Captum and plain loops):
 
 - many masks are one pass, in chunks that fit the caches, begun at the first site that is ablated;
 - a single unit changes the next pre-activation by its own weights alone, z + w_c (v_c - h_c), a rank-1 update, or for
@@ -17,7 +17,7 @@ How it is fast (`nadkit.activations.variants`; ``python -m benchmarks.ablation``
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, get_args
@@ -27,8 +27,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nadkit import checks, seeds
-from nadkit.activations.sites import Moments, Site, Sites, evaluating
-from nadkit.activations.variants import BATCH, Tally, Variants, add, clamp, clamp_in
+from nadkit.activations.moments import Moments, unit_moments
+from nadkit.activations.scores import Answers, Scores, joined, tally
+from nadkit.activations.sites import Site, Sites, evaluating
+from nadkit.activations.variants import BATCH, Variants
 from nadkit.inputs.basis import random_basis
 from nadkit.names import hint
 from nadkit.training import Data
@@ -50,21 +52,6 @@ Basis = Literal["units", "random"]
 
 NOISE = 2**16
 """Numbers of a draw of noise: those of a site for a block of samples, the same blocks whatever the batches are."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scores:
-    """How well a network does, clamped in one way or in several; on the CPU, float64.
-
-    Attributes:
-        accuracy: (...), from 0 to 1.
-        loss: (...), mean cross-entropy in nats.
-        class_accuracy: (..., classes), on the samples of each class alone; NaN for a class without samples.
-    """
-
-    accuracy: Tensor
-    loss: Tensor
-    class_accuracy: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,7 +113,7 @@ def cumulative_curve(
         orderings: random orders R of the units.
         steps: number of equal steps from none to all, or the numbers of units to ablate; none and all are added.
         value: what units are clamped to: ``"zero"``, or ``"mean"``, each unit's own.
-        moments: of the training data (`nadkit.activations.sites.moments`), for ``"mean"``.
+        moments: of the training data (`unit_moments`), for ``"mean"``.
         basis: ``"units"``, or ``"random"``: directions q of a random orthonormal basis of each site (a fresh one for
             each ordering), whose coordinates q h are clamped; of feature maps, at each position.
         seed: of the orderings and bases.
@@ -140,25 +127,26 @@ def cumulative_curve(
 
     Source: Morcos et al. 2018, figure 1 (zero, 10 orderings), figure A1 (mean).
     """
-    n, rows = sites.n_units, checks.require_integer("orderings", orderings, 1)
+    orderings = checks.require_integer("orderings", orderings, 1)
     _require_choice("basis", basis, Basis)
-    counts = _counts(steps, n)
-    orders = [torch.randperm(n, generator=seeds.generator(seed, "ordering", r)) for r in range(rows)]
-    masks = torch.stack([order.argsort() < counts[:, None] for order in orders])  # (R, S, n_units)
     evaluate = functools.partial(
         evaluate_masks, model, data, sites, value=value, moments=moments, batch_size=batch_size, memory=memory
     )
+    counts = _counts(steps, sites.n_units)
+    masks = torch.stack([_cumulative(sites.n_units, counts, seed, r) for r in range(orderings)])
     if basis == "units":
-        inner = masks[:, 1:-1].flatten(0, 1)  # with none and with all ablated, every ordering is the same
-        scores = evaluate(torch.cat([masks[0, [0, -1]], inner]), progress=progress)
-        numbers = 2 + torch.arange(len(inner)).view(rows, len(counts) - 2)
-        numbers = torch.cat([torch.zeros(rows, 1), numbers, torch.ones(rows, 1)], 1).long()
-        scores = {name: part[numbers] for name, part in vars(scores).items()}
+        scores = evaluate(masks.flatten(0, 1), progress=progress)
     else:
-        bars = tqdm(range(rows), unit="ordering", disable=not progress, leave=False)
-        each = [vars(evaluate(masks[r], bases=_random_bases(sites, seed, r))) for r in bars]
-        scores = {name: torch.stack([part[name] for part in each]) for name in each[0]}
-    return Curve(counts=counts, fraction=counts.double() / n, **scores)
+        bars = tqdm(range(orderings), unit="ordering", disable=not progress, leave=False)
+        scores = joined(evaluate(masks[r], bases=_random_bases(sites, seed, r)) for r in bars)
+    curves = scores.each(lambda part: part.unflatten(0, (orderings, len(counts))))
+    return Curve(counts=counts, fraction=counts.double() / sites.n_units, **curves)
+
+
+def _cumulative(n: int, counts: Tensor, seed: int, ordering: int) -> Tensor:
+    """Return masks (S, n) of the first counts (S,) of n units in a random order."""
+    order = torch.randperm(n, generator=seeds.generator(seed, "ordering", ordering))
+    return order.argsort() < counts[:, None]
 
 
 def area_under_curve(fraction: Tensor, accuracy: Tensor, *, normalised: bool = False) -> Tensor:
@@ -202,7 +190,7 @@ def evaluate_masks(
         sites: of the units.
         masks: (K, n_units) bool, true where a unit is ablated.
         value: what units are clamped to: ``"zero"``, or ``"mean"``, each unit's own.
-        moments: of the training data (`nadkit.activations.sites.moments`), for ``"mean"``.
+        moments: of the training data (`unit_moments`), for ``"mean"``.
         bases: by name of site, orthonormal rows (C, C), whose coordinates are clamped instead of units.
         batch_size: samples at a time; by default what the memory allows, at most `BATCH`.
         memory: bytes of the widest activation of a chunk of masks; by default `MEMORY` of the device.
@@ -218,22 +206,10 @@ def evaluate_masks(
             f"{tuple(masks.shape)} {masks.dtype}"
         )
     values = _values(sites, value, moments)
+    bases = None if bases is None else {site: _basis(bases, site) for site in sites}
     with evaluating(model):
         variants = Variants(model, data, sites, batch_size=batch_size, memory=memory)
-        edits = {}
-        for site, v in _to(variants.device, values).items():
-            edits[site] = clamp(site, v) if bases is None else clamp_in(site, v, _basis(bases, site).to(v))
-        tally = variants.tally(len(masks))
-        masks = dict(zip(sites, sites.split(masks.cpu()).values(), strict=True))
-        groups = _by_first(variants.order, masks)
-        for x, y in variants.batches(progress):
-            if None in groups:
-                tally.add(groups[None], variants.plain(x)[None], y)
-            for first, known in variants.starts(x, [site for site in groups if site is not None]):
-                for chunk in variants.split(groups[first], first, len(x)):
-                    used = {site: m[chunk].to(variants.device) for site, m in masks.items() if m[chunk].any()}
-                    tally.add(chunk, variants.logits(known, first, edits, used), y)
-        return _scores(tally)
+        return _scores(variants, variants.clamped(masks, values, bases, progress), len(masks))
 
 
 @torch.no_grad()
@@ -254,20 +230,12 @@ def unit_impact(
 
     Source: Morcos et al. 2018, figure 7.
     """
-    values = _values(sites, value, moments)
+    values, n = _values(sites, value, moments), sites.n_units
     with evaluating(model):
         variants = Variants(model, data, sites, batch_size=batch_size, memory=memory)
-        values = _to(variants.device, values)
-        offsets = dict(zip(sites, sites.offsets, strict=False))
-        tally, baseline = variants.tally(sites.n_units), variants.tally(1)
-        for x, y in variants.batches(progress):
-            plain = variants.plain(x)
-            baseline.add(torch.tensor([0]), plain[None], y)
-            for site, known in variants.starts(x, sites):
-                for units, logits in variants.one_by_one(site, known, values[site], plain):
-                    tally.add(offsets[site] + units, logits, y)
-        first = {name: part[0] for name, part in vars(_scores(baseline)).items()}
-        return Impact(baseline=Scores(**first), **vars(_scores(tally)))
+        scores = _scores(variants, variants.clamped_singly(values, progress), n + 1)
+    baseline = Scores(**scores.each(lambda part: part[n]))
+    return Impact(baseline=baseline, **scores.each(lambda part: part[:n]))
 
 
 @torch.no_grad()
@@ -294,7 +262,7 @@ def noise_curve(
         model, data, sites: as in `evaluate_masks`.
         scales: S numbers, at least 0; the paper's run from 10^-1.5 to 10.
         repeats: draws R.
-        moments: of the training data (`nadkit.activations.sites.moments`), whose standard deviations the noise is relative to.
+        moments: of the training data (`unit_moments`), to whose standard deviations the noise is relative.
         relative: whether it is; otherwise std = 1, and moments are not needed.
         seed: of the noise.
         batch_size, memory, progress: as in `evaluate_masks`.
@@ -311,21 +279,12 @@ def noise_curve(
         std = _per_site(sites, moments, "std", "relative noise")
     with evaluating(model):
         variants = Variants(model, data, sites, batch_size=batch_size, memory=memory)
-        first, numbers = variants.order[0], torch.arange(len(scale))
-        tally = variants.tally(repeats * len(scale))
-        start = 0
-        for x, y in variants.batches(progress):
-            samples, start = range(start, start + len(x)), start + len(x)
-            ((_, known),) = variants.starts(x, [first])
-            for r in range(repeats):
-                noise = {s: _noise(s, std[s], samples, (seed, "noise", r), variants.device) for s in sites}
-                edits = {site: add(site, noise[site]) for site in sites}
-                for chunk in variants.split(numbers, first, len(x)):
-                    parameter = scale[chunk, None].to(variants.device, torch.float32)
-                    logits = variants.logits(known, first, edits, dict.fromkeys(sites, parameter))
-                    tally.add(r * len(scale) + chunk, logits, y)
-        scores = {name: part.unflatten(0, (repeats, -1)) for name, part in vars(_scores(tally)).items()}
-    return NoiseCurve(scale=scale, **scores)
+
+        def noise(site: Site, r: int, samples: range) -> Tensor:
+            return _noise(site, std[site], samples, (seed, "noise", r), variants.device)
+
+        scores = _scores(variants, variants.noisy(scale, repeats, noise, progress), repeats * len(scale))
+    return NoiseCurve(scale=scale, **scores.each(lambda part: part.unflatten(0, (repeats, len(scale)))))
 
 
 def _noise(site: Site, std: Tensor, samples: range, address: tuple[int | str, ...], device: torch.device) -> Tensor:
@@ -336,18 +295,6 @@ def _noise(site: Site, std: Tensor, samples: range, address: tuple[int | str, ..
         draws.append(torch.randn(block, *site.shape, generator=generator, device=device))
     first = samples.start % block
     return torch.cat(draws)[first : first + len(samples)] * std.to(device).view(-1, *[1] * (len(site.shape) - 1))
-
-
-def _by_first(order: Sequence[Site], masks: Mapping[Site, Tensor]) -> dict[Site | None, Tensor]:
-    """Return the numbers of the masks by the first site at which they ablate anything, None for those that do not."""
-    some = torch.stack([masks[site].any(1) for site in order], 1)
-    first = torch.where(some.any(1), some.int().argmax(1), len(order))
-    groups = {site: (first == i).nonzero().flatten() for i, site in enumerate([*order, None])}
-    return {site: group for site, group in groups.items() if len(group)}
-
-
-def _to(device: torch.device, values: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-    return {site: v.to(device) for site, v in values.items()}
 
 
 def _basis(bases: Mapping[str, Tensor], site: Site) -> Tensor:
@@ -375,9 +322,7 @@ def _values(sites: Sites, value: Value, moments: Moments | None) -> dict[Site, T
 def _per_site(sites: Sites, moments: Moments | None, name: str, purpose: str) -> dict[Site, Tensor]:
     """Return a moment of each site's units, float32."""
     if moments is None:
-        raise ValueError(
-            f"{purpose} needs moments=nadkit.activations.sites.moments(model, x, sites) of the training inputs x"
-        )
+        raise ValueError(f"{purpose} needs moments=unit_moments(model, x, sites) of the training inputs")
     missing = [site.name for site in sites if site not in moments.sites]
     if missing:
         raise ValueError(f"moments: expected those of {sites.names}, these are of {moments.sites.names}")
@@ -402,9 +347,13 @@ def _scales(scales: Sequence[float]) -> Tensor:
     return torch.tensor(scales, dtype=torch.float64)
 
 
-def _scores(tally: Tally) -> Scores:
-    accuracy, loss, class_accuracy = tally.results()
-    return Scores(accuracy=accuracy, loss=loss, class_accuracy=class_accuracy)
+def _scores(variants: Variants, answers: Iterator[Answers], count: int) -> Scores:
+    """Return the scores (K,) of variants, having checked that they are numbers."""
+    scores = tally(answers, count, variants.y, variants.classes, variants.device)
+    if nan := int(torch.isnan(scores.loss).sum()):
+        unit_moments(variants.model, variants.x, variants.sites)  # says at which site, if the network is to blame
+        raise ValueError(f"the loss of {nan} of {count} variants is NaN")
+    return scores
 
 
 def _require_choice(name: str, value: str, options: object) -> None:

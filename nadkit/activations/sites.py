@@ -6,7 +6,6 @@ section 2: hidden units of an MLP, whole feature maps of a ConvNet.
 """
 
 import html
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,30 +17,21 @@ from torch import Tensor, nn
 from torch.nn.modules import activation
 
 from nadkit import checks
-from nadkit.data.images import to_float
 from nadkit.names import did_you_mean
 
 __all__ = [
     "ACTIVATIONS",
-    "Moments",
     "Site",
     "Sites",
     "capture",
     "evaluating",
     "find_sites",
-    "moments",
     "replaced",
 ]
 
 _NO_UNITS = {"MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax"}
 ACTIVATIONS = tuple(getattr(activation, name) for name in activation.__all__ if name not in _NO_UNITS)
 """The modules that count as activations: all of torch's but the softmaxes, which are probabilities, and attention."""
-
-BATCH = 500
-"""Samples per forward pass."""
-
-BLOCK = 2**21
-"""Numbers of an activation that are float64 at a time (16 MB)."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +58,6 @@ class Site:
     def units(self) -> int:
         """Number C of units or feature maps."""
         return self.shape[0]
-
-    @property
-    def positions(self) -> int:
-        """Number of positions of a feature map, H W; 1 for a plain unit."""
-        return math.prod(self.shape[1:])
 
     def units_first(self, activation: Tensor) -> Tensor:
         """Return an activation of this site as (B, C, positions...), a view."""
@@ -179,24 +164,6 @@ class Sites(Sequence[Site]):
         columns = "".join(f"<th>{cell}</th>" for cell in head)
         caption = f"<caption>{self._total()}</caption>"
         return f"<table>{caption}<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>"
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Mean and standard deviation of each unit over samples and positions, site by site in ``moments["relu1"]``.
-
-    Attributes:
-        sites: of the units.
-        mean: (n_units,) float64.
-        std: (n_units,) float64, of the population: the mean square deviation's root.
-    """
-
-    sites: Sites
-    mean: Tensor
-    std: Tensor
-
-    def __getitem__(self, name: str) -> "Moments":
-        return Moments(self.sites[[name]], self.sites.split(self.mean)[name], self.sites.split(self.std)[name])
 
 
 @torch.no_grad()
@@ -381,56 +348,6 @@ def _hooked(
             handle.remove()
 
 
-@torch.no_grad()
-def moments(model: nn.Module, x: Tensor, sites: Sites, *, batch_size: int = BATCH) -> Moments:
-    """Return each unit's mean and standard deviation over samples and positions, in one pass and in eval mode.
-
-    The moments of two parts, n and m numbers, are merged as (Chan, Golub and LeVeque 1983)
-
-        mean = mean_n + d m / (n + m),   M2 = M2_n + M2_m + d^2 n m / (n + m),   d = mean_m - mean_n,
-
-    in float64, so that the answer does not depend on the batch size beyond rounding.
-
-    Args:
-        model: on any device, where the moments are left, too.
-        x: (N, ...) uint8, scaled to [0, 1] batch by batch, or float.
-        sites: of the network (`find_sites`).
-        batch_size: samples per forward pass.
-
-    Raises:
-        ValueError: no samples, a unit that is NaN or infinite at some sample, sites of another network.
-    """
-    checks.require_integer("batch_size", batch_size, 1)
-    if len(x) == 0:
-        raise ValueError("moments: expected at least one sample, got none")
-    device = _device(model)
-    require_sites(model, sites, to_float(x[:1].to(device)))
-    parts: dict[str, tuple[int, Tensor, Tensor]] = {}
-
-    def take_in(site: Site, out: Tensor) -> None:
-        rows = site.units_first(out).transpose(0, 1)  # (C, B, positions...)
-        for part in rows.split(max(1, BLOCK * out.shape[0] // max(1, out.numel())), dim=1):
-            part = _double(part).flatten(1)
-            mean = part.mean(1)
-            new = part.shape[1], mean, (part - mean[:, None]).square().sum(1)
-            parts[site.name] = _merged(parts[site.name], new) if site.name in parts else new
-
-    with evaluating(model), capture(model, sites, take_in):
-        for batch in x.split(batch_size):
-            model(to_float(batch.to(device)))
-    for name, (_, mean, m2) in parts.items():
-        require_finite(name, mean + m2)
-    mean = torch.cat([parts[name][1] for name in sites.names])
-    std = torch.cat([(parts[name][2] / parts[name][0]).sqrt() for name in sites.names])
-    return Moments(sites, mean, std)
-
-
-def _merged(old: tuple[int, Tensor, Tensor], new: tuple[int, Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
-    (n, mean, m2), (m, new_mean, new_m2) = old, new
-    d = new_mean - mean
-    return n + m, mean + d * (m / (n + m)), m2 + new_m2 + d.square() * (n * m / (n + m))
-
-
 def require_sites(model: nn.Module, sites: Sites, x: Tensor) -> None:
     """Raise ValueError unless the network, run on inputs (B, ...) float32, has these sites, as large as they say."""
     with evaluating(model), capture(model, sites, lambda _, out: out) as seen:
@@ -447,25 +364,6 @@ def require_sites(model: nn.Module, sites: Sites, x: Tensor) -> None:
                 f"site {site.name!r}: expected activations of shape {site.shape}, here they are {shape}; find the "
                 "sites of this network, find_sites(model, shape)"
             )
-
-
-def require_finite(name: str, values: Tensor) -> None:
-    """Raise ValueError if any of a site's numbers, one a unit, is NaN or infinite; it says which units."""
-    bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(
-            f"site {name!r}: the activation of {len(bad)} of its {len(values)} units (the first is number {bad[0]}) is "
-            "NaN or infinite; was the training stable, are the inputs finite?"
-        )
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _double(t: Tensor) -> Tensor:
-    """Return float64 (on the CPU for MPS, which has none)."""
-    return (t.cpu() if t.device.type == "mps" else t).double()
 
 
 def _some(words: Iterable[str], most: int = 12) -> str:

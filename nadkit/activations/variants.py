@@ -1,12 +1,12 @@
 """Variants: many versions of one network, with activations changed here or there, in batched forward passes.
 
-What `nadkit.activations.ablation` runs on. K variants and a batch of B samples are one forward pass of K B rows, begun at the first
-site that is changed: what comes before is the same in all of them.
+What ablation runs on. K variants and a batch of B samples are one forward pass of K B rows, begun at the first site
+that is changed: what comes before is the same in all of them.
 """
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nadkit import checks
-from nadkit.activations.sites import Site, Sites, moments, replaced, require_sites
+from nadkit.activations.scores import Answers
+from nadkit.activations.sites import Site, Sites, replaced, require_sites
 from nadkit.data.images import to_float
 
 Edit = Callable[[Tensor, Tensor], Tensor]
@@ -50,6 +51,8 @@ CHANNELWISE = (
 class Variants:
     """A network on its device, in eval mode, about to be run on some data in many variants.
 
+    `clamped`, `clamped_singly` and `noisy` say how variants differ, and give their answers batch by batch.
+
     Raises:
         ValueError: no data, labels without a logit, a network with one logit, or one whose answer for a sample depends
             on the others; sites of another network.
@@ -82,32 +85,95 @@ class Variants:
         self.batch_size = checks.require_integer("batch_size", batch_size, 1)
         self.can_vmap = self.place is None and _can_vmap(model, sites, first)
 
+    def clamped(
+        self,
+        masks: Tensor,
+        values: Mapping[Site, Tensor],
+        bases: Mapping[Site, Tensor] | None = None,
+        progress: bool = False,
+    ) -> Iterator[Answers]:
+        """Clamp the units of each mask.
+
+        Args:
+            masks: (K, n_units) bool, true where variant k clamps a unit.
+            values: by site, (C,) to clamp its units to.
+            bases: by site, orthonormal rows (C, C), whose coordinates are clamped instead of units.
+            progress: show a bar that counts samples.
+        """
+        values = self._on_device(values)
+        edits = {
+            site: clamp(site, v) if bases is None else clamp_in(site, v, bases[site].to(v))
+            for site, v in values.items()
+        }
+        masks = dict(zip(self.sites, self.sites.split(masks.cpu()).values(), strict=True))
+        groups = _by_first(self._order, masks)
+        unchanged = groups.pop(None, None)
+        for x, y in self._batches(progress):
+            if unchanged is not None:
+                yield unchanged, self._plain(x)[None], y
+            for first, known in self._starts(x, groups):
+                for chunk in self._split(groups[first], first, len(x)):
+                    used = {site: m[chunk].to(self.device) for site, m in masks.items() if m[chunk].any()}
+                    yield chunk, self._logits(known, first, edits, used), y
+
+    def clamped_singly(self, values: Mapping[Site, Tensor], progress: bool = False) -> Iterator[Answers]:
+        """Clamp each unit alone to its value, by site (C,); variant number n_units is the network as it is."""
+        values = self._on_device(values)
+        offsets = dict(zip(self.sites.names, self.sites.offsets, strict=False))
+        for x, y in self._batches(progress):
+            plain = self._plain(x)
+            yield torch.tensor([self.sites.n_units]), plain[None], y
+            for site, known in self._starts(x, self.sites):
+                for units, logits in self._one_by_one(site, known, values[site], plain):
+                    yield offsets[site.name] + units, logits, y
+
+    def noisy(
+        self, scales: Tensor, repeats: int, noise: Callable[[Site, int, range], Tensor], progress: bool = False
+    ) -> Iterator[Answers]:
+        """Add noise to all units: variant r S + s has draw r of R, times scale s of S.
+
+        Args:
+            scales: (S,).
+            repeats: number R of draws.
+            noise: of a site, a draw and samples of the data, (B, C, positions...) on the network's device.
+            progress: show a bar that counts samples.
+        """
+        first, numbers, start = self._order[0], torch.arange(len(scales)), 0
+        for x, y in self._batches(progress):
+            samples, start = range(start, start + len(x)), start + len(x)
+            ((_, known),) = self._starts(x, [first])
+            for r in range(repeats):
+                edits = {site: add(site, noise(site, r, samples)) for site in self.sites}
+                for chunk in self._split(numbers, first, len(x)):
+                    scale = scales[chunk, None].to(self.device, torch.float32)
+                    logits = self._logits(known, first, edits, dict.fromkeys(self.sites, scale))
+                    yield r * len(scales) + chunk, logits, y
+
     @property
-    def order(self) -> list[Site]:
+    def _order(self) -> list[Site]:
         """The sites, in the order of execution where that matters."""
         return list(self.sites) if self.place is None else sorted(self.sites, key=lambda s: self.place[s.name])
 
-    def batches(self, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    def _on_device(self, values: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+        return {site: v.to(self.device) for site, v in values.items()}
+
+    def _batches(self, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Run through the data: float32 inputs and labels on the device."""
         with tqdm(total=len(self.x), unit="sample", disable=not progress, leave=False) as bar:
             for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
                 yield to_float(x.to(self.device)), y.to(self.device)
                 bar.update(len(x))
 
-    def tally(self, count: int) -> "Tally":
-        """Return an empty count of answers of ``count`` variants."""
-        return Tally(self, count)
-
-    def split(self, variants: Tensor, first: Site, batch: int) -> Iterator[Tensor]:
+    def _split(self, variants: Tensor, first: Site, batch: int) -> Iterator[Tensor]:
         """Cut the numbers of variants that are first changed at a site into chunks that fit the memory."""
         size = self.sizes[0 if self.place is None else self.place[first.name]]
         return iter(variants.split(max(1, self.memory // (size * batch))))
 
-    def plain(self, x: Tensor) -> Tensor:
+    def _plain(self, x: Tensor) -> Tensor:
         """Return the logits (B, classes) of the network as it is."""
         return self.model(x.clone())  # it may begin with an operation in place
 
-    def starts(self, x: Tensor, first: Iterable[Site]) -> Iterator[tuple[Site, Tensor]]:
+    def _starts(self, x: Tensor, first: Iterable[Site]) -> Iterator[tuple[Site, Tensor]]:
         """Go through the sites at which some variants are first changed, each with what is known up to there.
 
         In a chain that is the site's activation, elsewhere the input.
@@ -121,13 +187,13 @@ class Variants:
             if i in at:
                 yield at[i], h
 
-    def logits(
+    def _logits(
         self, known: Tensor, first: Site, edits: Mapping[Site, Edit], parameters: Mapping[Site, Tensor]
     ) -> Tensor:
         """Return the logits (K, B, classes) of K variants.
 
         Args:
-            known: what `starts` gave with the site ``first``.
+            known: what `_starts` gave with the site ``first``.
             first: the site that comes first of those changed.
             edits: by site, what to do there.
             parameters: by site that is changed, the variants' parameters (K, ...).
@@ -144,7 +210,7 @@ class Variants:
                 h = _edited(edits[at[i]], at[i], h.unflatten(0, shape), parameters[at[i]]).flatten(0, 1)
         return h.unflatten(0, shape)
 
-    def one_by_one(self, site: Site, known: Tensor, values: Tensor, plain: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _one_by_one(self, site: Site, known: Tensor, values: Tensor, plain: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Clamp each unit of a site alone: give the numbers (K,) of some of them, and the logits (K, B, classes).
 
         Where a linear map W follows, with only channelwise modules P in between, its output is that of the network as
@@ -156,7 +222,7 @@ class Variants:
 
         Args:
             site: where.
-            known: what `starts` gave with it.
+            known: what `_starts` gave with it.
             values: (C,) to clamp the units to.
             plain: (B, classes), the logits of the network as it is.
         """
@@ -164,9 +230,9 @@ class Variants:
         change = None if self.place is None else _change(self.parts, self.place[site.name], site, known, values)
         if change is None:
             masks = torch.eye(site.units, dtype=torch.bool, device=self.device)
-            for units in self.split(every, site, len(known)):
+            for units in self._split(every, site, len(known)):
                 edits = {site: clamp(site, values)}
-                yield units, self.logits(known, site, edits, {site: masks[units]})
+                yield units, self._logits(known, site, edits, {site: masks[units]})
             return
         size = max(self.sizes[change.end], change.size)
         for units in every.split(max(1, self.memory // (size * len(known)))):
@@ -183,43 +249,6 @@ class Variants:
             plain = type(part) is nn.ReLU and not part._forward_hooks
             h = h.relu_() if plain else part(h)
         return h
-
-
-class Tally:
-    """Right answers and losses of K variants, summed up batch by batch.
-
-    Losses are summed in float64 and right answers are whole numbers: the order of adding up does not matter.
-    """
-
-    def __init__(self, variants: Variants, count: int) -> None:
-        device = variants.device
-        self._sums = "cpu" if device.type == "mps" else device  # which has no float64
-        self._loss = torch.zeros(count, dtype=torch.float64, device=self._sums)
-        self._right = torch.zeros(count, variants.classes, dtype=torch.int64, device=device)
-        self._variants = variants
-
-    def add(self, which: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take in the logits (K, B, classes) of the variants of these numbers; (1, B, classes) counts for all."""
-        right = (logits.argmax(-1) == labels).float() @ F.one_hot(labels, logits.shape[-1]).float()
-        # with samples innermost, which a CPU does several times as fast
-        logits, labels = logits.transpose(1, 2).contiguous(), labels.expand(len(logits), -1)
-        losses = F.cross_entropy(logits, labels, reduction="none").to(self._sums).double().sum(1)
-        self._loss[which.to(self._sums)] += losses
-        self._right[which.to(self._right.device)] += right.long()
-
-    def results(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return accuracies (K,), mean losses (K,) and accuracies by class (K, classes), float64 on the CPU.
-
-        Raises:
-            ValueError: a loss is NaN.
-        """
-        v = self._variants
-        loss, right = self._loss.cpu() / len(v.y), self._right.cpu().double()
-        if torch.isnan(loss).any():
-            moments(v.model, v.x, v.sites)  # says at which site, if the network itself is to blame
-            raise ValueError(f"the loss of {int(torch.isnan(loss).sum())} of {len(loss)} variants is NaN")
-        samples = torch.bincount(v.y, minlength=v.classes).cpu()
-        return right.sum(1) / len(v.y), loss, right / samples
 
 
 def clamp(site: Site, values: Tensor) -> Edit:
@@ -250,6 +279,14 @@ def add(site: Site, noise: Tensor) -> Edit:
     """Return the edit that adds noise (B, C, positions...) times a scale (..., 1)."""
     shape = [1] * (1 + len(site.shape))
     return lambda a, scale: torch.addcmul(a, scale.unflatten(-1, shape), noise)
+
+
+def _by_first(order: Sequence[Site], masks: Mapping[Site, Tensor]) -> dict[Site | None, Tensor]:
+    """Return the numbers of the masks by the first site at which they ablate anything, None for those that do not."""
+    some = torch.stack([masks[site].any(1) for site in order], 1)
+    first = torch.where(some.any(1), some.int().argmax(1), len(order))
+    groups = {site: (first == i).nonzero().flatten() for i, site in enumerate([*order, None])}
+    return {site: group for site, group in groups.items() if len(group)}
 
 
 def _edited(edit: Edit, site: Site, a: Tensor, parameters: Tensor) -> Tensor:

@@ -118,13 +118,14 @@ def n_logits(model: nn.Module, shape: Shape, device: str | torch.device = "cpu")
     Raises:
         ValueError: it does not map (2, C, H, W) to (2, K).
     """
+    inputs = (2, *shape)
     try:
-        out = model.eval()(torch.zeros(2, *shape, device=device))
+        out = model.eval()(torch.zeros(inputs, device=device))
     except Exception as error:
-        raise ValueError(f"the network does not accept inputs of shape (2, {_text(shape)}): {error}") from error
+        raise ValueError(f"the network does not accept inputs of shape {inputs}: {error}") from error
     if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != 2:
         found = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
-        raise ValueError(f"expected a network that maps (2, {_text(shape)}) to logits (2, classes), got {found}")
+        raise ValueError(f"expected a network that maps {inputs} to logits (2, classes), got {found}")
     return out.shape[1]
 
 
@@ -143,7 +144,8 @@ def factory(architecture: Architecture) -> Callable[..., nn.Module]:
         return functools.partial(_torchvision, _torchvision_name(function))
     if function:
         return _imported(module, function)
-    raise ValueError(f"unknown architecture {architecture!r}{hint(architecture, NAMES)}; known: {_known()}")
+    known = ", ".join([*NAMES, "torchvision:NAME", "MODULE:FUNCTION"])
+    raise ValueError(f"unknown architecture {architecture!r}{hint(architecture, NAMES)}; known: {known}")
 
 
 def check(name: str) -> None:
@@ -164,14 +166,6 @@ def name_of(architecture: Architecture) -> str:
 def _option(value: object) -> str:
     """Return an option as text that is the same in every run, which the address in a function's repr is not."""
     return getattr(value, "__name__", None) or repr(value)
-
-
-def _text(shape: Shape) -> str:
-    return ", ".join(map(str, shape))
-
-
-def _known() -> str:
-    return ", ".join(NAMES) + ", torchvision:NAME, MODULE:FUNCTION"
 
 
 def _imported(module: str, function: str) -> Callable[..., nn.Module]:
@@ -214,15 +208,8 @@ def _set_input_channels(model: nn.Module, channels: int) -> None:
     """Replace the first convolution, which expects colour, by one for ``channels``."""
     path, conv = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     parent, _, leaf = path.rpartition(".")
-    fresh = nn.Conv2d(
-        channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        bias=conv.bias is not None,
-    )
+    geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    fresh = nn.Conv2d(channels, conv.out_channels, *geometry, bias=conv.bias is not None)
     setattr(model.get_submodule(parent), leaf, fresh)
 
 

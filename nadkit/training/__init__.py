@@ -1,5 +1,26 @@
 """Training: one network on any data (`fit`), one architecture on many problems (`fit_many`), many networks that differ
 in whatever one likes, with their weights over the training (`fit_networks`)."""
 
-from nadkit.training.many import *  # noqa: F403
-from nadkit.training.many import __all__ as __all__
+from nadkit.training.fitting import Data, Diverged, History, Objective, Problem, cross_entropy, evaluate, fit
+from nadkit.training.many import TOGETHER, WORTH_VMAP, Trained, fit_many, fit_networks
+from nadkit.training.recipe import CIFAR, SEPARABLE, STOP_WINDOW, Recipe
+
+__all__ = [
+    "CIFAR",
+    "SEPARABLE",
+    "STOP_WINDOW",
+    "TOGETHER",
+    "WORTH_VMAP",
+    "Data",
+    "Diverged",
+    "History",
+    "Objective",
+    "Problem",
+    "Recipe",
+    "Trained",
+    "cross_entropy",
+    "evaluate",
+    "fit",
+    "fit_many",
+    "fit_networks",
+]

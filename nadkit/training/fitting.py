@@ -1,10 +1,9 @@
-"""Training one network: recipe, objective and history; `fit` and `evaluate`."""
+"""Training one network: `fit`, what it makes small and measures, and `evaluate`."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Real
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from nadkit import architectures, checks, seeds
 from nadkit.architectures import Shape
 from nadkit.data.images import to_float
 from nadkit.devices import pick
-from nadkit.names import hint
+from nadkit.training.recipe import SEPARABLE, STOP_WINDOW, Recipe
 
 Data = tuple[Tensor, Tensor]
 """Inputs (N, C, H, W), uint8 (scaled to [0, 1] batch by batch) or float, and labels (N,) int64."""
@@ -25,13 +24,7 @@ Objective = Callable[[nn.Module, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 The loss is a scalar; the accuracy is taken from the logits. Hooks on the network are allowed."""
 
-Optimizer = Literal["sgd", "adam"]
-Schedule = Literal["linear", "constant"]
-
 EVALUATION_BATCH = 1000
-
-STOP_WINDOW = 10
-"""Consecutive batches whose mean loss decides when a loss is reached; a single batch's is too noisy."""
 
 
 @runtime_checkable
@@ -54,74 +47,15 @@ class Problem(Protocol):
 
 
 class Diverged(RuntimeError):
-    """The training loss is no longer a finite number; the message says since when and what to change."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to train: by default stochastic gradient descent, learning rate falling linearly to zero with every step.
+    """The training loss is no longer a finite number; the message says since when and what to change.
 
     Attributes:
-        epochs: passes over the training data, at most.
-        batch_size: samples per step; the last, smaller batch is used too.
-        optimizer: ``"sgd"`` or ``"adam"``, as in `torch.optim`.
-        learning_rate: of the first step.
-        schedule: of the learning rate, step by step: ``"linear"`` to zero, or ``"constant"``.
-        momentum: of ``"sgd"``.
-        weight_decay: added to the gradient, times the weight.
-        clip: largest norm of a network's whole gradient, or None.
-        bf16: compute forward and backward in bfloat16 (weights stay float32).
-        stop_at_loss: stop after the epoch in which the mean loss of `STOP_WINDOW` consecutive batches was first at
-            most this, which `History.steps_to_loss` dates; or None.
-
-    Raises:
-        ValueError: a value is out of range, or a name unknown.
+        network: which one diverged, of those that are trained as one.
     """
 
-    epochs: int = 20
-    batch_size: int = 128
-    optimizer: Optimizer = "sgd"
-    learning_rate: float = 0.5
-    schedule: Schedule = "linear"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    clip: float | None = 0.5
-    bf16: bool = False
-    stop_at_loss: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            checks.require_integer(name, getattr(self, name), 1)
-        for name in ("learning_rate", "clip", "stop_at_loss"):
-            value = getattr(self, name)
-            if not (value is None and name != "learning_rate") and not (_is_finite(value) and value > 0):
-                raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
-        for name in ("momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not (_is_finite(value) and value >= 0):
-                raise ValueError(f"{name}: expected a finite number, at least 0, got {value!r}")
-        for name, options in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
-            value = getattr(self, name)
-            if value not in options:
-                known = " or ".join(map(repr, options))
-                raise ValueError(f"{name}: expected {known}, got {value!r}{hint(str(value), options)}")
-        if self.optimizer == "adam" and self.momentum:
-            raise ValueError(f"momentum: expected 0 with 'adam', which has moments of its own, got {self.momentum}")
-
-    def rate(self, step: int, total: int) -> float:
-        """Return the learning rate of ``step`` out of ``total``."""
-        return self.learning_rate * (1 - step / total) if self.schedule == "linear" else self.learning_rate
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
-
-
-SEPARABLE = Recipe()
-"""The recipe of the NAD paper for D(v)."""
-
-CIFAR = Recipe(epochs=50, learning_rate=0.21, momentum=0.9, weight_decay=5e-4, clip=None)
-"""The recipe of the NAD paper's poisoning experiment on CIFAR-10."""
+    def __init__(self, message: str, network: int = 0) -> None:
+        super().__init__(message)
+        self.network = network
 
 
 @dataclass(kw_only=True)
@@ -144,6 +78,16 @@ class History:
     def epochs(self) -> int:
         """Number of epochs trained."""
         return len(self.train_loss)
+
+    def trained(self, loss: float, accuracy: float) -> None:
+        """Take in an epoch's training."""
+        self.train_loss.append(loss)
+        self.train_accuracy.append(accuracy)
+
+    def tested(self, loss: float, accuracy: float) -> None:
+        """Take in a look at the test set."""
+        self.test_loss.append(loss)
+        self.test_accuracy.append(accuracy)
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -217,16 +161,13 @@ def fit(
             # one after the other, not by `.sum()`, whose order and so last digits depend on the processor
             loss, accuracy = ((sum(part) / len(x)).item() for part in (losses * sizes, right))
             require_finite(loss, epoch, recipe)
-            history.train_loss.append(loss)
-            history.train_accuracy.append(accuracy)
+            history.trained(loss, accuracy)
             if recipe.stop_at_loss is not None:
                 batch_losses = torch.cat([batch_losses, losses])
                 history.steps_to_loss = _steps_to_loss(batch_losses, recipe.stop_at_loss)
             done = history.steps_to_loss is not None
             if done or (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs:
-                loss, accuracy = evaluate(model, test)
-                history.test_loss.append(loss)
-                history.test_accuracy.append(accuracy)
+                history.tested(*evaluate(model, test))
             after_epoch(epoch + 1)
             bar.update()
             bar.set_postfix(loss=f"{history.train_loss[-1]:.3f}")
@@ -312,12 +253,13 @@ def name_of(function: object) -> str:
     return architectures.name_of(function) if " at 0x" in described else described
 
 
-def require_finite(loss: float, epoch: int, recipe: Recipe) -> None:
+def require_finite(loss: float, epoch: int, recipe: Recipe, network: int = 0) -> None:
     """Raise Diverged if the loss of an epoch is no number any more."""
     if not math.isfinite(loss):
         raise Diverged(
             f"training diverged in epoch {epoch + 1} (loss {loss}); lower the learning rate ({recipe.learning_rate}) "
-            f"or clip ({recipe.clip})"
+            f"or clip ({recipe.clip})",
+            network,
         )
 
 

@@ -1,5 +1,4 @@
-"""Training: one network on any data (`fit`), one architecture on many problems (`fit_many`), many networks that differ
-in whatever one likes, with their weights over the training (`fit_networks`)."""
+"""Training many networks: one architecture on many problems, or networks that differ in whatever one likes."""
 
 import functools
 import math
@@ -20,43 +19,14 @@ from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.names import hint
 from nadkit.storage import described, digest
-from nadkit.training import fitting, vmapped
+from nadkit.training import fitting
 from nadkit.training.checkpoints import HistoryFile, Memory, NetworkFolder, Result, Weights
-from nadkit.training.fitting import (
-    CIFAR,
-    SEPARABLE,
-    STOP_WINDOW,
-    Data,
-    Diverged,
-    History,
-    Objective,
-    Problem,
-    Recipe,
-    cross_entropy,
-    evaluate,
-    fit,
-)
+from nadkit.training.fitting import Data, Diverged, History, Objective, Problem, cross_entropy, fit
 from nadkit.training.parallel import gather
+from nadkit.training.recipe import SEPARABLE, Recipe
+from nadkit.training.stack import CannotVmap, fit_stack
 
-__all__ = [
-    "CIFAR",
-    "SEPARABLE",
-    "STOP_WINDOW",
-    "TOGETHER",
-    "WORTH_VMAP",
-    "Data",
-    "Diverged",
-    "History",
-    "Objective",
-    "Problem",
-    "Recipe",
-    "Trained",
-    "cross_entropy",
-    "evaluate",
-    "fit",
-    "fit_many",
-    "fit_networks",
-]
+__all__ = ["TOGETHER", "WORTH_VMAP", "Trained", "fit_many", "fit_networks"]
 
 Strategy = Literal["auto", "loop", "processes", "vmap"]
 
@@ -114,13 +84,12 @@ def fit_many(
     workers: int | None = None,
     executor: Executor | None = None,
     checkpoint: str | Path | None = None,
-    networks: range | None = None,
     progress: bool = False,
 ) -> list[History]:
     """Train one fresh network on each problem; every history holds the test results after the last epoch.
 
-    Network i depends on ``seed``, i and the kind of device alone, so ranges trained apart are together what one call
-    gives, and the strategies agree (up to rounding; under ``"vmap"`` dropout masks differ):
+    Network i depends on ``seed``, i and the kind of device alone, and the strategies agree (up to rounding; under
+    ``"vmap"`` dropout masks differ):
 
     - ``"loop"``: one network after the other;
     - ``"processes"``: as many processes of one thread as torch has threads, or ``workers``;
@@ -138,14 +107,12 @@ def fit_many(
         strategy: see above.
         workers: number of processes.
         executor: train on its workers instead, one task a network.
-        checkpoint: a file to save to after each network (``"vmap"``: at the end), and to continue from; ranges
-            may share one, in turn.
-        networks: numbers of the networks to train, in ascending order; by default all.
+        checkpoint: a file to save to after each network (``"vmap"``: at the end), and to continue from.
         progress: show a bar that counts networks (``"vmap"``: epochs).
 
     Raises:
         ValueError: an unknown strategy or architecture, an executor with another strategy than ``"auto"``, what is no
-            `Problem`, numbers without a problem; for ``"vmap"``, networks that torch cannot batch, or a recipe that
+            `Problem`; for ``"vmap"``, networks that torch cannot batch, or a recipe that
             stops early; a checkpoint that is damaged or of another run.
         Diverged: the loss of a network became NaN or infinite.
         DataError: the checkpoint cannot be written.
@@ -156,22 +123,19 @@ def fit_many(
     if executor is not None and strategy != "auto":
         raise ValueError(f"strategy: expected 'auto' with an executor, whose workers train, got {strategy!r}")
     _require_problems(problems)
-    networks = range(len(problems)) if networks is None else networks
-    if networks and not (networks.step > 0 and networks[0] >= 0 and networks[-1] < len(problems)):
-        raise ValueError(f"networks: expected ascending numbers from 0 to {len(problems) - 1}, got {networks}")
-    if not networks:
+    if not problems:
         return []
     device = _where(device, executor)
     settings = {} if checkpoint is None else _settings(architecture, problems, recipe, seed, device)
     saved = Memory() if checkpoint is None else HistoryFile(checkpoint, settings)
     jobs = [
-        _Job(number=i, seed=seed, place=i, architecture=architecture, problem=problems[i], recipe=recipe)
-        for i in networks
+        _Job(number=i, seed=seed, place=i, architecture=architecture, problem=problem, recipe=recipe)
+        for i, problem in enumerate(problems)
     ]
     if strategy == "auto":
         strategy = "processes" if device.type == "cpu" else "loop"
     _run(jobs, saved, strategy, len(jobs), device, workers, executor, progress)
-    return [saved.finished[i][0] for i in networks]
+    return [saved.finished[job.number][0] for job in jobs]
 
 
 def fit_networks(
@@ -456,7 +420,7 @@ def _train(task: _Task, device: torch.device, progress: bool) -> list[Result]:
     if task.as_one:
         try:
             return _fit_as_one(task.jobs, device, progress)
-        except vmapped.CannotVmap:
+        except CannotVmap:
             if not task.or_singly:
                 raise
     return [_fit_one(job, device, progress) for job in task.jobs]
@@ -475,7 +439,7 @@ def _fit_one(job: _Job, device: torch.device, progress: bool) -> Result:
         if epoch in job.keep:
             weights[epoch] = _on_cpu(network.state_dict())
 
-    with _naming(job):
+    with _naming([job]):
         history = fit(
             network,
             job.problem.sample("train", device),
@@ -500,7 +464,33 @@ def _fit_as_one(jobs: list[_Job], device: torch.device, progress: bool) -> list[
     for job in jobs:
         x, _ = train[id(job.problem)]
         alike.setdefault((x.shape, x.dtype), []).append(job)
-    return [result for some in alike.values() for result in _fit_stack(some, train, test, device, progress)]
+    return [result for some in alike.values() for result in _fit_alike(some, train, test, device, progress)]
+
+
+def _fit_alike(
+    jobs: list[_Job], train: dict[int, Data], test: dict[int, Data], device: torch.device, progress: bool
+) -> list[Result]:
+    networks = [job.fresh(device) for job in jobs]
+    weights: list[Weights] = [{} for _ in jobs]
+
+    def keep(epoch: int) -> None:
+        for job, network, kept in zip(jobs, networks, weights, strict=True):
+            if epoch in job.keep:
+                kept[epoch] = _on_cpu(network.state_dict())
+
+    with _naming(jobs):
+        histories = fit_stack(
+            networks,
+            [train[id(job.problem)] for job in jobs],
+            [test[id(job.problem)] for job in jobs],
+            [job.recipe for job in jobs],
+            jobs[0].objective,
+            [job.training_seed for job in jobs],
+            keep=jobs[0].keep,
+            after_epoch=keep,
+            progress=progress,
+        )
+    return [(job.number, history, kept) for job, history, kept in zip(jobs, histories, weights, strict=True)]
 
 
 def _sampled(problems: Iterable[Problem], split: str, device: torch.device) -> dict[int, Data]:
@@ -514,53 +504,13 @@ def _sampled(problems: Iterable[Problem], split: str, device: torch.device) -> d
     return found
 
 
-def _fit_stack(
-    jobs: list[_Job], train: dict[int, Data], test: dict[int, Data], device: torch.device, progress: bool
-) -> list[Result]:
-    models = [job.fresh(device) for job in jobs]
-    for job, model in zip(jobs, models, strict=True):
-        fitting.require_fit(model, train[id(job.problem)], test[id(job.problem)])
-    stack = vmapped.Stack(models)
-    histories, weights = [History() for _ in jobs], [{} for _ in jobs]
-
-    def unstack(epoch: int) -> None:
-        for i, (job, model) in enumerate(zip(jobs, models, strict=True)):
-            # buffers that no state dict holds, such as a fixed filter, are stacked, too
-            model.load_state_dict(stack.state(i), strict=False)
-            if epoch in job.keep:
-                weights[i][epoch] = _on_cpu(model.state_dict())
-
-    training = stack.train(
-        [train[id(job.problem)] for job in jobs],
-        [job.recipe for job in jobs],
-        fitting.checked(jobs[0].objective),
-        [seeds.generator(job.training_seed, "order", device=device) for job in jobs],
-    )
-    unstack(0)
-    total = jobs[0].recipe.epochs
-    with seeds.seeded(jobs[0].training_seed, "dropout", device=device):
-        for epoch, results in enumerate(tqdm(training, total=total, unit="epoch", disable=not progress, leave=False)):
-            for job, history, (loss, accuracy) in zip(jobs, histories, results, strict=True):
-                with _naming(job):
-                    fitting.require_finite(loss, epoch, job.recipe)
-                history.train_loss.append(loss)
-                history.train_accuracy.append(accuracy)
-            if epoch + 1 in (*jobs[0].keep, total):
-                unstack(epoch + 1)
-    for job, model, history in zip(jobs, models, histories, strict=True):
-        loss, accuracy = evaluate(model, test[id(job.problem)])
-        history.test_loss.append(loss)
-        history.test_accuracy.append(accuracy)
-    return [(job.number, history, kept) for job, history, kept in zip(jobs, histories, weights, strict=True)]
-
-
 @contextmanager
-def _naming(job: _Job) -> Iterator[None]:
-    """Say which network diverged."""
+def _naming(jobs: list[_Job]) -> Iterator[None]:
+    """Say which network of the run diverged."""
     try:
         yield
     except Diverged as error:
-        raise Diverged(f"network {job.number}: {error}") from error
+        raise Diverged(f"network {jobs[error.network].number}: {error}") from error
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

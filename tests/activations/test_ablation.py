@@ -15,7 +15,8 @@ from torchvision.models import resnet18
 from nadkit import seeds
 from nadkit.activations import ablation
 from nadkit.activations.ablation import area_under_curve, cumulative_curve, evaluate_masks, noise_curve, unit_impact
-from nadkit.activations.sites import Moments, evaluating, find_sites, moments, replaced
+from nadkit.activations.moments import Moments, unit_moments
+from nadkit.activations.sites import evaluating, find_sites, replaced
 from nadkit.architectures.convnet import ConvNet
 from nadkit.architectures.mlp import MLP
 
@@ -243,7 +244,7 @@ def setting(name: str, samples: int = 11) -> tuple:
     generator = seeds.generator(0, "data", name)
     x, y = torch.randn(samples, *shape, generator=generator), torch.randint(0, 2, (samples,), generator=generator)
     sites = find_sites(model, shape, **options)
-    return model.train(), (x, y), sites, moments(model, x, sites)
+    return model.train(), (x, y), sites, unit_moments(model, x, sites)
 
 
 def oracle(model: nn.Module, data: tuple, edits: list[dict]) -> dict[str, torch.Tensor]:
@@ -483,7 +484,7 @@ def test_what_comes_first_is_computed_once_and_memory_is_bounded():
     sites = find_sites(model, (1, 8, 8))
     rows = []
     hook = model.fc1.register_forward_hook(lambda module, inputs, out: rows.append(len(out)))
-    m = moments(model, x, sites)
+    m = unit_moments(model, x, sites)
     rows.clear()
     runs = [
         lambda **o: unit_impact(model, (x, y), sites, **o),

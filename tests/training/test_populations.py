@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from nadkit import architectures, seeds, storage, training
-from nadkit.activations.selectivity import SelectivityObjective
+from nadkit.activations.objective import SelectivityObjective
 from nadkit.architectures.mlp import MLP
 from nadkit.files import DataError
-from nadkit.training import Recipe, cross_entropy, evaluate, fit, fit_many, fit_networks, vmapped
+from nadkit.training import Recipe, cross_entropy, evaluate, fit, fit_many, fit_networks, many
+from nadkit.training.stack import Stack
 
 SHAPE = (1, 6, 6)
 RECIPE = Recipe(epochs=3, batch_size=64, learning_rate=0.3)
@@ -63,7 +64,7 @@ def that_looks_at_values(model, x, y, epoch):
 @pytest.fixture
 def no_loop(monkeypatch):
     """No network may be trained alone."""
-    monkeypatch.setattr(training, "_fit_one", pytest.fail)
+    monkeypatch.setattr(many, "_fit_one", pytest.fail)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,7 +107,7 @@ ADAM = [dataclasses.replace(RECIPE, optimizer="adam", learning_rate=a / 20, weig
 def test_vmap_is_the_loop(monkeypatch, recipes, objective):
     options = {"keep": [0, 1, 3], "objective": objective, "seed": 4, **CPU}
     loop = fit_networks(in_double, [Stripes(i) for i in range(4)], recipes, strategy="loop", **options)
-    monkeypatch.setattr(training, "_fit_one", pytest.fail)
+    monkeypatch.setattr(many, "_fit_one", pytest.fail)
     as_one = fit_networks(in_double, [Stripes(i) for i in range(4)], recipes, strategy="vmap", **options)
     assert_same(as_one, loop, rtol=1e-9, atol=1e-12)
     assert list(as_one[0].weights) == [0, 1, 3]
@@ -154,8 +155,8 @@ def test_batches_do_not_depend_on_the_workers(workers):
 
 def batches(*args, strategy="auto", device="cpu", at_once=8):
     """How many networks the tasks of a run have, and whether they are trained as one."""
-    jobs = training._jobs(*args)
-    tasks = training._tasks(jobs, strategy, at_once, torch.device(device))
+    jobs = many._jobs(*args)
+    tasks = many._tasks(jobs, strategy, at_once, torch.device(device))
     assert sorted(job.number for task in tasks for job in task.jobs) == list(range(len(jobs)))
     return sorted((len(task.jobs), task.as_one) for task in tasks)
 
@@ -209,7 +210,7 @@ def test_inputs_that_are_equal_are_held_once():
             return x, (y + self.shift) % 3
 
     tasks = [Relabelled(), Relabelled(shift=1), Relabelled(seed=1), Relabelled()]
-    data = training._sampled(tasks, "train", torch.device("cpu"))
+    data = many._sampled(tasks, "train", torch.device("cpu"))
     (x, y), (x1, y1), (x2, _), (x3, y3) = (data[id(task)] for task in tasks)
     assert x is x1 is x3 is not x2
     assert torch.equal(y, y3)
@@ -427,7 +428,7 @@ def test_batches_that_are_missing_are_what_they_would_have_been(tmp_path):
 
 @pytest.mark.parametrize(("strategy", "added"), [("loop", [1] * 10), ("processes", [1] * 10), ("vmap", [5, 5])])
 def test_networks_are_saved_as_they_come(tmp_path, monkeypatch, strategy, added):
-    sizes, add = [], training.NetworkFolder.add
+    sizes, add = [], many.NetworkFolder.add
 
     def counted(folder, results):
         results = list(results)
@@ -435,7 +436,7 @@ def test_networks_are_saved_as_they_come(tmp_path, monkeypatch, strategy, added)
         sizes.append(len(results))
         assert len(files_of(tmp_path)) == sum(sizes)
 
-    monkeypatch.setattr(training.NetworkFolder, "add", counted)
+    monkeypatch.setattr(many.NetworkFolder, "add", counted)
     fit_networks(SMALL, [Stripes()] * 10, RECIPE, checkpoint=tmp_path, strategy=strategy, workers=2, **CPU)
     assert sizes == added
 
@@ -585,7 +586,7 @@ def test_impossible_requests_are_explained():
 
 def test_a_stack_is_its_networks():
     models = [in_double(SHAPE, 3) for _ in range(3)]
-    stack = vmapped.Stack(models)
+    stack = Stack(models)
     for i, model in enumerate(models):
         torch.testing.assert_close(stack.state(i), dict(model.state_dict()), rtol=0, atol=0)
 

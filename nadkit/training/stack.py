@@ -3,16 +3,16 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from tqdm import tqdm
 
+from nadkit import seeds
 from nadkit.data.images import to_float
-
-if TYPE_CHECKING:
-    from nadkit.training.fitting import Objective, Recipe
+from nadkit.training.fitting import Data, History, Objective, checked, evaluate, require_finite, require_fit
+from nadkit.training.recipe import Recipe
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Adam's, as in `torch.optim`."""
@@ -20,6 +20,57 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 class CannotVmap(ValueError):
     """A network or an objective does what `torch.vmap` cannot: it asks for values, say, or for another library."""
+
+
+def fit_stack(
+    models: Sequence[nn.Module],
+    train: Sequence[Data],
+    test: Sequence[Data],
+    recipes: Sequence[Recipe],
+    objective: Objective,
+    training_seeds: Sequence[int],
+    *,
+    keep: Sequence[int] = (),
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+    progress: bool = False,
+) -> list[History]:
+    """Train networks of one architecture in place, as one, and return their histories; `fitting.fit` for many.
+
+    Args:
+        models: M networks, on the device of their data.
+        train: what each is trained on, inputs all of one shape and type.
+        test: what each is tested on after the last epoch.
+        recipes: of each; they may differ in learning rate, momentum and weight decay.
+        objective: of all.
+        training_seeds: of each one's order of samples; the first's is that of all dropout masks.
+        keep: numbers of epochs trained, 0 for none, after which ``after_epoch`` may look at the models.
+        after_epoch: called with that number.
+        progress: show a bar that counts epochs.
+
+    Raises:
+        ValueError: what `fitting.fit` raises.
+        CannotVmap: the networks or the objective cannot be batched.
+        Diverged: the loss of a network became NaN or infinite; ``network`` says of which.
+    """
+    for model, own, other in zip(models, train, test, strict=True):
+        require_fit(model, own, other)
+    device, epochs = train[0][0].device, recipes[0].epochs
+    orders = [seeds.generator(seed, "order", device=device) for seed in training_seeds]
+    stack, histories = Stack(models), [History() for _ in models]
+    training = stack.train(train, recipes, checked(objective), orders)
+    if 0 in keep:
+        after_epoch(0)
+    with seeds.seeded(training_seeds[0], "dropout", device=device):
+        for epoch, results in enumerate(tqdm(training, total=epochs, unit="epoch", disable=not progress, leave=False)):
+            for i, (loss, accuracy) in enumerate(results):
+                require_finite(loss, epoch, recipes[i], network=i)
+                histories[i].trained(loss, accuracy)
+            if epoch + 1 in (*keep, epochs):
+                stack.copy_to(models)
+                after_epoch(epoch + 1)
+    for model, data, history in zip(models, test, histories, strict=True):
+        history.tested(*evaluate(model, data))
+    return histories
 
 
 class Stack:
@@ -38,11 +89,17 @@ class Stack:
         """Return views of the parameters and buffers of network i."""
         return {name: t[i] for name, t in {**self.params, **self.buffers}.items()}
 
+    def copy_to(self, models: Sequence[nn.Module]) -> None:
+        """Give each network its parameters and buffers."""
+        for i, model in enumerate(models):
+            # buffers that no state dict holds, such as a fixed filter, are stacked, too
+            model.load_state_dict(self.state(i), strict=False)
+
     def train(
         self,
         data: Sequence[tuple[Tensor, Tensor]],
-        recipes: Sequence["Recipe"],
-        objective: "Objective",
+        recipes: Sequence[Recipe],
+        objective: Objective,
         orders: Sequence[torch.Generator],
     ) -> Iterator[list[tuple[float, float]]]:
         """Train epoch by epoch; yield each network's mean loss and accuracy over the epoch's batches.
@@ -84,7 +141,7 @@ class Stack:
                 sums += torch.stack([loss * batch.shape[1], right])
             yield (sums / n).T.tolist()
 
-    def _gradient(self, objective: "Objective", bf16: bool, device: torch.device) -> Callable:
+    def _gradient(self, objective: Objective, bf16: bool, device: torch.device) -> Callable:
         """Return the function from a batch to gradients (M, ...), losses (M,) and numbers of right answers (M,)."""
         trainee = _Trainee(self._skeleton, objective)
 
@@ -99,7 +156,7 @@ class Stack:
 class _Trainee(nn.Module):
     """A network and its objective in one module: the weights that `functional_call` lends it are there for both."""
 
-    def __init__(self, network: nn.Module, objective: "Objective") -> None:
+    def __init__(self, network: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.network = network
         self._objective = (objective,)  # in a tuple: an objective that is a module is none of ours
@@ -112,7 +169,7 @@ class _Trainee(nn.Module):
 class _Update:
     """Clipping and the steps of `torch.optim.SGD` or `Adam`, each network's own, on stacked parameters."""
 
-    def __init__(self, params: dict[str, Tensor], recipes: Sequence["Recipe"]) -> None:
+    def __init__(self, params: dict[str, Tensor], recipes: Sequence[Recipe]) -> None:
         self.params, self.recipe, self.steps = params, recipes[0], 0
         self.decay, self.momentum = (
             self.per_network(values) if any(values) else None

@@ -1,0 +1,57 @@
+"""Scores: how well variants of a network do, counted from their answers batch by batch."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Answers = tuple[Tensor, Tensor, Tensor]
+"""The numbers (K,) of some variants, their logits (K, B, classes) for a batch of samples, and the labels (B,).
+
+Logits (1, B, classes) count for all K."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """How well a network does, clamped in one way or in several; on the CPU, float64.
+
+    Attributes:
+        accuracy: (...), from 0 to 1.
+        loss: (...), mean cross-entropy in nats.
+        class_accuracy: (..., classes), on the samples of each class alone; NaN for a class without samples.
+    """
+
+    accuracy: Tensor
+    loss: Tensor
+    class_accuracy: Tensor
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Return what a function makes of accuracy, loss and class accuracy, by name."""
+        return {field.name: function(getattr(self, field.name)) for field in fields(Scores)}
+
+
+def joined(parts: Iterable[Scores]) -> Scores:
+    """Return scores (K,), (L,), ... one after the other, (K + L + ...,)."""
+    parts = list(parts)
+    return Scores(**{field.name: torch.cat([getattr(p, field.name) for p in parts]) for field in fields(Scores)})
+
+
+def tally(answers: Iterable[Answers], count: int, labels: Tensor, classes: int, device: torch.device) -> Scores:
+    """Return the scores (K,) of ``count`` variants from their answers to all samples, whose labels are (N,).
+
+    Losses are summed in float64 and right answers are whole numbers: the order of adding up does not matter.
+    """
+    sums = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    loss = torch.zeros(count, dtype=torch.float64, device=sums)
+    right = torch.zeros(count, classes, dtype=torch.int64, device=device)
+    for which, logits, y in answers:
+        hits = (logits.argmax(-1) == y).float() @ F.one_hot(y, classes).float()
+        # with samples innermost, which a CPU does several times as fast
+        logits, y = logits.transpose(1, 2).contiguous(), y.expand(len(logits), -1)
+        loss[which.to(sums)] += F.cross_entropy(logits, y, reduction="none").to(sums).double().sum(1)
+        right[which.to(device)] += hits.long()
+    loss, right = loss.cpu() / len(labels), right.cpu().double()
+    samples = torch.bincount(labels, minlength=classes).cpu()
+    return Scores(accuracy=right.sum(1) / len(labels), loss=loss, class_accuracy=right / samples)
