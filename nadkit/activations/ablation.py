@@ -323,7 +323,7 @@ def _per_site(sites: Sites, moments: Moments | None, name: str, purpose: str) ->
     """Return a moment of each site's units, float32."""
     if moments is None:
         raise ValueError(
-            f"{purpose} needs moments of the training inputs x: nadkit.activations.moments.unit_moments(model, x, sites)"
+            f"{purpose} needs moments of the training inputs: nadkit.activations.moments.unit_moments(model, x, sites)"
         )
     missing = [site.name for site in sites if site not in moments.sites]
     if missing:
