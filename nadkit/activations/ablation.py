@@ -104,7 +104,7 @@ def cumulative_curve(
     memory: int | None = None,
     progress: bool = False,
 ) -> Curve:
-    """Return the scores as growing random subsets of all units of the sites are ablated.
+    """Return the scores as units are ablated in random order, cumulatively: at each step, for each of R orderings.
 
     Args:
         model: any network of logits (B, classes); it stays on its device and in its modes.
@@ -133,7 +133,7 @@ def cumulative_curve(
         evaluate_masks, model, data, sites, value=value, moments=moments, batch_size=batch_size, memory=memory
     )
     counts = _counts(steps, sites.n_units)
-    masks = torch.stack([_cumulative(sites.n_units, counts, seed, r) for r in range(orderings)])
+    masks = torch.stack([_cumulative_masks(sites.n_units, counts, seed, r) for r in range(orderings)])
     if basis == "units":
         scores = evaluate(masks.flatten(0, 1), progress=progress)
     else:
@@ -143,8 +143,8 @@ def cumulative_curve(
     return Curve(counts=counts, fraction=counts.double() / sites.n_units, **curves)
 
 
-def _cumulative(n: int, counts: Tensor, seed: int, ordering: int) -> Tensor:
-    """Return masks (S, n) of the first counts (S,) of n units in a random order."""
+def _cumulative_masks(n: int, counts: Tensor, seed: int, ordering: int) -> Tensor:
+    """Return the masks (S, n) of the first units in a random order of all n: as many as counts (S,) says."""
     order = torch.randperm(n, generator=seeds.generator(seed, "ordering", ordering))
     return order.argsort() < counts[:, None]
 
@@ -322,7 +322,9 @@ def _values(sites: Sites, value: Value, moments: Moments | None) -> dict[Site, T
 def _per_site(sites: Sites, moments: Moments | None, name: str, purpose: str) -> dict[Site, Tensor]:
     """Return a moment of each site's units, float32."""
     if moments is None:
-        raise ValueError(f"{purpose} needs moments=unit_moments(model, x, sites) of the training inputs")
+        raise ValueError(
+            f"{purpose} needs moments of the training inputs: nadkit.activations.moments.unit_moments(model, x, sites)"
+        )
     missing = [site.name for site in sites if site not in moments.sites]
     if missing:
         raise ValueError(f"moments: expected those of {sites.names}, these are of {moments.sites.names}")
