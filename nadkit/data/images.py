@@ -98,6 +98,26 @@ class ImageSet:
             source=f"{self.source}, {len(train):,} and {len(test):,} of them (seed {seed})",
         )
 
+    def tested_on_the_rest(self, n_train: int, n_test: int | None = None, *, seed: int = 0) -> "ImageSet":
+        """Return ``n_train`` random training images, and the test images with all other training images to test on.
+
+        Of those to test on, ``n_test`` are kept, the test images first; None keeps all.
+
+        Raises:
+            ValueError: more images are asked for than there are, or fewer than one.
+        """
+        if not 0 < n_train <= len(self.train):
+            raise ValueError(f"n_train: expected 1 to {len(self.train)} images, got {n_train}")
+        full = self.subset(len(self.train), seed=seed)
+        return replace(
+            full,
+            train=full.train[:n_train],
+            train_labels=full.train_labels[:n_train],
+            test=torch.cat([full.test, full.train[n_train:]])[:n_test],
+            test_labels=torch.cat([full.test_labels, full.train_labels[n_train:]])[:n_test],
+            source=f"{full.source}; the first {n_train:,} to train on, others to test",
+        )
+
 
 def check(name: str) -> None:
     """Raise ValueError, saying what is wrong, unless ``name`` names an image set; load nothing.

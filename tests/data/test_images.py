@@ -155,6 +155,22 @@ def test_to_moves_every_tensor_to_a_device():
     assert moved.n_classes == 10
 
 
+def test_all_images_that_are_not_trained_on_can_be_tested_on():
+    full = images.load("digits", size=8)
+    found = full.tested_on_the_rest(100, seed=3)
+    assert (len(found.train), len(found.test)) == (100, 1697)
+    assert torch.equal(found.train, full.subset(100, seed=3).train)
+    pixels, labels = (
+        torch.cat([getattr(found, f"{split}{part}") for split in ("train", "test")]) for part in ("", "_labels")
+    )
+    assert pixels.long().sum() == full.train.long().sum() + full.test.long().sum()
+    assert labels.bincount().tolist() == torch.cat([full.train_labels, full.test_labels]).bincount().tolist()
+    fewer = full.tested_on_the_rest(100, 600, seed=3)
+    assert torch.equal(fewer.test, found.test[:600])
+    with pytest.raises(ValueError, match="n_train: expected 1 to 1297 images, got 1298"):
+        full.tested_on_the_rest(1298)
+
+
 def test_subsets_have_as_many_images_of_each_class():
     subset = images.load("digits", size=8).subset(205, 30)
     assert sorted(subset.train_labels.bincount().tolist()) == [20] * 5 + [21] * 5
