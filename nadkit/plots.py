@@ -3,7 +3,7 @@
 import html
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 import seaborn as sns
@@ -38,6 +38,12 @@ def _by_frequency(axis: Axes, title: str = "", *, first: bool = True) -> None:
     """Label a map of the Fourier plane; of several side by side, the first alone names the vertical axis."""
     axis.set(title=title, xlabel="horizontal frequency", ylabel="vertical frequency" if first else "")
     axis.tick_params(axis="y", rotation=0)
+
+
+def wave_map(waves: Iterable[tuple[int, int]], values: Sequence[float]) -> pd.DataFrame:
+    """Return one value for each wave (fx, fy), by vertical (rows) and horizontal frequency."""
+    table = pd.DataFrame(list(waves), columns=["fx", "fy"]).assign(value=values)
+    return table.pivot(index="fy", columns="fx", values="value")
 
 
 def wave_maps(table: pd.DataFrame, values: str) -> dict[str, pd.DataFrame]:

@@ -147,10 +147,11 @@ def spearman(
 ) -> Measured | None:
     """Return Spearman's rank correlation r, and half its 95 % interval.
 
-    The interval is Fisher's, its longer side; or by the delta method, 2 (1 - r^2) / sqrt(n - 3), with one for n - 3
-    of fewer than four pairs. Pairs with a missing value are left out. `n` is the number of independent pairs, where
-    that is less than all. Beyond `cap`, r has the interval of `cap`: at 1, Fisher's has no length. None where there
-    is no order or no interval: for a constant, and by Fisher for fewer than four pairs, and for |r| = 1 without a cap.
+    The interval is Fisher's, its longer side; or by the delta method, 2 (1 - r^2) / sqrt(n - 3), with 1 for n - 3
+    where there are fewer than four pairs. Pairs with a missing value are left out. `n` is the number of independent
+    pairs, where that is less than all. Beyond `cap`, r has the interval of `cap`: at 1, Fisher's has no length. None
+    where there is no order, as of a constant, or no interval: by Fisher for fewer than four pairs, and for |r| = 1
+    without a cap.
 
     Raises:
         ValueError: the two are not as long.

@@ -39,6 +39,9 @@ def test_wave_maps_arrange_each_network_by_frequency():
     assert [*maps] == ["b", "a"]
     assert maps["b"].loc[1].tolist() == [3.0, 4.0]
     assert maps["b"].loc[0].tolist() == [1.0, 2.0]
+    alone = plots.wave_map(zip(waves["fx"], waves["fy"], strict=True), waves["accuracy"])
+    assert alone.to_numpy().tolist() == maps["b"].to_numpy().tolist()
+    assert (alone.index.tolist(), alone.columns.tolist()) == ([0, 1], [0, 2])
 
 
 def test_accuracy_maps_share_a_scale_and_carry_numbers(table):

@@ -214,11 +214,13 @@ def _verify(options: argparse.Namespace) -> Answer:
     from nadkit.book import records, witness
 
     root = _root(options)
+    if options.p and not options.renew:
+        raise BadInput("-p: parameters are for --renew; a witness runs with those that it was made with")
     if options.renew:
         for name in options.chapters or chapters.find_chapters(root):
             for record in records.recorded(name, root):
                 try:
-                    records.renew(record, root, _say)
+                    records.renew(record, root, dict(options.p), say=_say)
                 except (BadInput, witness.WitnessFailed) as error:
                     _say(f"{record.key}: its witness is as it was: {error}")
     found = records.verify(root, options.chapters, again=options.again, say=_say)
@@ -414,6 +416,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     for sub, flag, form, text in (
         (run, "-p", "NAME=VALUE", one),
         (record, "-p", "NAME=VALUE", one),
+        (
+            verify,
+            "-p",
+            "NAME=VALUE",
+            "with --renew: one parameter of the witnesses, such as one that is a constant today",
+        ),
         (sweep, "-p", "NAME=VALUES", many),
         (sweep, "--zip", "NAME=VALUES", together),
     ):

@@ -349,8 +349,17 @@ def _keep(root: Path, record: Record, experiment: str) -> None:
         part.write_text("".join([*_lines(dict(sorted((known | {record.key: entry}).items()))), "\n"]), encoding="utf-8")
 
 
-def renew(record: Record, root: Path, say: Callable[[str], None] = print) -> None:
+def renew(
+    record: Record,
+    root: Path,
+    given: Mapping[str, Any] | None = None,
+    *,
+    chapter: str | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
     """Make the witness of a record anew, with the code of the commit that it names, and write the record again.
+
+    `given` are parameters to run it with; `chapter` is the chapter's name at that commit, if it was another.
 
     Raises:
         BadInput: the commit does not hold all that the record was made with, or is not there.
@@ -359,6 +368,6 @@ def renew(record: Record, root: Path, say: Callable[[str], None] = print) -> Non
     if not record.commit or record.commit.endswith("+"):
         raise BadInput(f"{record.key}: no commit holds all that it was made with ({short_commit(record.commit)})")
     content = json.loads(record.path.read_text(encoding="utf-8"))
-    made = witnesses.make_at(record.commit, root, record.chapter, say)
+    made = witnesses.make_at(record.commit, root, chapter or record.chapter, say, given)
     rest = {name: value for name, value in content.items() if name not in ("version", "seal")}
     write(record.path, rest | {"witness": made.to_json()})

@@ -17,7 +17,7 @@ VERDICTS = (HOLDS, FAILS, UNDECIDED)
 OWN = "our own measurements"
 GONE = "no longer in the chapter"
 # Of several records of one claim, the totals count that of the profile named first.
-RANKS = {"paper": 0, "gpu": 1}
+RANKS = {"paper": 0, "gpu": 1, "cpu": 2}
 
 
 @dataclass(frozen=True)

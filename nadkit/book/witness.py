@@ -177,15 +177,21 @@ def parameters(chapter: Chapter, given: Mapping[str, Any] | None = None) -> dict
     return convert(chapter, found)
 
 
-def make(chapter: Chapter, say: Callable[[str], None], library: Path | None = None) -> Witness:
+def make(
+    chapter: Chapter,
+    say: Callable[[str], None],
+    given: Mapping[str, Any] | None = None,
+    library: Path | None = None,
+) -> Witness:
     """Run a chapter at its smallest size in every environment and return its witness.
 
-    `library` is the folder of another nadkit than the one that runs.
+    `given` are parameters to run it with, such as those that are constants in newer code; `library` is the folder of
+    another nadkit than the one that runs.
 
     Raises:
         WitnessFailed: it does not run.
     """
-    values = parameters(chapter)
+    values = parameters(chapter, given)
     say(f"{chapter.name}: making the witness, {len(ENVIRONMENTS) + 1} runs at smoke size")
     first = observe(chapter, values, library=library)
     others = [observe(chapter, values, environment, library).series for environment in ENVIRONMENTS.values()]
@@ -198,7 +204,9 @@ def _spread(name: str, one: Series, others: Sequence[Mapping[str, Series]]) -> f
     return float(f"{found:.2g}") if math.isfinite(found) else None
 
 
-def make_at(commit: str, root: Path, name: str, say: Callable[[str], None]) -> Witness:
+def make_at(
+    commit: str, root: Path, name: str, say: Callable[[str], None], given: Mapping[str, Any] | None = None
+) -> Witness:
     """Return the witness of a chapter as it was at a commit, in a git worktree that is gone afterwards.
 
     Raises:
@@ -206,7 +214,7 @@ def make_at(commit: str, root: Path, name: str, say: Callable[[str], None]) -> W
         WitnessFailed: it does not run.
     """
     with _worktree(commit, root) as tree:
-        return make(load(tree, name), say, library=tree)
+        return make(load(tree, name), say, given, library=tree)
 
 
 @contextmanager

@@ -309,7 +309,8 @@ def test_a_witness_is_made_anew_at_the_commit_that_the_record_names(tmp_path, tr
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     records.write(found.path, content | {"commit": head, "witness": SEEN.to_json()})
     book_of(root, TRAINED.replace("epochs=2", "epochs=3"))
-    renew(recorded("one", root)[0], root, print)
+    renew(recorded("one", root)[0], root, {"n": 3}, say=print)
+    assert recorded("one", root)[0].witness.parameters["n"] == 3
     (renewed,) = recorded("one", root)
     assert renewed.witness.series["number loss"] == found.witness.series["number loss"]
     assert verify(root, say=print)[0].validity.state == "differs"
