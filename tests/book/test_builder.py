@@ -210,7 +210,7 @@ CLAIM = """\
 from nadkit.book import results
 from nadkit.book.claims import Claim, show
 results.keep(mean=n * scale)
-show([Claim("one-n", "n is large", n, ">= 3", "Paper, fig. 1", 5, paper="somebody2020paper")])
+show([Claim("one-n", "n is large", n, ">= 3", source="Paper, fig. 1", reported=5, paper="somebody2020paper")])
 """
 SCORECARD = "(scorecard)=\n# Scorecard\n\n```{include} _generated/scorecard.md\n```\n"
 BIBLIOGRAPHY = "@article{somebody2020paper, author={Some Body}, title={A Paper}, journal={J}, year={2020}}\n"

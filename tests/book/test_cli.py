@@ -14,7 +14,7 @@ from nadkit.book.cli import main
 
 CLAIM = """\
 from nadkit.book.claims import Claim, show
-show([Claim("one-n", "n is large", n, ">= 3", "Paper, fig. 1", 5)])
+show([Claim("one-n", "n is large", n, ">= 3", source="Paper, fig. 1", reported=5)])
 """
 
 
