@@ -263,7 +263,7 @@ def test_the_scorecard_follows_the_runs_and_the_records(scored, tmp_path, short_
     ):
         notebook = nbformat.read(chapter.path, as_version=4)
         cell = notebook.cells[-1]
-        cell.source = cell.source.replace("5, n,", "5, n + 1,") if edit == "n" else f"{cell.source}{edit}\n"
+        cell.source = cell.source.replace(", n, ", ", n + 1, ") if edit == "n" else f"{cell.source}{edit}\n"
         nbformat.write(notebook, chapter.path)
         said = []
         build(scored, "smoke", out=tmp_path, say=said.append)

@@ -262,7 +262,7 @@ def test_verify_says_whether_todays_code_gives_the_recorded_numbers(book, capsys
     assert (code, found["state"]) == (0, "verified")
     assert "part/one: running the witness" in err
     path = book / "book" / "part" / "one.ipynb"
-    path.write_text(path.read_text().replace("5, n,", "5, n + 1,"))
+    path.write_text(path.read_text().replace(", n, ", ", n + 1, "))
     code, (found,), _ = ask(capsys, "verify")
     assert (code, found["state"]) == (1, "differs")
     assert "1 of 1 series differ: claim one-n (by" in found["why"]
