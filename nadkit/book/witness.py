@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from nadkit.book import claims, prints
 from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values
+from nadkit.book.claims import Claim
 from nadkit.book.collect import stored
 
 SMOKE, WITNESS = "smoke", "witness"
@@ -276,7 +277,7 @@ def seen(notebook: Path, values: Mapping[str, Any]) -> Witness:
     for name, table in kept.tables.items():
         columns = zip(*table["rows"], strict=True) if table["rows"] else [[] for _ in table["columns"]]
         series |= {f"table {name}, {column}": list(c) for column, c in zip(table["columns"], columns, strict=True)}
-    series |= {f"claim {claim.id}": [_six(claim.measured), _six(claim.error)] for claim in run.claims}
+    series |= {f"claim {claim.id}": _measurement(claim) for claim in run.claims}
     return Witness(
         parameters=dict(values),
         versions=prints.computing_versions(),
@@ -287,5 +288,7 @@ def seen(notebook: Path, values: Mapping[str, Any]) -> Witness:
     )
 
 
-def _six(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+def _measurement(claim: Claim) -> Values:
+    if claim.measured is None:  # so that its error says nothing
+        return [None]
+    return [float(f"{value:.6g}") for value in (claim.measured, claim.error)]
