@@ -34,6 +34,7 @@ def ask(capsys, *argv: str) -> tuple[int, dict | list, str]:
     return code, json.loads(out), err
 
 
+@pytest.mark.alone
 def test_help_answers_at_once_and_imports_nothing_heavy():
     took = []
     for _ in range(3):

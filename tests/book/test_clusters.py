@@ -28,7 +28,7 @@ from nadkit.book.chapters import BadInput, Chapter, load
 from nadkit.book.runner import FAILED, FINISHED, UNCHANGED
 from nadkit.book.sweep import SweepStopped
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
 
 LOOPBACK = {"DASK_JOBQUEUE__SLURM__INTERFACE": "lo"}

@@ -399,6 +399,7 @@ def test_workers_see_the_folder_and_the_data_of_the_driver(logged, monkeypatch, 
 # ---- how fast ------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_ten_thousand_points_are_checked_and_looked_up_in_time(make_book, tmp_path):
     source = "n: int = 0  # of what [0..]\nwords: list[str] = ['a']  # more\n"
     chapter = load(make_book(one=make_notebook(parameters=source, code=("n",))), "one")
@@ -420,6 +421,7 @@ def test_ten_thousand_points_are_checked_and_looked_up_in_time(make_book, tmp_pa
     assert took < 5
 
 
+@pytest.mark.alone
 def test_a_run_costs_little_above_its_notebook(make_book, tmp_path, monkeypatch):
     """Measured with pytest's own process in the place of a worker, whose dispatch is timed apart."""
     chapter = load(make_book(one=make_notebook()), "one")
