@@ -72,7 +72,7 @@ def collect(folder: Path) -> "pd.DataFrame":
     A number whose name is taken becomes `result.NAME`, a fact of the run whose name a parameter has, `run.NAME`.
 
     Raises:
-        BadInput: there is no finished run, or a notebook is damaged.
+        BadInput: there is not a single finished run, or a notebook is damaged.
     """
     import pandas as pd
 

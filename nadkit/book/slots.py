@@ -141,7 +141,7 @@ class _Slot:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = self._process = None
-            # A killed process leaves behind what it had started, which has other parents by now.
+            # A killed process leaves behind what it had started, which has another parent then.
             kill_marked(SLOT, self._environment[SLOT])
 
 

@@ -293,7 +293,7 @@ def run(plan: Plan, executor: Executor, *, say: Callable[[str], None] | None = N
     """Run what is left of a sweep and return it with what became of each point.
 
     A point whose kernel or worker died is tried again, `TRIES` times in all; one that fails otherwise is not, and
-    stops no other. `say` hears of every point that ends; `progress` shows a bar with an estimate.
+    stops no other. `say` is called once per finished point; `progress` shows a bar with an estimate.
 
     Raises:
         SweepStopped: what stopped one point would stop all: a full disk, a chapter that changed, a lost cluster.
@@ -364,7 +364,7 @@ def _outcome(point: Point, future: Future) -> Point:
         raise SweepStopped(str(error) or "its tasks were cancelled: the cluster is gone") from error
     except Exception as error:
         if is_killed_worker(error):
-            error = WorkerDied("its workers died, whenever it was tried (out of memory?)")
+            error = WorkerDied("its workers died on every attempt (out of memory?)")
         about = str(error) if isinstance(error, RunFailed | WorkerDied) else f"{type(error).__name__}: {error}"
         return replace(point, status=FAILED, error=about)
     if not _appears(point.out, record):
