@@ -15,6 +15,7 @@ from nadkit.inputs.fourier import fourier_basis
 
 @pytest.fixture(autouse=True)
 def _house_style():
+    plt.close("all")  # those of other tests
     with plt.rc_context():
         plots.style()
         yield

@@ -100,7 +100,7 @@ def test_the_profile_reached_the_chapter(built, name):
     chapter = load(ROOT, name)
     wanted = validate(chapter, PROFILE)
     notebook = nbformat.read(built / "executed" / PROFILE / f"{name}.ipynb", as_version=4)
-    assert notebook.metadata.nadkit.book.parameters == wanted
+    assert notebook.metadata.nadkit.parameters == wanted
     injected = "".join(cell.source for cell in notebook.cells if "injected-parameters" in cell.metadata.get("tags", []))
     changed = {n for n, value in wanted.items() if value != chapter.parameters[n].default}
     assert set(re.findall(r"^(\w+) = ", injected, flags=re.MULTILINE)) == changed

@@ -196,7 +196,7 @@ problem = synthetic.Separable(v=random_basis(seed=0)[3], n_train=64, n_test=50, 
 recipe = training.Recipe(epochs=2, batch_size=16, learning_rate=0.1)
 (history,) = training.fit_many("logreg", [problem], recipe, seed=seed)
 results.keep(loss=history.train_loss[-1], accuracy=history.test_accuracy[-1])
-show([Claim("learns", "It learns", "us", None, history.train_loss[0] - history.train_loss[-1], "> 0")])
+show([Claim("learns", "It learns", history.train_loss[0] - history.train_loss[-1], "> 0")])
 """
 MOVED = TRAINED.replace("recipe = training.Recipe(epochs=2, batch_size=16, learning_rate=0.1)\n", "").replace(
     "problem =",

@@ -266,6 +266,7 @@ def all_gone(processes: list[psutil.Process]) -> bool:
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.alone
 def test_a_sweep_whose_driver_ends_leaves_no_process_and_goes_on(logged, tmp_path, end):
     chapter, log = logged("import time\nif n > 3:\n    time.sleep(float(open(TMP + '/pause').read()))")
     (tmp_path / "pause").write_text("60")
