@@ -216,18 +216,21 @@ def _verify(options: argparse.Namespace) -> Answer:
     root = _root(options)
     if options.p and not options.renew:
         raise BadInput("-p: parameters are for --renew; a witness runs with those that it was made with")
+    failed = []
     if options.renew:
         for name in options.chapters or chapters.find_chapters(root):
             for record in records.recorded(name, root):
                 try:
                     records.renew(record, root, dict(options.p), say=_say)
                 except (BadInput, witness.WitnessFailed) as error:
-                    _say(f"{record.key}: its witness is as it was: {error}")
+                    failed.append(f"{record.key}: its witness is as it was: {error}")
     found = records.verify(root, options.chapters, again=options.again, say=_say)
     rows = [[record.key, record.validity.state, record.validity.why] for record in found]
     data = [{"record": key, "state": state, "why": why} for key, state, why in rows]
+    for problem in failed:
+        _say(problem)
     differs = any(not record.counts for record in found)
-    return Answer(_table(rows) or "no records", data, FAILED if differs else OK)
+    return Answer(_table(rows) or "no records", data, FAILED if differs or failed else OK)
 
 
 def _build(options: argparse.Namespace) -> Answer:

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -64,17 +63,18 @@ def _parts(chapter: Chapter) -> list[Chapter]:
     return [chapter, *(load(chapter.root, name) for name in chapter.notebook["metadata"].get("nadkit_runs", []))]
 
 
-def experiment(chapter: Chapter) -> str:
+def experiment(chapter: Chapter, *, shown: bool = False) -> str:
     """Return a checksum of a chapter's experiment: its code, and that of the science it imports.
 
-    Left out are the cells tagged `parameters` or `presentation`, comments, docstrings, and the modules
-    that only show or store.
+    Left out are the cells tagged `parameters`, comments, docstrings, and the modules that only show or store; and,
+    unless what is `shown` counts as well, the cells tagged `presentation`, among which are the claims.
     """
+    left_out = {"parameters"} if shown else {"parameters", "presentation"}
     sources = [
         cell_source(cell)
         for part in _parts(chapter)
         for cell in part.notebook["cells"]
-        if cell["cell_type"] == "code" and not {"parameters", "presentation"} & set(cell_tags(cell))
+        if cell["cell_type"] == "code" and not left_out & set(cell_tags(cell))
     ]
     library = {_name(path): bare(path.read_text()) for path in _science(sources)}
     return _checksum([[bare(source) for source in sources], library])
@@ -98,11 +98,13 @@ def result_printer(chapter: Chapter, known: str | None = None) -> Callable[[Mapp
 def records_print(chapter: Chapter) -> str:
     """Return a checksum of a chapter's records and of what is known of their validity, which its pages show."""
     folder = chapter.root / "book" / "recorded"
-    paths = [*(folder / chapter.name).glob("*.json")]
-    known = folder / "verified.json"
-    return _checksum(
-        {path.name: files.sha256(path) for path in [*paths, *([known] if paths and known.exists() else [])]}
-    )
+    records = {path.name: files.sha256(path) for path in (folder / chapter.name).glob("[!.]*.json")}
+    try:
+        known = json.loads((folder / "verified.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    own = {key: entry for key, entry in known.items() if key.startswith(f"{chapter.name}/")}
+    return _checksum([records, own])
 
 
 def versions() -> dict[str, str]:
@@ -122,16 +124,21 @@ def commit(root: Path) -> str | None:
     """
     # Without optional locks it disturbs nobody who works there.
     git = ["git", "--no-optional-locks", "-C", str(root)]
-    status = ["status", "--porcelain", "--untracked-files=all", "--", ".", ":!book/recorded"]
+    status = ["status", "--porcelain", "-z", "--untracked-files=all", "--", ".", ":!book/recorded"]
     try:
-        head, changes = (
-            subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=10).stdout
-            for command in (["rev-parse", "HEAD"], status)
+        head, inside, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip("\n")
+            for command in (["rev-parse", "HEAD"], ["rev-parse", "--show-prefix"], status)
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    counting = [line for line in changes.splitlines() if not re.fullmatch(r"\?\? (?!book/).*(?<!\.py)", line)]
-    return head.strip() + ("+" if counting else "")
+    book = f"?? {inside}book/"
+    counting = [
+        line
+        for line in changes.split("\0")
+        if line and (not line.startswith("?? ") or line.startswith(book) or line.endswith(".py"))
+    ]
+    return head + ("+" if counting else "")
 
 
 def processor_name() -> str:

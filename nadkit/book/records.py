@@ -128,10 +128,10 @@ def recorded(chapter: str, root: Path | None = None) -> list[Record]:
         except BadInput:
             return []
     found = load(root, chapter)
-    paths = sorted(_folder(root, found.name).glob("*.json"))
+    paths = sorted(_folder(root, found.name).glob("[!.]*.json"))  # what begins with a dot is being written
     if not paths:
         return []
-    experiment, kept = prints.experiment(found), _kept(root)
+    experiment, kept = prints.experiment(found, shown=True), _kept(root)
     records = (read(path) for path in paths)
     return [replace(record, validity=_validity(record, experiment, kept)) for record in records]
 
@@ -236,7 +236,8 @@ def record(notebook: Path, root: Path, witness: Witness) -> Path:
     content = {
         **{name: about[name] for name in ("chapter", "profile")},
         "parameters": kept.parameters,
-        **{name: about[name] for name in ("experiment", "commit", "versions", "platform")},
+        "experiment": prints.experiment(chapter, shown=True),
+        **{name: about[name] for name in ("commit", "versions", "platform")},
         "device": kept.device,
         "data": kept.data,
         **{name: about[name] for name in ("started", "seconds", "resumed")},
@@ -267,12 +268,13 @@ def _an_executed_notebook(path: Path) -> Path:
 
 
 def _validity(record: Record, experiment: str, kept: Mapping[str, Any]) -> Validity:
-    """Return what is known of a record: that its code is today's, or what `verify` found with today's code."""
+    """Return what `verify` found of a record with today's code, or else whether its code is today's."""
+    found = kept.get(record.key, {})
+    here = found.get("state") != UNVERIFIABLE or found["at_hand"] == _at_hand()
+    if here and (found.get("experiment"), found.get("seal")) == (experiment, record.seal):
+        return Validity(found["state"], found["why"])
     if record.experiment == experiment:
         return Validity(CURRENT)
-    found = kept.get(record.key, {})
-    if (found.get("experiment"), found.get("seal")) == (experiment, record.seal):
-        return Validity(found["state"], found["why"])
     return Validity(UNVERIFIED, "the code has changed since, and 'nadkit verify' has not looked yet")
 
 
@@ -305,7 +307,7 @@ def verify(
         for record in recorded(name, root):
             if again or record.validity.state in (UNVERIFIED, UNVERIFIABLE):
                 record = replace(record, validity=_verified(record, load(root, name), runs, say))
-                _keep(root, record, prints.experiment(load(root, name)))
+                _keep(root, record, prints.experiment(load(root, name), shown=True), say)
             found.append(record)
     return found
 
@@ -330,23 +332,37 @@ def validity_of(record: Record, today: Witness, now: str | None = None) -> Valid
         return Validity(VERIFIED, f"{of}; {comparison.words}")
     if missing := _missing(record.witness, today):
         return Validity(UNVERIFIABLE, f"its witness was made with {', '.join(missing)}, which are not at hand")
-    return Validity(DIFFERS, comparison.words)
+    return Validity(DIFFERS if comparison.differing else UNVERIFIABLE, comparison.words)
 
 
 def _missing(then: Witness, now: Witness) -> list[str]:
-    """Return the data that one of two witnesses had and the other had not."""
-    data = [{data_words(item) for item in witness.data} | set(witness.at_hand) for witness in (then, now)]
-    return sorted(data[0] ^ data[1])
+    """Return the published files and the sources of data that a witness had and today's run has not."""
+    had, has = ({_source(item) for item in witness.data} | set(witness.at_hand) for witness in (then, now))
+    return sorted(had - has)
 
 
-def _keep(root: Path, record: Record, experiment: str) -> None:
-    """Keep what `verify` found, in the order of the records' names."""
-    if record.validity.state not in (VERIFIED, DIFFERS):
-        return  # here; elsewhere it may be verifiable
+def _source(data: Mapping[str, str | None]) -> str:
+    """Return what a data set is and where it is from, without its size, seed and checksum."""
+    return f"{data['name']}: {str(data['kind']).partition(',')[0]}"
+
+
+def _at_hand() -> str:
+    """Return a checksum of the names of the published files at hand."""
+    return hashlib.sha256(repr(prints.published_at_hand()).encode()).hexdigest()
+
+
+def _keep(root: Path, record: Record, experiment: str, say: Callable[[str], None]) -> None:
+    """Keep what `verify` found, in the order of the records' names; a book that cannot be written to goes without."""
     entry = {"experiment": experiment, "seal": record.seal, "state": record.validity.state, "why": record.validity.why}
+    if record.validity.state == UNVERIFIABLE:  # here; with other data it may be verifiable
+        entry["at_hand"] = _at_hand()
     known = {key: kept for key, kept in _kept(root).items() if (root / "book" / "recorded" / f"{key}.json").exists()}
-    with files.atomic_write(root / "book" / "recorded" / KEPT) as part:
-        part.write_text("".join([*_lines(dict(sorted((known | {record.key: entry}).items()))), "\n"]), encoding="utf-8")
+    try:
+        with files.atomic_write(root / "book" / "recorded" / KEPT) as part:
+            lines = _lines(dict(sorted((known | {record.key: entry}).items())))
+            part.write_text("".join([*lines, "\n"]), encoding="utf-8")
+    except files.DataError as error:
+        say(f"{record.key}: {record.validity.state}, but that cannot be kept: {error}")
 
 
 def renew(

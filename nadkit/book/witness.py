@@ -24,15 +24,17 @@ from nadkit.book import claims, prints
 from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values
 from nadkit.book.claims import Claim
 from nadkit.book.collect import stored
+from nadkit.names import did_you_mean
 
 SMOKE, WITNESS = "smoke", "witness"
-BASE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+BASE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+"""One thread with all that the processor has, and no GPU unless the profile `witness` asks for one."""
 ENVIRONMENTS = {
     "two threads": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
     "no vectors": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
 }
-"""Other ways to round, beside one thread with all that the processor has."""
+"""Other ways to round."""
 SAFETY = 3.0
 """How much larger than between the environments a difference may be where versions or the processor are others."""
 FLOOR = 2e-5
@@ -94,30 +96,33 @@ class Witness:
 class Comparison:
     """How one run at a witness's size compares to it: the series that differ, and the largest difference of the others.
 
-    `exact` says that not the last digit may differ: the same versions on the same kind of processor.
+    `exact` says that not the last digit may differ: the same versions on the same kind of processor. `of` is the number
+    of robust series of numbers in the witness, `compared` of those that the other run has as well.
     """
 
     exact: bool
+    of: int
     compared: int
     differing: Mapping[str, float]
     largest: float
 
     @property
     def agrees(self) -> bool:
-        """Whether every series agrees, and there is one."""
+        """Whether numbers were compared, and all agree."""
         return self.compared > 0 and not self.differing
 
     @property
     def words(self) -> str:
         """The comparison, for people."""
-        if not self.compared:
-            return "nothing of what the witness holds is computed any more"
         if self.differing:
             worst = sorted(self.differing.items(), key=lambda pair: -pair[1])[:3]
             named = ", ".join(f"{name} ({_percent(by)})" for name, by in worst)
             return f"{len(self.differing)} of {self.compared} series differ: {named}"
+        if not self.compared:
+            return f"none of the {self.of} series of numbers in its witness is computed any more"
         how = "to the last digit" if self.largest == 0 else f"to {self.largest:.0e}, relative"
-        return f"all {self.compared} series agree {how}"
+        rest = "" if self.compared == self.of else f" ({self.of - self.compared} are no longer computed)"
+        return f"all {self.compared} series of numbers agree {how}{rest}"
 
 
 def _percent(difference: float) -> str:
@@ -125,20 +130,20 @@ def _percent(difference: float) -> str:
 
 
 def compare(witness: Witness, other: Witness) -> Comparison:
-    """Compare what two runs of one size gave, in the series that both have.
+    """Compare what two runs of one size gave, in the robust series that both have.
 
     The difference of two series is the largest one of their numbers, relative to their largest number. On the same
-    versions and kind of processor it must be zero; else robust series must agree within their tolerance. A series that
-    only one of the two has tells of more or fewer results, not of other ones.
+    versions and kind of processor it must be zero; else it must lie within the series' tolerance. A series that only
+    one of the two has tells of more or fewer results, not of other ones.
     """
     exact = (witness.versions, witness.processor) == (other.versions, other.processor)
-    both = {
-        name: series for name, series in witness.series.items() if name in other.series and (exact or series.robust)
-    }
+    robust = {name: series for name, series in witness.series.items() if series.robust}
+    both = {name: series for name, series in robust.items() if name in other.series}
     found = {name: distance(series.values, other.series[name].values) for name, series in both.items()}
     differing = {name: by for name, by in found.items() if by > (0 if exact else both[name].tolerance)}
     largest = max((by for name, by in found.items() if name not in differing), default=0.0)
-    return Comparison(exact, len(both), differing, largest)
+    counted = [sum(any(map(_is_number, s.values)) for s in some.values()) for some in (robust, both)]
+    return Comparison(exact, *counted, differing, largest)
 
 
 def distance(one: Values, other: Values) -> float:
@@ -190,8 +195,11 @@ def make(
     another nadkit than the one that runs.
 
     Raises:
+        BadInput: the chapter does not have such a parameter.
         WitnessFailed: it does not run.
     """
+    if unknown := next((name for name in given or {} if name not in chapter.parameters), None):
+        raise BadInput(f"{chapter.name}: {unknown}: no such parameter; {did_you_mean(unknown, chapter.parameters)}")
     values = parameters(chapter, given)
     say(f"{chapter.name}: making the witness, {len(ENVIRONMENTS) + 1} runs at smoke size")
     first = observe(chapter, values, library=library)
@@ -223,13 +231,14 @@ def _worktree(commit: str, root: Path) -> Iterator[Path]:
     git = ["git", "-C", str(root)]
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "book"
+        inside = subprocess.run([*git, "rev-parse", "--show-prefix"], capture_output=True, text=True).stdout.strip()
         added = subprocess.run(
             [*git, "worktree", "add", "--quiet", "--detach", str(tree), commit], capture_output=True, text=True
         )
         if added.returncode:
             raise BadInput(f"commit {commit} cannot be checked out: {added.stderr.strip()}")
         try:
-            yield tree
+            yield tree / inside
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", str(tree)], capture_output=True)
 
@@ -245,7 +254,11 @@ def observe(
     Raises:
         WitnessFailed: it does not run.
     """
-    variables = os.environ | BASE | dict(environment or {})
+    ways = {name for ways in ENVIRONMENTS.values() for name in ways}
+    usual = {name: value for name, value in os.environ.items() if name not in ways}
+    variables = usual | BASE | dict(environment or {})
+    if values.get("device", "auto").startswith("cuda"):
+        variables.pop("CUDA_VISIBLE_DEVICES")
     if library:
         paths = [str(library), os.environ.get("PYTHONPATH")]
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

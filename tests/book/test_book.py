@@ -39,6 +39,7 @@ def built(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in witness.BASE.items():  # so that the runs can be compared to the witnesses
             patch.setenv(name, value)
+        patch.setattr("nadkit.book.records.verify", lambda *_, **__: [])  # a test of its own looks, and writes nothing
         result = build(ROOT, PROFILE, out=out)
     assert result["error"] is None, result["error"]
     return out / "_build"
@@ -130,7 +131,9 @@ def test_todays_code_gives_the_recorded_numbers(built, name):
         smoke = validate(chapter, PROFILE)
         today = witness.seen(executed, smoke) if values == smoke else witness.observe(chapter, values)
         validity = validity_of(record, today)
-        assert validity.state in ("verified", "not verifiable here"), f"{record.key} {validity.state}: {validity.why}"
+        if "not at hand" in validity.why:
+            pytest.skip(f"{record.key}: {validity.why}")
+        assert validity.state == "verified", f"{record.key} {validity.state}: {validity.why}"
 
 
 # ---- the pages -----------------------------------------------------------------------------------

@@ -36,10 +36,13 @@ def test_the_distance_of_two_series(one, other, expected):
 
 def test_on_the_same_processor_every_digit_counts():
     then = a_witness(a=Series([1.0]), b=Series([5.0], None), gone=Series([1.0]))
-    assert compare(then, then).words == "all 3 series agree to the last digit"
-    comparison = compare(then, a_witness(a=Series([1.00001]), b=Series([5.0]), new=Series([2.0])))
-    assert (comparison.exact, comparison.compared, list(comparison.differing)) == (True, 2, ["a"])
+    assert compare(then, then).words == "all 2 series of numbers agree to the last digit"
+    comparison = compare(then, a_witness(a=Series([1.00001]), b=Series([6.0]), new=Series([2.0])))
+    assert (comparison.exact, comparison.compared, list(comparison.differing)) == (True, 1, ["a"])
     assert not comparison.agrees
+    fewer = compare(then, a_witness(a=Series([1.0])))
+    assert fewer.agrees
+    assert "1 are no longer computed" in fewer.words
 
 
 @pytest.mark.parametrize(
@@ -55,9 +58,10 @@ def test_elsewhere_rounding_is_allowed_as_far_as_it_was_measured(spread, value, 
 
 
 def test_nothing_to_compare_is_no_agreement():
-    comparison = compare(a_witness(a=Series([1.0])), a_witness(b=Series([1.0])))
+    words = Series(["x", None])
+    comparison = compare(a_witness(a=Series([1.0]), words=words), a_witness(b=Series([1.0]), words=words))
     assert not comparison.agrees
-    assert "nothing" in comparison.words
+    assert "none of the 1 series of numbers" in comparison.words
 
 
 def test_a_witness_comes_back_as_it_was():
