@@ -305,7 +305,7 @@ def verify(
     found, runs = [], {}
     for name in names:
         for record in recorded(name, root):
-            if again or record.validity.state in (UNVERIFIED, UNVERIFIABLE):
+            if again or record.validity.state == UNVERIFIED:
                 record = replace(record, validity=_verified(record, load(root, name), runs, say))
                 _keep(root, record, prints.experiment(load(root, name), shown=True), say)
             found.append(record)
