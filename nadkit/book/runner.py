@@ -186,24 +186,12 @@ def read_record(out: Path) -> dict[str, Any]:
 
 def _run(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool) -> tuple[str | None, type[RunFailed]]:
     """Run the chapter into `part` and return what went wrong, if anything, and what to raise then."""
-    spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
     # Papermill reports every failure to its log as well: we report it once, in our words.
     # And after Ctrl-C asyncio may still hear of a kernel that died.
     for log in ("papermill", "asyncio"):
         logging.getLogger(log).setLevel(logging.CRITICAL)
     try:
-        papermill.execute_notebook(
-            _literal(chapter.path),
-            _literal(part),
-            parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
-            kernel_name=spec.get("name", "python3"),
-            language="python",
-            cwd=chapter.path.parent,
-            progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
-            stderr_file=sys.stderr if live else None,
-            # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-        )
+        _execute(chapter, values, part, live)
     except PapermillExecutionError as error:
         return _describe_error(error), RunFailed
     except DeadKernelError:
@@ -219,6 +207,31 @@ def _run(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool) ->
     except RuntimeError as error:
         return f"the kernel did not start: {error}", RunFailed
     return None, RunFailed
+
+
+def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, tries: int = 2) -> None:
+    """Let papermill run the chapter into `part`; start its kernel again if it does not answer.
+
+    Kernels that start at the same moment may pick the same ports. None of the chapter has run then.
+    """
+    spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
+    try:
+        papermill.execute_notebook(
+            _literal(chapter.path),
+            _literal(part),
+            parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
+            kernel_name=spec.get("name", "python3"),
+            language="python",
+            cwd=chapter.path.parent,
+            progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
+            stderr_file=sys.stderr if live else None,
+            # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        )
+    except RuntimeError as error:
+        if tries == 1 or "respond" not in str(error):
+            raise
+        _execute(chapter, values, part, live, tries - 1)
 
 
 @contextmanager
