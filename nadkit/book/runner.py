@@ -209,7 +209,7 @@ def _run(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool) ->
     return None, RunFailed
 
 
-def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, tries: int = 2) -> None:
+def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, tries: int = 3) -> None:
     """Let papermill run the chapter into `part`; start its kernel again if it does not answer.
 
     Kernels that start at the same moment may pick the same ports. None of the chapter has run then.
@@ -229,7 +229,7 @@ def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except RuntimeError as error:
-        if tries == 1 or "respond" not in str(error):
+        if tries == 1 or not any(said in str(error) for said in ("didn't respond", "died before replying")):
             raise
         _execute(chapter, values, part, live, tries - 1)
 
