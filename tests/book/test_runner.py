@@ -120,12 +120,13 @@ def test_a_kernel_that_does_not_answer_is_started_again(make_book, tmp_path, mon
         tries.append(1)
         if len(tries) < deaf:
             Path(args[1]).write_text(Path(args[0]).read_text())
-            raise RuntimeError(says)
+            raise RuntimeError(says[0])
         execute_notebook(*args, **options)
 
     monkeypatch.setattr(runner.papermill, "execute_notebook", deaf_at_first)
     root, deaf = make_book(one=make_notebook()), 3
-    for says in ("Kernel died before replying to kernel_info", "Kernel didn't respond in 60 seconds"):
+    for message in ("Kernel died before replying to kernel_info", "Kernel didn't respond in 60 seconds"):
+        says = [message]
         tries.clear()
         run(root, "one", tmp_path / "one.ipynb")
         assert "result 1.5" in printed(tmp_path / "one.ipynb")
