@@ -270,7 +270,7 @@ def _an_executed_notebook(path: Path) -> Path:
 def _validity(record: Record, experiment: str, kept: Mapping[str, Any]) -> Validity:
     """Return what `verify` found of a record with today's code, or else whether its code is today's."""
     found = kept.get(record.key, {})
-    here = found.get("state") != UNVERIFIABLE or found["at_hand"] == _at_hand()
+    here = found.get("state") != UNVERIFIABLE or found.get("at_hand") == _at_hand()
     if here and (found.get("experiment"), found.get("seal")) == (experiment, record.seal):
         return Validity(found["state"], found["why"])
     if record.experiment == experiment:
@@ -307,7 +307,8 @@ def verify(
         for record in recorded(name, root):
             if again or record.validity.state == UNVERIFIED:
                 record = replace(record, validity=_verified(record, load(root, name), runs, say))
-                _keep(root, record, prints.experiment(load(root, name), shown=True), say)
+                if record.validity.state != UNVERIFIED:
+                    _keep(root, record, prints.experiment(load(root, name), shown=True), say)
             found.append(record)
     return found
 
@@ -319,8 +320,10 @@ def _verified(record: Record, chapter: Chapter, runs: dict[str, Witness], say: C
         if size not in runs:
             say(f"{chapter.name}: running the witness")
             runs[size] = witnesses.observe(chapter, values)
-    except (BadInput, WitnessFailed) as error:
+    except BadInput as error:  # a value that is no longer possible
         return Validity(UNVERIFIABLE, str(error))
+    except WitnessFailed as error:  # perhaps for a passing reason: not kept, so the next look tries again
+        return Validity(UNVERIFIED, str(error))
     return validity_of(record, runs[size], prints.commit(chapter.root))
 
 
