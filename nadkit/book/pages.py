@@ -7,8 +7,9 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # whoever draws has it
+if TYPE_CHECKING:  # whoever draws has them
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 # Panels stand in order behind all labels; without style sheets they just follow one another.
 TAB_STYLE = """\
@@ -44,6 +45,30 @@ def image(figure: "Figure", alt: str) -> str:
     plt.close(figure)  # or pyplot shows it once more
     image = base64.b64encode(buffer.getvalue()).decode()
     return f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}">'
+
+
+def packed(image: "Tensor") -> str:
+    """Return a one-channel image (H, W) as words, which a table can hold: a PNG of 8 bits in base64.
+
+    Zero is 128, and the largest entry of either sign 1 or 255.
+    """
+    from PIL import Image
+
+    largest = image.abs().max().item() or 1.0
+    levels = 128 + (127 / largest * image.double().cpu()).round()
+    buffer = io.BytesIO()
+    Image.fromarray(levels.numpy().astype("uint8")).save(buffer, format="png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def unpacked(words: Iterable[str]) -> "Tensor":
+    """Return the images (K, H, W) that `packed` made words of, each with its largest entry at 1 or -1."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(word)))) for word in words]
+    return (torch.tensor(np.stack(images), dtype=torch.float64) - 128) / 127
 
 
 def table(head: Sequence[str], rows: Iterable[str], *, caption: str = "", css: str = "") -> str:

@@ -1,0 +1,24 @@
+"""Tests of the pieces of pages."""
+
+import pytest
+import torch
+
+from nadkit.book import pages
+
+
+def test_a_packed_image_is_words_that_give_it_back_to_8_bits():
+    images = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    words = [pages.packed(image) for image in images]
+    assert all(isinstance(word, str) for word in words)
+    scaled = images / images.abs().amax((1, 2), keepdim=True)
+    torch.testing.assert_close(pages.unpacked(words), scaled.double(), atol=0.5 / 127 + 1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, -1e6])
+def test_packing_forgets_the_scale_and_keeps_the_sign(scale):
+    image = torch.tensor([[0.0, 1.0], [-0.4, 0.2]])
+    assert pages.packed(image.double() * scale) == pages.packed(image * (1 if scale > 0 else -1))
+
+
+def test_an_image_of_zeros_stays_one():
+    assert not pages.unpacked([pages.packed(torch.zeros(4, 4))]).any()
