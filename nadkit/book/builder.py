@@ -20,7 +20,7 @@ import yaml
 from papermill.exceptions import strip_color
 
 from nadkit import files
-from nadkit.book import claims, records, scorecard
+from nadkit.book import claims, excerpts, records, scorecard
 from nadkit.book.chapters import QUICK, BadInput, Chapter, find_chapters, load, validate
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
@@ -73,7 +73,9 @@ def build(
     say("building the pages")
     try:
         made = {f"book/{name}.ipynb": executed.get(name, load(root, name).path) for name in listed}
-        error = _update_pages(root, made | _make_scorecard(root, executed, folder), folder)
+        rows = _scorecard_rows(root, executed)
+        made |= _make_scorecard(root, rows, folder) | excerpts.make(root, listed, executed, rows, folder)
+        error = _update_pages(root, made, folder)
     except BadInput as problem:
         error = str(problem)
     if error:
@@ -203,17 +205,24 @@ class _Runs:
             child.terminate()  # a shell's background jobs are deaf to SIGINT
 
 
-def _make_scorecard(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Path]:
-    """Write the scorecard as Markdown and as JSON, and return where the first belongs; a book may be without.
+def _scorecard_rows(root: Path, executed: Mapping[str, Path]) -> list[scorecard.Row]:
+    """Return the claims of the chapters that ran, live and recorded.
 
     Raises:
         BadInput: a claim names a paper that is not in the bibliography, or a record is damaged.
     """
-    if not (root / "book" / "practice" / "scorecard.md").exists():
-        return {}
     found = [record for name in executed for record in records.recorded(name, root)]
     rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], found)
-    scorecard.require_cited(rows, scorecard.bibliography((root / "book" / "references.bib").read_text()))
+    bibliography = root / "book" / "references.bib"
+    if bibliography.exists():
+        scorecard.require_cited(rows, scorecard.bibliography(bibliography.read_text()))
+    return rows
+
+
+def _make_scorecard(root: Path, rows: Sequence[scorecard.Row], folder: Path) -> dict[str, Path]:
+    """Write the scorecard as Markdown and as JSON, and return where the first belongs; a book may be without."""
+    if not (root / "book" / "practice" / "scorecard.md").exists():
+        return {}
     included = folder / "scorecard.md"
     data = json.dumps(scorecard.to_json(rows), indent=1) + "\n"
     for path, text in ((folder / SCORECARD, data), (included, scorecard.markdown(rows))):

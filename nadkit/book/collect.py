@@ -48,6 +48,16 @@ def stored(path: Path) -> Stored:
     return Stored(device, data, numbers, tables, _parameters(notebook))
 
 
+def shown(path: Path) -> dict[str, str]:
+    """Return what the executed notebook at `path` shows of its tables, as HTML."""
+    outputs = (output for cell in read_notebook(path)["cells"] for output in cell.get("outputs", []))
+    return {
+        name: "".join(output["data"].get("text/html", ""))
+        for output in outputs
+        for name in output.get("metadata", {}).get(MIME, {}).get("tables", {})
+    }
+
+
 def _parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of a run in the order in which its chapter declares them: JSON does not keep it."""
     values = notebook.get("metadata", {}).get("nadkit", {}).get("parameters", {})

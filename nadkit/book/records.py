@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from nadkit.book.witness import Witness, WitnessFailed
 CURRENT, VERIFIED = "current", "verified"
 UNVERIFIED, UNVERIFIABLE = "not verified yet", "not verifiable here"
 VERSION = 2
+# Of several records of one thing, that of the profile named first counts; of two, the later one.
+RANKS = {"paper": 0, "gpu": 1, "cpu": 2}
 KEPT = "verified.json"
 
 
@@ -75,6 +78,20 @@ class Record:
     def counts(self) -> bool:
         """Whether totals count it: not where today's code gives other numbers."""
         return self.validity.state != DIFFERS
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """What sorts the records that count most to the front: by profile, then the latest."""
+        return RANKS.get(self.profile, len(RANKS)), -datetime.fromisoformat(self.started).timestamp()
+
+    @property
+    def words(self) -> str:
+        """What it ran on and for how long, in a few words: 'MNIST, 12,000 images, 64 min on 2 cores'."""
+        kinds = (re.match(r"([^,]+),.*?([\d,]+) and [\d,]+ of them", str(item["kind"])) for item in self.data)
+        what = next((f"{found[1]}, {found[2]} images" for found in kinds if found), f"profile {self.profile}")
+        device = self.device or self.platform
+        cores = re.search(r"\d+ cores?$", device)
+        return f"{what}, {_duration(self.seconds)} on {cores[0] if cores else device}"
 
     @property
     def mark(self) -> str:

@@ -91,7 +91,8 @@ def show(
 ) -> None:
     """Store a small table and display it, drawn by `draw` if given; in tabs beside it the same of recorded runs.
 
-    `draw` gets every table as it is stored, rounded to six digits. `alt` says in words what there is to see.
+    Recorded runs that hold stand first, those that count most in front: they are the better evidence. `draw` gets every
+    table as it is stored, rounded to six digits. `alt` says in words what there is to see.
 
     Raises:
         ValueError: the table has over 5,000 cells, or an index or columns without names of their own, or holds
@@ -100,11 +101,10 @@ def show(
     store = _to_plain(name, table)
     frame = to_frame(store)
     panels = [("this run", _drawn(frame, draw, alt))]
-    for record in recorded:
-        if name in record.tables:
-            label = f"recorded: {record.name.replace(',', ', ')}" + ("" if record.counts else f" ({DIFFERS})")
-            drawing = _redrawn(to_frame(record.tables[name]), draw, f"{alt} Recorded run: {record.name}.")
-            panels.append((label, drawing + _provenance_as_html(record)))
+    own = sorted((record for record in recorded if name in record.tables), key=lambda record: record.rank)
+    for record in (r for r in own if not r.counts):
+        panels.append((f"recorded: {record.words} ({DIFFERS})", _of_record(record, name, draw, alt)))
+    panels = [(f"recorded: {r.words}", _of_record(r, name, draw, alt)) for r in own if r.counts] + panels
     page = pages.tabs(panels) if len(panels) > 1 else panels[0][1]
     _display({"tables": {name: store}}, f"{alt}\n{frame.to_string(index=False, max_rows=20)}", page)
 
@@ -232,6 +232,11 @@ def _redrawn(frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | No
     except Exception as error:
         problem = html.escape(f"It could not be drawn ({type(error).__name__}: {error}).")
         return f"{_as_table(frame, alt)}<p>{problem}</p>"
+
+
+def _of_record(record: "Record", name: str, draw: "Callable[[pd.DataFrame], Figure] | None", alt: str) -> str:
+    drawing = _redrawn(to_frame(record.tables[name]), draw, f"{alt} Recorded run: {record.name}.")
+    return drawing + _provenance_as_html(record)
 
 
 def _as_table(frame: "pd.DataFrame", caption: str) -> str:

@@ -16,8 +16,6 @@ from nadkit.names import did_you_mean
 VERDICTS = (HOLDS, FAILS, UNDECIDED)
 OWN = "our own measurements"
 GONE = "no longer in the chapter"
-# Of several records of one claim, the totals count that of the profile named first.
-RANKS = {"paper": 0, "gpu": 1, "cpu": 2}
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,10 @@ class Row:
         return f"{self.chapter}.html" + (f"#claim-{self.live.id}" if self.live else "")
 
     @property
-    def best(self) -> Claim | None:
-        """The recorded claim that counts: valid, measured, at the largest scale, latest."""
-        valid = [(record, claim) for record, claim in self.recorded if record.counts]
-        by_date = sorted(valid, key=lambda pair: pair[0].started, reverse=True)
-        ranked = sorted(by_date, key=lambda pair: (pair[1].measured is None, RANKS.get(pair[0].profile, len(RANKS))))
-        return ranked[0][1] if ranked else None
+    def best(self) -> tuple[Record, Claim] | None:
+        """The record and its claim that count: valid, measured, at the largest scale, latest."""
+        valid = [pair for pair in self.recorded if pair[0].counts]
+        return min(valid, key=lambda pair: (pair[1].measured is None, pair[0].rank), default=None)
 
 
 def rows(runs: Iterable[Run], records: Iterable[Record]) -> list[Row]:
@@ -113,7 +109,7 @@ def totals(rows: Sequence[Row]) -> list[Total]:
 
 def _total(paper: str, rows: Sequence[Row]) -> Total:
     live = Counter(row.live.verdict for row in rows)
-    recorded = Counter(row.best.verdict for row in rows if row.best)
+    recorded = Counter(row.best[1].verdict for row in rows if row.best)
     return Total(paper, len(rows), {v: live[v] for v in VERDICTS}, {v: recorded[v] for v in VERDICTS})
 
 
@@ -212,6 +208,18 @@ def _as_row(row: Row) -> str:
     recorded = "".join(f"<li>{_measured(claim)}<br>{_where(record)}</li>" for record, claim in row.recorded)
     reported = f"{_escape(claim.report)}<br><small>holds if {_escape(claim.holds_if)}</small>"
     return pages.row([_escape(claim.source), reported, live, f"<ul>{recorded}</ul>" if recorded else "-"], head=link)
+
+
+def lines(rows: Iterable[Row], start: str) -> str:
+    """Return a list of claims with the verdict that counts, recorded if there is one; `start` leads to `html/book/`."""
+    return "\n".join(['<ul class="nadkit-verdicts">', *(_line(row, start) for row in rows), "</ul>"])
+
+
+def _line(row: Row, start: str) -> str:
+    record, claim = row.best or (None, row.claim)
+    found = f"reported {claim.report}, measured {claim.measurement}; {record.words if record else 'this build'}"
+    link = f'<a href="{_escape(start + row.page)}">{_escape(claim.statement)}</a>'
+    return f"<li>{' '.join(verdict_as_html(claim).split())} {link} <small>({_escape(found)})</small></li>"
 
 
 def _measured(claim: Claim) -> str:

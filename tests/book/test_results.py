@@ -212,8 +212,8 @@ def test_recorded_runs_stand_beside_this_one(shown):
     assert len({b["id"] for p in pages for b in p.all("input")}) == 6
     assert len({b["name"] for p in pages for b in p.all("input")}) == 2
     assert [image["alt"] for image in page.all("img")] == [
-        "Overlaps.",
         "Overlaps. Recorded run: paper,architectures=lenet.",
+        "Overlaps.",
         "Overlaps. Recorded run: gpu.",
     ]
     assert (
@@ -222,11 +222,34 @@ def test_recorded_runs_stand_beside_this_one(shown):
     ) in page.text
     assert "<b>GPU</b>" in page.text
     assert page.text.count("differs: 1 of 2 series differ") == 1
-    assert "gpu (differs)" in page.text
+    labels = [
+        "recorded: profile paper, 90.0 min on NVIDIA H200",
+        "this run",
+        "recorded: profile paper, 90.0 min on <b>GPU</b> (differs)",
+    ]
+    assert re.findall("|".join(map(re.escape, labels)), page.text) == labels
     source = shown[0][0]["text/html"]
     assert not re.search(r"https?:|//[a-z]|<script|url\(|@import", re.sub(r"base64,[^\"]*", "", source))
     # The live table alone is this run's result.
     assert shown[0][1]["tables"]["overlaps"]["rows"] == [[1, 0.5], [10, 0.25]]
+
+
+def test_the_record_that_counts_most_is_open_first(shown):
+    later = "2026-01-01T00:00:00+00:00"
+    mnist = [{"name": "images", "kind": "MNIST, as 1x28x28, 12,000 and 10,000 of them (seed 0)", "sha256": "00ff"}]
+    others = [
+        a_record(profile="cpu", started=later, device="AMD EPYC, 2 cores"),
+        a_record(profile="gpu"),
+        a_record(profile="gpu", started=later, data=mnist, seconds=59),
+    ]
+    results.show("overlaps", table(), alt="Overlaps.", recorded=others)
+    found = re.findall(r"<label[^>]*>(.*?)</label>", shown[0][0]["text/html"])
+    assert found == [
+        "recorded: MNIST, 12,000 images, 59 s on NVIDIA H200",
+        "recorded: profile gpu, 90.0 min on NVIDIA H200",
+        "recorded: profile cpu, 90.0 min on 2 cores",
+        "this run",
+    ]
 
 
 def test_tables_without_a_drawing_are_shown_as_tables(shown):

@@ -65,7 +65,7 @@ def test_totals_are_those_of_each_paper_and_of_our_own():
 )
 def test_the_best_record_is_valid_measured_and_of_the_largest_scale(records, measured):
     (row,) = rows([run(claim("a", 1.0))], [recorded(p, claim("a", m), **more) for p, m, more in records])
-    assert (row.best and row.best.measured) == measured
+    assert (row.best and row.best[1].measured) == measured
     assert len(row.recorded) == len(records)
 
 
@@ -76,7 +76,7 @@ def test_a_recorded_measurement_is_judged_by_the_rules_of_today():
     def verdict(**today) -> str:
         live = claim("a", None, **{"needs": {"networks": (1, 50)}, "same": {"sigma": (1.0, 3.0)}, **today})
         (row,) = rows([run(live)], [recorded("paper", claim("a", 0.8, **old))])
-        return row.best.verdict, row.best.why_undecided
+        return row.best[1].verdict, row.best[1].why_undecided
 
     assert verdict() == (FAILS, "")
     assert verdict(holds_if=">= 0.7") == (HOLDS, "")
@@ -85,7 +85,7 @@ def test_a_recorded_measurement_is_judged_by_the_rules_of_today():
     assert verdict(same={"sigma": (3.0, 1.0)}) == (UNDECIDED, "sigma: 3.0, the claim is about 1.0")
     assert verdict(same={"epsilon": (1.0, 1.0)})[0] == UNDECIDED
     (row,) = rows([run()], [recorded("paper", claim("a", 0.95, holds_if=">= 0.9"))])
-    assert row.best.verdict == HOLDS  # nobody makes the claim today: its own rules are left
+    assert row.best[1].verdict == HOLDS  # nobody makes the claim today: its own rules are left
 
 
 def test_data_for_programs_have_every_claim_with_its_verdicts():

@@ -1,0 +1,68 @@
+"""Excerpts: figures and verdicts of the chapters, for pages that are no chapters.
+
+A Markdown page asks for one by including a file, which `nadkit build` makes of what the chapters gave:
+
+- `_generated/figures/CHAPTER/NAME.md`: what `results.show(NAME, ...)` shows there, this run beside the recorded ones;
+- `_generated/claims/ID+ID.md`: the verdicts on these claims, of the records that count or else of this run.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nadkit import files
+from nadkit.book import collect, scorecard
+from nadkit.book.chapters import BadInput
+from nadkit.book.scorecard import Row
+from nadkit.names import did_you_mean
+
+_INCLUDE = re.compile(r"^```\{include\} (_generated/(figures|claims)/(\S+)\.md)$", re.MULTILINE)
+
+
+def make(
+    root: Path, chapters: Sequence[str], executed: Mapping[str, Path], rows: Sequence[Row], folder: Path
+) -> dict[str, Path]:
+    """Write the excerpts that pages of the book ask for below `folder`; return where each belongs -> its file.
+
+    Of the `chapters`, those that are not `executed` leave a note in place of what they would show.
+
+    Raises:
+        BadInput: a page asks for a chapter, a figure or a claim that is not there.
+    """
+    made = {}
+    for page in sorted((root / "book").rglob("*.md")):
+        where = page.parent.relative_to(root)
+        start = "../" * (len(where.parts) - 1)  # from the page to `html/book/`
+        for place, kind, name in _INCLUDE.findall(page.read_text(encoding="utf-8")):
+            try:
+                if kind == "figures":
+                    text = _figure(name, chapters, executed)
+                else:
+                    text = _verdicts(name, rows, start, whole=len(executed) == len(chapters))
+            except BadInput as error:
+                raise BadInput(f"{page.relative_to(root)}: {place}: {error}") from error
+            made[(where / place).as_posix()] = path = folder / "excerpts" / where / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.atomic_write(path) as part:
+                part.write_text(f"{text}\n", encoding="utf-8")
+    return made
+
+
+def _figure(name: str, chapters: Sequence[str], executed: Mapping[str, Path]) -> str:
+    chapter, _, figure = name.rpartition("/")
+    if chapter not in chapters:
+        raise BadInput(f"no chapter is called {chapter!r}: {did_you_mean(chapter, chapters)}")
+    if chapter not in executed:
+        return f"*`nadkit build {chapter}` shows a figure here.*"
+    shown = collect.shown(executed[chapter])
+    if figure not in shown:
+        raise BadInput(f"{chapter} shows nothing called {figure!r}: {did_you_mean(figure, shown)}")
+    return shown[figure]
+
+
+def _verdicts(name: str, rows: Sequence[Row], start: str, *, whole: bool) -> str:
+    known = {row.live.id: row for row in rows if row.live}
+    ids = name.split("+")
+    if whole and (unknown := [id for id in ids if id not in known]):
+        raise BadInput(f"no chapter claims {unknown[0]!r}: {did_you_mean(unknown[0], known)}")
+    return scorecard.lines([known[id] for id in ids if id in known], start)

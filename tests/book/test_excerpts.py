@@ -1,0 +1,63 @@
+"""Tests of what pages that are no chapters take from chapters."""
+
+import nbformat
+import pytest
+
+from nadkit.book import excerpts
+from nadkit.book.chapters import BadInput
+from nadkit.book.claims import Claim, Claims, Run
+from nadkit.book.results import MIME
+from nadkit.book.scorecard import rows
+
+
+@pytest.fixture
+def book(tmp_path):
+    """A book with one page, which asks for what is given, and one executed chapter; returns what `make` makes."""
+    output = nbformat.v4.new_output(
+        "display_data", {"text/html": "<img alt='Map'>"}, metadata={MIME: {"version": 1, "tables": {"map": {}}}}
+    )
+    executed = tmp_path / "bias.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[output])]), executed)
+    claims = Claims([Claim("low-first", "Low <frequencies> come first", 0.75, ">= 0.5", reported=0.9)])
+    run = Run(executed, {"chapter": "inputs/bias", "profile": "quick"}, claims, "Bias")
+
+    def made(*names: str, page: str = "glance", chapters: tuple[str, ...] = ("inputs/bias",)) -> dict[str, str]:
+        path = tmp_path / "book" / f"{page}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"Words.\n\n```{{include}} _generated/{name}.md\n```\n" for name in names))
+        found = excerpts.make(tmp_path, chapters, {"inputs/bias": executed}, rows([run], []), tmp_path / "out")
+        return {place: file.read_text() for place, file in found.items()}
+
+    return made
+
+
+def test_a_page_gets_the_figures_that_it_names(book):
+    assert book("figures/inputs/bias/map") == {"book/_generated/figures/inputs/bias/map.md": "<img alt='Map'>\n"}
+
+
+@pytest.mark.parametrize(("page", "link"), [("glance", "inputs/bias"), ("more/glance", "../inputs/bias")])
+def test_a_page_gets_the_verdicts_that_it_names(book, page, link):
+    (text,) = book("claims/low-first", page=page).values()
+    assert f'<a href="{link}.html#claim-low-first">Low &lt;frequencies&gt; come first</a>' in text
+    assert "✓ holds" in text
+    assert "(reported 0.9, measured 0.75; this build)" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("figures/inputs/bais/map", "no chapter is called 'inputs/bais': did you mean 'inputs/bias'"),
+        ("figures/inputs/bias/mab", "inputs/bias shows nothing called 'mab': did you mean 'map'"),
+        ("claims/low-frst", "no chapter claims 'low-frst': did you mean 'low-first'"),
+    ],
+)
+def test_what_is_not_there_is_named_with_its_page(book, name, message):
+    with pytest.raises(BadInput, match=f"book/glance.md: _generated/{name}.md: {message}"):
+        book(name)
+
+
+def test_a_chapter_that_has_not_run_leaves_a_note(book):
+    chapters = ("inputs/bias", "inputs/nads")
+    made = book("figures/inputs/nads/first", "claims/nads-first", chapters=chapters)
+    assert "nadkit build inputs/nads" in made["book/_generated/figures/inputs/nads/first.md"]
+    assert "<li>" not in made["book/_generated/claims/nads-first.md"]
