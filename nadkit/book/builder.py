@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import yaml
 from papermill.exceptions import strip_color
 
 from nadkit import files
 from nadkit.book import claims, records, scorecard
-from nadkit.book.chapters import QUICK, BadInput, Chapter, find_chapters, load, validate
+from nadkit.book.chapters import QUICK, BadInput, Chapter, find_chapters, load, read_yaml, validate
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
 
@@ -95,7 +94,7 @@ def _listed(root: Path, say: Callable[[str], None]) -> list[str]:
         BadInput: it lists a page that is not there.
     """
     found = find_chapters(root)
-    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    toc = read_yaml(root / "_toc.yml")
     pages = [re.sub(r"\.(md|ipynb|rst)$", "", page) for page in _pages(toc)]
     for page in pages:
         if not any((root / f"{page}.{kind}").exists() for kind in ("md", "ipynb", "rst")):

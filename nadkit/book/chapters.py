@@ -111,7 +111,7 @@ def read_notebook(path: Path) -> dict[str, Any]:
         BadInput: the file is not a notebook.
     """
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except ValueError:
         fault = "it is damaged, or was only written in part"
     else:
@@ -187,6 +187,8 @@ def read_profile(root: Path, profile: str) -> dict[str, dict[str, Value]]:
     for name, values in read_mapping(path).items():
         try:
             chapter = load(root, name)
+            if chapter.name in settings:
+                raise BadInput(f"{chapter.name} is there twice, under its whole name and the last part of it")
             settings[chapter.name] = _convert(chapter, values or {})
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from None
@@ -199,15 +201,38 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: there is no such file, it cannot be read, or there is no mapping in it.
     """
+    content = read_yaml(path) or {}
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: expected 'name: value' lines, got {content!r}")
+    return {str(name): value for name, value in content.items()}
+
+
+def read_yaml(path: Path) -> object:
+    """Return what a YAML or JSON file holds.
+
+    Raises:
+        BadInput: there is no such file, it cannot be read, or it has a key twice, of which YAML would take the last.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror.lower()}; expected a file of 'name: value' lines") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not readable as YAML or JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: expected 'name: value' lines, got {content!r}")
-    return {str(name): value for name, value in content.items()}
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in lines:
+                raise BadInput(f"{key.value!r} is there twice, in lines {lines[name]} and {line}; keep one of them")
+            lines[name] = line
+        return node
 
 
 def validate(chapter: Chapter, profile: str = QUICK, overrides: Mapping[str, Value] | None = None) -> dict[str, Value]:

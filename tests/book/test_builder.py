@@ -52,6 +52,8 @@ def test_a_build_runs_only_what_changed(make_book, tmp_path):
 def test_a_build_of_one_chapter_leaves_the_others_as_they_were(make_book, tmp_path):
     book = {"one": make_notebook("One"), "part__two": make_notebook("Two")}
     root = make_book(**book)
+    path = root / "book" / "one.ipynb"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark changes nothing
     html = tmp_path / "_build" / "html" / "book"
     said = []
     first = build(root, out=tmp_path, say=said.append, only=["two"])
