@@ -7,7 +7,7 @@ for the others.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,32 @@ def find_chapters(root: Path) -> dict[str, Path]:
     }
 
 
+def find_pages(root: Path) -> list[str]:
+    """Return the pages that the table of contents lists, in its order: paths below `root` without their suffix.
+
+    Raises:
+        BadInput: it lists a page that is not there.
+    """
+    pages = [re.sub(r"\.(md|ipynb|rst)$", "", page) for page in _pages(read_yaml(root / "_toc.yml"))]
+    for page in pages:
+        if not any((root / f"{page}.{kind}").exists() for kind in ("md", "ipynb", "rst")):
+            raise BadInput(f"_toc.yml: {page}: no such page; expected {page}.ipynb or {page}.md")
+    return pages
+
+
+def _pages(toc: object) -> Iterator[str]:
+    """Give the files that a table of contents lists, in its order."""
+    if isinstance(toc, list):
+        for entry in toc:
+            yield from _pages(entry)
+    elif isinstance(toc, dict):
+        for key, value in toc.items():
+            if key in ("root", "file"):
+                yield str(value)
+            else:
+                yield from _pages(value)
+
+
 @dataclass(frozen=True)
 class Chapter:
     """One notebook of the book."""
@@ -84,12 +110,17 @@ def load(root: Path, name: str) -> Chapter:
     Raises:
         BadInput: the name is unknown or ambiguous, the notebook damaged, or a parameter malformed.
     """
-    name, path = _resolve(name, find_chapters(root))
+    name, path = resolve(name, find_chapters(root))
     notebook = read_notebook(path)
     return Chapter(root, name, find_title(notebook, name), _parameters(notebook, name), notebook)
 
 
-def _resolve(name: str, chapters: Mapping[str, Path]) -> tuple[str, Path]:
+def resolve(name: str, chapters: Mapping[str, Path]) -> tuple[str, Path]:
+    """Return the whole name and the file of one of the `chapters`, of whose name the last part may be enough.
+
+    Raises:
+        BadInput: the name is unknown or ambiguous.
+    """
     if name in chapters:
         return name, chapters[name]
     short = {full: full.rpartition("/")[2] for full in chapters}
