@@ -36,13 +36,17 @@ class BadInput(ValueError):
 
 
 def find_root(start: Path | None = None) -> Path:
-    """Return the folder of the book: `start` (default: the current folder) or the nearest one above it.
+    """Return the folder of the book: `start` or the nearest one above it.
+
+    Where no `start` is given, that is the current folder; if there is no book, it is the one that this code lies in,
+    so that a chapter runs in any folder.
 
     Raises:
         BadInput: there is none.
     """
+    more = [] if start else Path(__file__).parents
     start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
+    for folder in (start, *start.parents, *more):
         if (folder / "_toc.yml").is_file() and (folder / "book").is_dir():
             return folder
     raise BadInput(

@@ -338,7 +338,7 @@ def _claims(options: argparse.Namespace) -> Answer:
 
 
 def _root(options: argparse.Namespace) -> Path:
-    return chapters.find_root(options.root)
+    return chapters.find_root(options.root or Path.cwd())
 
 
 def _words(value: object) -> str:

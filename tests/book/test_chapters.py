@@ -1,10 +1,12 @@
 """Chapters: found below the book, with the values of every profile."""
 
 import json
+from pathlib import Path
 
 import pytest
 from toy import PARAMETERS, make_notebook
 
+from nadkit.book import chapters
 from nadkit.book.chapters import (
     BadInput,
     describe,
@@ -30,9 +32,15 @@ def book(make_book):
     )
 
 
-def test_the_book_is_found_from_below(book, monkeypatch):
-    monkeypatch.chdir(book / "book" / "inputs")
-    assert find_root() == book
+@pytest.mark.parametrize("folder", [".", "book", "book/inputs"])
+def test_the_book_is_found_from_below(book, monkeypatch, folder):
+    monkeypatch.chdir(book / folder)
+    assert find_root() == find_root(Path.cwd()) == book
+
+
+def test_outside_any_book_it_is_the_one_that_the_code_lies_in(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert find_root() == Path(chapters.__file__).parents[2]
 
 
 def test_no_book_says_what_was_looked_for(tmp_path):
