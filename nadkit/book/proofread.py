@@ -7,6 +7,7 @@ in the executed notebook.
 import ast
 import contextlib
 import functools
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,10 +33,10 @@ from nadkit.names import hint
 
 LIST = "Claims tested here"
 """What the first cell of a chapter calls the list of its claims."""
-# Above a heading, after an equation, as an option of a directive, in LaTeX.
+# Above a heading, after an equation, as an option of a directive, in LaTeX, in reStructuredText.
 _LABEL = re.compile(
     r"^[ \t>]*\(([^()\n]+)\)=[ \t]*$|\$\$[ \t]*\(([^()\n]+)\)[ \t]*$"
-    r"|^[ \t>]*:?(?:label|name):[ \t]*(\S+)[ \t]*$|\\label\{([^{}\n]+)\}",
+    r"|^[ \t>]*:?(?:label|name):[ \t]*(\S+)[ \t]*$|\\label\{([^{}\n]+)\}|^\.\. _([^:\n]+):[ \t]*$",
     re.MULTILINE,
 )
 _REFERENCE = re.compile(
@@ -44,7 +45,7 @@ _REFERENCE = re.compile(
 )
 _SPHINX_HAS = {"genindex", "modindex", "search"}
 # A picture in Markdown or HTML without words; a directive with a picture.
-_MUTE = re.compile(r'!\[\s*\]\(|<img(?![^>]*\balt="[^"])')
+_MUTE = re.compile(r"!\[\s*\]\(|<img(?![^>]*\balt=[\"'][^\"'])")
 _PICTURE = re.compile(r"^[ \t]*(`{3,}|:{3,})\{(?:figure|image)\}.*?^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _ALT = "give the figure a text, in the cell's metadata under mystnb, image, alt"
 
@@ -98,20 +99,22 @@ def problems(root: Path, only: Sequence[str] = ()) -> list[str]:
     known, pages = find_chapters(root), find_pages(root)
     wanted = {resolve(name, known)[0] for name in only}
     listed = [name for name in (page.removeprefix("book/") for page in pages) if name in known]
-    chapters, found = [], []
-    for name in [*listed, *sorted(wanted.difference(listed))]:
+    names = [*listed, *sorted(wanted.difference(listed))]
+    found: list[Problem] = []
+    passages: dict[str, list[Passage]] = {}
+    for name in names:
         try:
-            chapters.append(load(root, name))
+            passages[name] = _passages(name, read_notebook(known[name]))
+            found += _of_form(load(root, name))
         except BadInput as error:
             found.append(Problem({name}, str(error)))
-    if not found:
+    if not found:  # or they would be found again
         found += _of_profiles(root)
-    passages = {chapter.name: _passages(chapter.name, chapter.notebook) for chapter in chapters}
-    for chapter in chapters:
-        found += _of_form(chapter) + _of_claims(passages[chapter.name]) + _of_figures(passages[chapter.name])
+    for cells in passages.values():
+        found += _of_claims(cells) + _of_figures(cells)
     found += _of_ids(passages)
-    everything = [passage for cells in passages.values() for passage in cells] + _markdown_pages(root, pages)
-    found += _of_labels(everything)
+    if len(passages) == len(names):  # or references to what cannot be read would seem wrong
+        found += _of_labels([*itertools.chain(*passages.values()), *_text_pages(root, pages)])
     return [problem.text for problem in found if not wanted or wanted & problem.chapters]
 
 
@@ -122,8 +125,8 @@ def _passages(name: str, notebook: Mapping[str, Any]) -> list[Passage]:
     return [Passage(name, where(number, cell), cell) for number, cell in enumerate(notebook["cells"], start=1)]
 
 
-def _markdown_pages(root: Path, pages: Iterable[str]) -> list[Passage]:
-    files = [root / f"{page}.md" for page in pages]
+def _text_pages(root: Path, pages: Iterable[str]) -> list[Passage]:
+    files = [root / f"{page}.{kind}" for page in pages for kind in ("md", "rst")]
     cells = {path: {"cell_type": "markdown", "source": path.read_text("utf-8")} for path in files if path.exists()}
     return [Passage("", path.relative_to(root).as_posix(), cell) for path, cell in cells.items()]
 
@@ -237,15 +240,20 @@ def _pattern(node: ast.AST) -> str:
 
 def _of_ids(passages: Mapping[str, Sequence[Passage]]) -> list[Problem]:
     """Find the claims of one id in several chapters."""
-    places: dict[str, dict[str, None]] = defaultdict(dict)
+    places: dict[str, dict[str, str]] = defaultdict(dict)
     for name, cells in passages.items():
-        made = [id for id, _, _ in _claims_in(cells)]
-        for id in [*made, *(listed_claims({"cells": [passage.cell for passage in cells]}) or [])]:
-            places[id][name] = None
+        listed = listed_claims({"cells": [passage.cell for passage in cells]}) or []
+        for id, where in [
+            *((id, passage.where) for id, passage, _ in _claims_in(cells)),
+            *((id, name) for id in listed),
+        ]:
+            places[id].setdefault(name, where)
     return [
-        Problem(set(names), f"the claim {id!r} is in {' and in '.join(names)}: an id exists once in the book")
-        for id, names in places.items()
-        if len(names) > 1
+        Problem(
+            set(found), f"{' and '.join(found.values())}: the claim {id!r} exists twice; an id exists once in the book"
+        )
+        for id, found in places.items()
+        if len(found) > 1
     ]
 
 
@@ -258,9 +266,9 @@ def _of_labels(passages: Iterable[Passage]) -> list[Problem]:
     references: list[tuple[str, Passage]] = []
     for passage in passages:
         prose = passage.prose
-        figure = passage.cell.get("metadata", {}).get("mystnb", {}).get("figure", {}).get("name")
-        for label in [*map(_group, _LABEL.finditer(prose)), *([figure] if figure else [])]:
-            labels[label.lower()].append(passage)
+        for label in [*map(_group, _LABEL.finditer(prose)), _shown_with(passage.cell, "figure", "name")]:
+            if label:
+                labels[label.lower()].append(passage)
         references += [(_group(found), passage) for found in _REFERENCE.finditer(prose)]
     found = []
     for label, places in labels.items():
@@ -281,7 +289,7 @@ def _group(found: re.Match[str]) -> str:
 def _without_code(text: str) -> str:
     """Return Markdown without blocks and double-quoted spans of code, which may show labels; directives stay."""
     lines, directives, code = [], [], ""
-    for line in text.splitlines():
+    for line in re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).splitlines():  # less the page's own settings
         marks, what = re.match(r"[ \t]*((?:`{3,}|~{3,}|:{3,})?)[ \t]*(.*)", line).groups()
         if code:
             code = "" if marks.startswith(code) and not what else code
@@ -307,7 +315,7 @@ def _of_figures(passages: Iterable[Passage]) -> list[Problem]:
         pictures = (block[0] for block in _PICTURE.finditer(passage.prose))
         if _MUTE.search(passage.prose) or not all(re.search(r"^\s*:?alt:\s*\S", p, re.MULTILINE) for p in pictures):
             found.append(f"{passage.where}: give the picture a text (alt)")
-        if not _alt(passage.cell) and any(map(_draws, _outside_functions(passage.code.body))):
+        if _draws(passage.code) and not _shown_with(passage.cell, "image", "alt"):
             found.append(f"{passage.where}: {_ALT}")
         shows = (node for node in ast.walk(passage.code) if _is_call(node, "results", {"show"}))
         if not all(any(k.arg is None or (k.arg == "alt" and _says(k.value)) for k in show.keywords) for show in shows):
@@ -315,12 +323,26 @@ def _of_figures(passages: Iterable[Passage]) -> list[Problem]:
     return [Problem({passage.chapter}, text) for text in found]
 
 
-def _alt(cell: Mapping[str, Any]) -> str:
-    return cell.get("metadata", {}).get("mystnb", {}).get("image", {}).get("alt", "").strip()
+def _shown_with(cell: Mapping[str, Any], part: str, name: str) -> str:
+    """Return a setting of how a cell's output is shown, or ''."""
+    value: object = cell
+    for key in ("metadata", "mystnb", part, name):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value.strip() if isinstance(value, str) else ""
 
 
 def _says(value: ast.expr) -> bool:
     return not isinstance(value, ast.Constant) or bool(str(value.value or "").strip())
+
+
+def _draws(code: ast.Module) -> bool:
+    """Return whether a cell shows a figure: `plots.lines(...)` at its end, `display(plots.lines(...))`, `plt.show`."""
+    shown = [end.value for end in code.body[-1:] if isinstance(end, ast.Expr)]
+    calls = [node for node in _outside_functions(code.body) if isinstance(node, ast.Call)]
+    shown += [value for call in calls if ast.unparse(call.func) == "display" for value in call.args]
+    return any(_is_call(value, "plots", _figures()) for value in shown) or any(
+        _is_call(call, "plt", {"figure", "show", "subplots"}) for call in calls
+    )
 
 
 def _outside_functions(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
@@ -329,14 +351,6 @@ def _outside_functions(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
         if not isinstance(node, ast.FunctionDef | ast.Lambda):
             yield node
             yield from _outside_functions(ast.iter_child_nodes(node))
-
-
-def _draws(node: ast.AST) -> bool:
-    """Return whether a node shows a figure: `plots.lines(...)`, `display(plots.lines(...))` or `plt.show()`."""
-    match node:
-        case ast.Expr(value=shown) | ast.Call(func=ast.Name(id="display"), args=[shown]):
-            return _is_call(shown, "plots", _figures())
-    return _is_call(node, "plt", {"figure", "show", "subplots"})
 
 
 def _is_call(node: ast.AST, module: str, names: set[str]) -> bool:
@@ -370,7 +384,7 @@ def of_run(path: Path, name: str) -> list[str]:
     for passage in _passages(name, notebook):
         data = [output.get("data", {}) for output in passage.cell.get("outputs", [])]
         images = any(kind.startswith("image/") for entry in data for kind in entry)
-        if images and not _alt(passage.cell) and "remove-output" not in cell_tags(passage.cell):
+        if images and not _shown_with(passage.cell, "image", "alt") and "remove-output" not in cell_tags(passage.cell):
             found.append(f"{passage.where}: {_ALT}")
         if any(_MUTE.search("".join(entry.get("text/html", ""))) for entry in data):
             found.append(f"{passage.where}: give the picture a text (alt)")

@@ -184,12 +184,13 @@ def test_two_cells_of_one_id_are_found(make_book):
 def test_ids_and_labels_exist_once_in_the_book(make_book):
     root = make_book(one=sound(), other=other("(one)=\n## Again", CLAIMS))
     assert "one, cell 1 (cell-0) and other, cell 1 (cell-0): the label 'one' exists twice" in found(root)
-    assert "the claim 'one-large' is in one and in other: an id exists once in the book" in found(root, "other")
+    assert "one, cell 3 (cell-2) and other, cell 3 (cell-2): the claim 'one-large' exists twice" in found(root, "other")
+    assert "one and other" not in found(root)
 
 
 def test_a_page_refers_to_labels_of_the_book(make_book):
     root = make_book(one=sound())
-    (root / "book" / "intro.md").write_text("# A toy book\n\n{ref}`one`, {ref}`two`\n")
+    (root / "book" / "intro.md").write_text("---\nname: one\n---\n# A toy book\n\n{ref}`one`, {ref}`two`\n")
     assert problems(root) == ["book/intro.md: no place has the label 'two'"]
 
 
@@ -197,7 +198,7 @@ def test_a_draft_is_checked_where_it_is_named(make_book):
     root = make_book(one=sound())
     nbformat.write(sound(), root / "book" / "draft.ipynb")
     assert problems(root) == []
-    assert "the claim 'one-large' is in one and in draft" in found(root, "draft")
+    assert "one, cell 3 (cell-2) and draft, cell 3 (cell-2): the claim 'one-large' exists twice" in found(root, "draft")
     with pytest.raises(BadInput, match="did you mean draft"):
         problems(root, ["drat"])
 
@@ -212,7 +213,7 @@ def test_a_build_refuses_before_it_runs_anything_and_the_command_says_the_same(m
     notebook = sound()
     text(", `one-lenet`", "")(notebook)
     notebook.cells[1].source = PARAMETERS.replace("[1..100]", "[1..100")
-    root = make_book(one=notebook, other=other("{ref}`nowhere`"))
+    root = make_book(one=notebook, other=other("{ref}`nowhere`, {ref}`one`"))
     with pytest.raises(BadInput) as caught:
         build(root, out=tmp_path / "out", only=["other"])
     assert not (tmp_path / "out").exists()
@@ -220,6 +221,7 @@ def test_a_build_refuses_before_it_runs_anything_and_the_command_says_the_same(m
     assert str(caught.value) in capsys.readouterr().err
     assert "one, parameters cell, line 1" in str(caught.value)
     assert "other, cell 1 (cell-0): no place has the label 'nowhere'" in str(caught.value)
+    assert "no place has the label 'one'" not in str(caught.value)
     make_book(one=sound(), other=other())
     assert main(["check", "one", "--root", str(root)]) == 0
 
