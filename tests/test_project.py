@@ -51,6 +51,15 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def test_progress_bars_are_plain():
+    """`tqdm.auto`, which `tqdm.contrib` imports, complains in a notebook wherever ipywidgets are missing."""
+    sources = [*(ROOT / "nadkit").rglob("*.py"), *(ROOT / "book").rglob("*.ipynb")]
+    used = {
+        line for path in sources for line in re.findall(r"(?:from|import) tqdm[\w.]*(?: import \w+)?", path.read_text())
+    }
+    assert used == {"from tqdm import tqdm"}
+
+
 def test_the_science_never_imports_the_machine_of_the_book():
     package = ROOT / "nadkit"
     science = [path for path in package.rglob("*.py") if path.parent != package / "book" and path.name != "__main__.py"]

@@ -10,18 +10,17 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import joblib
-import yaml
 from papermill.exceptions import strip_color
 
 from nadkit import files
-from nadkit.book import claims, excerpts, records, scorecard
-from nadkit.book.chapters import QUICK, BadInput, Chapter, find_chapters, load, validate
+from nadkit.book import claims, excerpts, proofread, records, scorecard
+from nadkit.book.chapters import QUICK, BadInput, Chapter, find_chapters, find_pages, load, validate
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
 
@@ -46,7 +45,7 @@ def build(
     `status`, `chapters`, `html` and `error`. Unless all went well, the pages are as they were.
 
     Raises:
-        BadInput: a parameter or a name is wrong, or a record damaged; nothing was run.
+        BadInput: a parameter or a name is wrong, a chapter unsound (`proofread`), or a record damaged; nothing was run.
     """
     if importlib.util.find_spec("jupyter_book") is None:
         raise BadInput("jupyter-book is not installed: pip install -e '.[book]'")
@@ -55,6 +54,7 @@ def build(
     wanted = [load(root, name).name for name in only] or listed
     if drafts := [name for name in wanted if name not in listed]:
         raise BadInput(f"{drafts[0]}: _toc.yml does not list it, so it has no page")
+    proofread.require_sound(root)
     places = {name: folder / "executed" / profile / f"{name}.ipynb" for name in listed}
     chosen = [(chapter, validate(chapter, profile)) for chapter in (load(root, name) for name in wanted)]
     records.verify(root, wanted, say=say)
@@ -68,6 +68,8 @@ def build(
     if failed := [name for name, result in chapters.items() if result["status"] == FAILED]:
         return result | {"error": f"failed: {', '.join(failed)}. The pages were not built"}
     executed = {name: place for name, place in places.items() if place.exists()}
+    if unsound := [problem for name, place in executed.items() for problem in proofread.of_run(place, name)]:
+        return result | {"error": "\n".join([*unsound, "The pages were not built"])}
     if without := [name for name in listed if name not in executed]:
         say(f"{len(without)} of {len(listed)} chapters never ran: their pages are without results")
     say("building the pages")
@@ -97,28 +99,10 @@ def _listed(root: Path, say: Callable[[str], None]) -> list[str]:
         BadInput: it lists a page that is not there.
     """
     found = find_chapters(root)
-    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    pages = [re.sub(r"\.(md|ipynb|rst)$", "", page) for page in _pages(toc)]
-    for page in pages:
-        if not any((root / f"{page}.{kind}").exists() for kind in ("md", "ipynb", "rst")):
-            raise BadInput(f"_toc.yml: {page}: no such page; expected {page}.ipynb or {page}.md")
-    names = [page.removeprefix("book/") for page in pages]
+    names = [page.removeprefix("book/") for page in find_pages(root)]
     for draft in found.keys() - set(names):
         say(f"{draft}: left out, for _toc.yml does not list it")
     return [name for name in names if name in found]
-
-
-def _pages(toc: object) -> Iterator[str]:
-    """Give the files that a table of contents lists, in its order."""
-    if isinstance(toc, list):
-        for entry in toc:
-            yield from _pages(entry)
-    elif isinstance(toc, dict):
-        for key, value in toc.items():
-            if key in ("root", "file"):
-                yield str(value)
-            else:
-                yield from _pages(value)
 
 
 def _run_all(

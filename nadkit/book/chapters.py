@@ -7,7 +7,7 @@ for the others.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,17 @@ class BadInput(ValueError):
 
 
 def find_root(start: Path | None = None) -> Path:
-    """Return the folder of the book: `start` (default: the current folder) or the nearest one above it.
+    """Return the folder of the book: `start` or the nearest one above it.
+
+    Where no `start` is given, that is the current folder; if there is no book, it is the one that this code lies in,
+    so that a chapter runs in any folder.
 
     Raises:
         BadInput: there is none.
     """
+    more = [] if start else Path(__file__).parents
     start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
+    for folder in (start, *start.parents, *more):
         if (folder / "_toc.yml").is_file() and (folder / "book").is_dir():
             return folder
     raise BadInput(
@@ -60,6 +64,32 @@ def find_chapters(root: Path) -> dict[str, Path]:
         for path in relative
         if not any(part.startswith(".") for part in path.parts)
     }
+
+
+def find_pages(root: Path) -> list[str]:
+    """Return the pages that the table of contents lists, in its order: paths below `root` without their suffix.
+
+    Raises:
+        BadInput: it lists a page that is not there.
+    """
+    pages = [re.sub(r"\.(md|ipynb|rst)$", "", page) for page in _pages(read_yaml(root / "_toc.yml"))]
+    for page in pages:
+        if not any((root / f"{page}.{kind}").exists() for kind in ("md", "ipynb", "rst")):
+            raise BadInput(f"_toc.yml: {page}: no such page; expected {page}.ipynb or {page}.md")
+    return pages
+
+
+def _pages(toc: object) -> Iterator[str]:
+    """Give the files that a table of contents lists, in its order."""
+    if isinstance(toc, list):
+        for entry in toc:
+            yield from _pages(entry)
+    elif isinstance(toc, dict):
+        for key, value in toc.items():
+            if key in ("root", "file"):
+                yield str(value)
+            else:
+                yield from _pages(value)
 
 
 @dataclass(frozen=True)
@@ -84,12 +114,17 @@ def load(root: Path, name: str) -> Chapter:
     Raises:
         BadInput: the name is unknown or ambiguous, the notebook damaged, or a parameter malformed.
     """
-    name, path = _resolve(name, find_chapters(root))
+    name, path = resolve(name, find_chapters(root))
     notebook = read_notebook(path)
     return Chapter(root, name, find_title(notebook, name), _parameters(notebook, name), notebook)
 
 
-def _resolve(name: str, chapters: Mapping[str, Path]) -> tuple[str, Path]:
+def resolve(name: str, chapters: Mapping[str, Path]) -> tuple[str, Path]:
+    """Return the whole name and the file of one of the `chapters`, of whose name the last part may be enough.
+
+    Raises:
+        BadInput: the name is unknown or ambiguous.
+    """
     if name in chapters:
         return name, chapters[name]
     short = {full: full.rpartition("/")[2] for full in chapters}
@@ -111,7 +146,7 @@ def read_notebook(path: Path) -> dict[str, Any]:
         BadInput: the file is not a notebook.
     """
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except ValueError:
         fault = "it is damaged, or was only written in part"
     else:
@@ -187,6 +222,8 @@ def read_profile(root: Path, profile: str) -> dict[str, dict[str, Value]]:
     for name, values in read_mapping(path).items():
         try:
             chapter = load(root, name)
+            if chapter.name in settings:
+                raise BadInput(f"{chapter.name} is there twice, under its whole name and the last part of it")
             settings[chapter.name] = _convert(chapter, values or {})
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from None
@@ -199,15 +236,38 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: there is no such file, it cannot be read, or there is no mapping in it.
     """
+    content = read_yaml(path) or {}
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: expected 'name: value' lines, got {content!r}")
+    return {str(name): value for name, value in content.items()}
+
+
+def read_yaml(path: Path) -> object:
+    """Return what a YAML or JSON file holds.
+
+    Raises:
+        BadInput: there is no such file, it cannot be read, or it has a key twice, of which YAML would take the last.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror.lower()}; expected a file of 'name: value' lines") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not readable as YAML or JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: expected 'name: value' lines, got {content!r}")
-    return {str(name): value for name, value in content.items()}
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in lines:
+                raise BadInput(f"{key.value!r} is there twice, in lines {lines[name]} and {line}; keep one of them")
+            lines[name] = line
+        return node
 
 
 def validate(chapter: Chapter, profile: str = QUICK, overrides: Mapping[str, Value] | None = None) -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""The command `nadkit`: list, show, run and build the chapters, and read what they claim.
+"""The command `nadkit`: list, show, check, run and build the chapters, and read what they claim.
 
 The runner brings papermill and the library brings PyTorch: they are imported by the commands that
 need them, so that `nadkit --help` answers at once.
@@ -112,6 +112,15 @@ def _allowed(entry: Mapping[str, Any]) -> str:
     if "choices" in entry:
         return ", ".join(map(str, entry["choices"]))
     return entry.get("range") or entry.get("known", "")
+
+
+def _check(options: argparse.Namespace) -> Answer:
+    from nadkit.book import proofread
+
+    found = proofread.problems(_root(options), options.chapters)
+    if found:
+        return _problem("\n".join(found), BAD_INPUT, problems=found)
+    return Answer("nothing is wrong", {"status": "sound", "problems": []})
 
 
 def _run(options: argparse.Namespace) -> Answer:
@@ -329,7 +338,7 @@ def _claims(options: argparse.Namespace) -> Answer:
 
 
 def _root(options: argparse.Namespace) -> Path:
-    return chapters.find_root(options.root)
+    return chapters.find_root(options.root or Path.cwd())
 
 
 def _words(value: object) -> str:
@@ -397,6 +406,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     listing = command("list", _list, "the chapters of the book")
     show = command("show", _show, "a chapter's parameters, and their values per profile")
+    check = command("check", _check, "find what is wrong with chapters, without running them")
     run = command("run", _run, "run one chapter")
     sweep = command("sweep", _sweep, "run one chapter at every point of a grid of parameters")
     build = command("build", _build, "run the chapters that changed, then build the book's pages")
@@ -405,7 +415,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     verify = command("verify", _verify, "whether today's code still gives the numbers of the recorded runs")
     reading = command("claims", _claims, "what executed chapters claim, and whether it holds")
 
-    for sub in (listing, show, run, sweep, record, verify, build):
+    for sub in (listing, show, check, run, sweep, record, verify, build):
         sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
     for sub in (show, run, sweep, record):
         sub.add_argument("chapter", metavar="CHAPTER", help="its name, as 'nadkit list' has it")
@@ -454,8 +464,13 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     record.add_argument(
         "--from", dest="run_file", type=Path, metavar="NAME.ipynb", help="a finished run to take instead of a new one"
     )
-    for sub, what in ((verify, "whose records to look at"), (build, "to run")):
-        sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"chapters {what} (default: all)")
+    all_listed = "all that _toc.yml lists"
+    for sub, what, usual in (
+        (check, "to check", all_listed),
+        (verify, "whose records to look at", "all"),
+        (build, "to run", all_listed),
+    ):
+        sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"chapters {what} (default: {usual})")
     verify.add_argument("--again", action="store_true", help="run the witnesses though the code did not change")
     verify.add_argument("--renew", action="store_true", help="first make the witnesses anew, at the records' commits")
     collect.add_argument("folder", type=Path, metavar="DIR", help="a folder of finished runs, such as a sweep's")

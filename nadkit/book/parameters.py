@@ -131,8 +131,9 @@ class Parameter:
                 return _CONVERT[kind["scalar"]](value)
             return [_CONVERT[kind["item"]](item) for item in _items(value)]
         except (TypeError, ValueError, KeyError):
-            hint = " (finite)" if "float" in self.type else ""
-            raise ValueError(f"expected {self.type}{hint}, got {value!r}") from None
+            finite = " (finite)" if "float" in self.type else ""
+            flag = "; write true or false" if "bool" in self.type else ""
+            raise ValueError(f"expected {self.type}{finite}, got {value!r}{flag}") from None
 
     def check(self, value: Value, *, known: bool = True) -> None:
         """Raise ValueError where a value of the right type breaks a rule.
@@ -236,6 +237,7 @@ def _parse_parameter(node: ast.stmt, comment: str) -> Parameter:
         value = ast.unparse(node.value)
         raise ValueError(f"expected a plain number, string, list, ..., got {value!r}") from None
     text, rule = re.fullmatch(r"#*\s*(.*?)\s*(?:\[([^\[\]]*)\])?\s*", comment).groups()
+    _check_help(text)
     rule = None if rule is None else _parse_rule(rule.strip(), kind["item"] or kind["scalar"])
     parameter = Parameter(name, declared, default, text, rule)
     # What a command line may write, a notebook may not: there "3" is no number.
@@ -243,6 +245,15 @@ def _parse_parameter(node: ast.stmt, comment: str) -> Parameter:
         raise ValueError(f"expected {declared}, got {default!r}")
     parameter.check(default, known=False)
     return parameter
+
+
+def _check_help(text: str) -> None:
+    """Raise ValueError where a help text holds what was meant for a rule, which would be dropped in silence."""
+    if text.count("[") != text.count("]") or text.endswith("]"):
+        raise ValueError("the brackets of its comment do not match; expected 'help [rule]'")
+    inside = re.findall(r"\[([^\[\]]*)\]", text)
+    if rules := [part for part in inside if part.strip() in KNOWN or _RANGE.fullmatch(part.strip())]:
+        raise ValueError(f"the rule [{rules[0]}] is not at the end of its comment; expected 'help [rule]'")
 
 
 def _parse_rule(text: str, kind: str) -> Rule:

@@ -141,7 +141,7 @@ def recorded(chapter: str, root: Path | None = None) -> list[Record]:
     """
     if root is None:
         try:
-            root = find_root()
+            root = find_root(Path.cwd())
         except BadInput:
             return []
     found = load(root, chapter)

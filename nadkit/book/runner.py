@@ -217,7 +217,7 @@ def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool
     spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
     try:
         papermill.execute_notebook(
-            _literal(chapter.path),
+            _readable(chapter.path),
             _literal(part),
             parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
             kernel_name=spec.get("name", "python3"),
@@ -265,6 +265,12 @@ def _no_process_left() -> Iterator[None]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         kill_marked(RUN, mark)
+
+
+def _readable(path: Path) -> str | nbformat.NotebookNode:
+    """Return what papermill takes for a notebook: its path or, where a byte order mark stands before it, the rest."""
+    text = path.read_text(encoding="utf-8")
+    return nbformat.reads(text[1:], as_version=4) if text.startswith("\ufeff") else _literal(path)
 
 
 def _literal(path: Path) -> str:

@@ -6,7 +6,8 @@ import struct
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.client import HTTPException
 from math import prod
@@ -18,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
-from tqdm.contrib.concurrent import thread_map
 
 from nadkit import files
 from nadkit.files import DataError
+from nadkit.names import did_you_mean, nearest
 
 TORCHVISION = {
     "mnist": "MNIST",
@@ -30,6 +31,8 @@ TORCHVISION = {
     "cifar100": "CIFAR100",
 }
 """The sets that torchvision reads, with the names of its classes."""
+TEST_SPLITS = ("test", "val", "valid", "validation")
+"""Names of a folder's test split, the first that is there."""
 
 
 class Splits(NamedTuple):
@@ -185,17 +188,28 @@ def folder_path(name: str) -> Path:
 def folder_set(name: str, size: int | None, progress: bool) -> Splits:
     """Return the images below ``train/CLASS`` and ``test/CLASS`` of a folder, resized to size x size if one is given.
 
+    Where there is no ``test``, the test split is ``val``, ``valid`` or ``validation``. Folders and files that are
+    hidden are passed over. Images are turned as their EXIF orientation says; 16-bit grey becomes 8-bit, v -> v / 257.
+
     Raises:
-        DataError: an image cannot be read or has another size, or the splits differ in their classes.
+        DataError: a split is missing, an image cannot be read or has another size, or the splits differ in their
+            classes.
     """
     root = folder_path(name)
-    train_paths, train_labels, classes = _listing(root / "train")
-    test_paths, test_labels, test_classes = _listing(root / "test")
+    train_split, test_split = _split(root, "train"), _split(root, *TEST_SPLITS)
+    train_paths, train_labels, classes = _listing(train_split)
+    test_paths, test_labels, test_classes = _listing(test_split)
     if differing := sorted({*classes} ^ {*test_classes}):
-        raise DataError(f"{root}: classes in only one of train and test: {', '.join(differing)}")
+        raise DataError(f"{root}: classes in only one of train and {test_split.name}: {', '.join(differing)}")
     paths = train_paths + test_paths
-    images = _decode_all(paths, size, progress)
+    images, deep = _decode_all(paths, size, progress)
     lossy = any(path.suffix.lower() in (".jpg", ".jpeg", ".webp") for path in paths)
+    remarks = {
+        "a compressed format, as a rule lossy": lossy,
+        "16-bit grey scaled to 8 bits": deep,
+        f"{test_split.name} as test split": test_split.name != "test",
+    }
+    said = "; ".join(remark for remark, holds in remarks.items() if holds)
     n = len(train_paths)
     return Splits(
         images[:n],
@@ -203,59 +217,102 @@ def folder_set(name: str, size: int | None, progress: bool) -> Splits:
         images[n:],
         test_labels,
         classes,
-        f"image folder {root}{' (a compressed format, as a rule lossy)' if lossy else ''}",
+        f"image folder {root}{f' ({said})' if said else ''}",
     )
+
+
+def _split(root: Path, *names: str) -> Path:
+    """Return the first of the folders with these names that there is."""
+    present = _folders(root)
+    if found := [name for name in names if name in present]:
+        return root / found[0]
+    nearly = next((name for name in names if nearest(name, present)), names[0])
+    raise DataError(
+        f"{root / names[0]}: expected a folder of images per class; looked for {' or '.join(names)} in {root}: "
+        + did_you_mean(nearly, present)
+    )
+
+
+def _folders(parent: Path) -> list[str]:
+    return sorted(path.name for path in parent.iterdir() if path.is_dir() and not _is_hidden(path.name))
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a file or folder belongs to an editor or an operating system, and is not the user's."""
+    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
 def _listing(split: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
     """Return the paths of a split's images, their labels and the names of the classes."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+    classes = _folders(split)
+    by_class = [list(_images_below(split / name)) for name in classes]
+    if empty := [name for name, images in zip(classes, by_class, strict=True) if not images]:
+        raise DataError(f"{split}: expected a folder of images per class; there are no images in {', '.join(empty)}")
+    if not classes:
+        raise DataError(f"{split}: expected a folder of images per class; there is no folder in it")
+    labels = [label for label, images in enumerate(by_class) for _ in images]
+    return [path for images in by_class for path in images], torch.tensor(labels), tuple(classes)
 
-    try:
-        classes, numbers = find_classes(split)
-        samples = make_dataset(split, numbers, extensions=IMG_EXTENSIONS)
-    except OSError as error:
-        raise DataError(f"{split}: expected a folder of images per class; {error}") from error
-    paths, labels = zip(*samples, strict=True)
-    return [Path(path) for path in paths], torch.tensor(labels), tuple(classes)
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """Give the images in a folder and all below it, in the order of their names."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    for below, _, names in sorted(os.walk(folder, followlinks=True)):
+        hidden = any(map(_is_hidden, Path(below).relative_to(folder).parts))
+        for name in sorted(names):
+            if not hidden and not _is_hidden(name) and name.lower().endswith(IMG_EXTENSIONS):
+                yield Path(below, name)
 
 
-def _decode_all(paths: list[Path], size: int | None, progress: bool) -> Tensor:
-    """Return all images as one (N, C, H, W) tensor; grey ones are repeated if any has colours."""
-    height, width = _decode(paths[0], size).shape[1:]
+def _decode_all(paths: list[Path], size: int | None, progress: bool) -> tuple[Tensor, bool]:
+    """Return all images as one (N, C, H, W) tensor, and whether any had 16 bits.
 
-    def decode(path: Path) -> Tensor:
-        image = _decode(path, size)
+    Grey ones are repeated if any has colours.
+    """
+    height, width = _decode(paths[0], size)[0].shape[1:]
+
+    def decode(path: Path) -> tuple[Tensor, bool]:
+        image, deep = _decode(path, size)
         if image.shape[1:] != (height, width):
             raise DataError(
                 f"{path} has {image.shape[1]}x{image.shape[2]} pixels, {paths[0]} {height}x{width};"
                 " give a size to which all are resized"
             )
-        return image
+        return image, deep
 
-    bar = {"desc": "decoding", "unit": " images", "disable": not progress}
+    bar = partial(tqdm, total=len(paths), desc="decoding", unit=" images", disable=not progress)
     if paths[0].stat().st_size < 16_384:
         # Threads wait for one interpreter lock, which costs more than decoding a small file.
-        images = [decode(path) for path in tqdm(paths, **bar)]
+        decoded = [decode(path) for path in bar(paths)]
     else:
-        images = thread_map(decode, paths, **bar)
+        with ThreadPoolExecutor() as pool:
+            decoded = list(bar(pool.map(decode, paths)))
+    images, deep = zip(*decoded, strict=True)
     channels = max(len(image) for image in images)
-    return torch.stack([image.expand(channels, -1, -1) for image in images])
+    return torch.stack([image.expand(channels, -1, -1) for image in images]), any(deep)
 
 
-def _decode(path: Path, size: int | None) -> Tensor:
-    """Return one image: (C, H, W) uint8, grey or coloured as the file is."""
-    from PIL import Image
+def _decode(path: Path, size: int | None) -> tuple[Tensor, bool]:
+    """Return one image, (C, H, W) uint8, grey or coloured as the file is, and whether it had 16 bits."""
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("it has more than 8 bits a channel")
-            grey = image.mode in ("1", "L", "LA")
-            pixels = np.atleast_3d(np.array(image.convert("L" if grey else "RGB")))
+            # some versions of Pillow read 16-bit PNGs as 32-bit integers
+            deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+            if image.mode.startswith(("I", "F")) and not deep:
+                raise ValueError(f"its pixels are of Pillow's mode {image.mode!r}; expected 8 bits, or 16 of grey")
+            image.load()
+            with suppress(SyntaxError):  # EXIF that is damaged says nothing of how to turn the image
+                image = ImageOps.exif_transpose(image)
+            if deep:
+                pixels = np.rint(np.array(image) / 257).astype(np.uint8)  # 65,535 / 255 = 257
+            else:
+                pixels = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except Exception as error:  # Pillow's decoders raise errors of many kinds
         raise DataError(f"cannot read {path}: {error}; repair or remove the image") from error
-    return resized(torch.from_numpy(pixels).permute(2, 0, 1)[None], size)[0]
+    return resized(torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)[None], size)[0], deep
 
 
 def resized(images: Tensor, size: int | None) -> Tensor:

@@ -106,7 +106,8 @@ def check(name: str) -> None:
     """Raise ValueError, saying what is wrong, unless ``name`` names an image set; load nothing.
 
     Names are those in ``NAMES`` and ``folder:PATH``. PATH is a folder with ``train/CLASS/*`` and
-    ``test/CLASS/*``, and may be relative to the working directory or to a data folder.
+    ``test/CLASS/*`` (or ``val``, ``valid``, ``validation``), and may be relative to the working directory or to a
+    data folder.
     """
     if name.startswith("folder:"):
         folder_path(name)

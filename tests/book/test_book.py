@@ -11,15 +11,11 @@ import nbformat
 import pytest
 import yaml
 
-from nadkit.book import claims, witness
+from nadkit.book import claims, proofread, witness
 from nadkit.book.builder import build
 from nadkit.book.chapters import (
-    cell_source,
     find_chapters,
-    find_profiles,
     load,
-    read_notebook,
-    read_profile,
     validate,
 )
 from nadkit.book.records import recorded, validity_of
@@ -53,9 +49,8 @@ def pages(built: Path) -> list[Path]:
 # ---- the sources ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", find_profiles(ROOT))
-def test_a_profile_agrees_with_the_chapters(profile):
-    read_profile(ROOT, profile)
+def test_nothing_is_wrong_with_the_chapters_and_profiles():
+    assert proofread.problems(ROOT) == []
 
 
 def test_every_chapter_is_in_the_table_of_contents():
@@ -66,19 +61,16 @@ def test_every_chapter_is_in_the_table_of_contents():
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_is_sound(name):
-    notebook = read_notebook(load(ROOT, name).path)
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-    ids = [cell["id"] for cell in notebook["cells"]]
-    assert len(set(ids)) == len(ids)
-    assert load(ROOT, name).parameters
-    assert all(parameter.help for parameter in load(ROOT, name).parameters.values())
+    chapter = load(ROOT, name)
+    assert chapter.notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert all(cell["id"] for cell in chapter.notebook["cells"])
+    assert chapter.parameters
+    assert listed_claims(name)
 
 
 def listed_claims(name: str) -> list[str]:
     """The claims that a chapter's first cell says it tests."""
-    opening = next(cell for cell in load(ROOT, name).notebook["cells"] if cell["cell_type"] == "markdown")
-    _, _, rest = cell_source(opening).partition("Claims tested here")
-    return re.findall(r"`([^`]+)`", rest.partition("\n\n")[0])
+    return proofread.listed_claims(load(ROOT, name).notebook)
 
 
 @pytest.mark.parametrize("part", ["inputs", "activations"])
@@ -117,7 +109,9 @@ def test_every_chapter_claims_something_under_an_id_of_its_own(built):
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_lists_the_claims_that_it_tests(built, name):
-    (run,) = claims.read(built / "executed" / PROFILE / f"{name}.ipynb")
+    executed = built / "executed" / PROFILE / f"{name}.ipynb"
+    assert proofread.of_run(executed, name) == []
+    (run,) = claims.read(executed)
     assert sorted(listed_claims(name)) == sorted(claim.id for claim in run.claims)
 
 

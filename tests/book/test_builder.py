@@ -52,6 +52,8 @@ def test_a_build_runs_only_what_changed(make_book, tmp_path):
 def test_a_build_of_one_chapter_leaves_the_others_as_they_were(make_book, tmp_path):
     book = {"one": make_notebook("One"), "part__two": make_notebook("Two")}
     root = make_book(**book)
+    path = root / "book" / "one.ipynb"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark changes nothing
     html = tmp_path / "_build" / "html" / "book"
     said = []
     first = build(root, out=tmp_path, say=said.append, only=["two"])
@@ -119,13 +121,13 @@ def test_a_chapter_that_kills_its_process_fails_alone(make_book, tmp_path):
 
 def test_a_warning_fails_the_build_every_time(make_book, tmp_path):
     notebook = make_notebook()
-    notebook.cells[0].source += "\n\nSee {ref}`nowhere`."
+    notebook.cells[0].source += "\n\nSee {doc}`nowhere`."
     root = make_book(one=notebook)
     for _ in range(2):
         result = build(root, out=tmp_path)
         assert result["html"] is None
         assert "book/one.ipynb" in result["error"]
-        assert "undefined label: 'nowhere'" in result["error"]
+        assert "unknown document: 'nowhere'" in result["error"]
         assert "\x1b" not in result["error"]
 
 
@@ -141,7 +143,7 @@ def test_the_pages_stay_as_they_were_until_all_is_well(make_book, tmp_path, monk
     before = pages(out)
 
     warns = make_notebook("One")
-    warns.cells[0].source += "\n\nSee {ref}`nowhere`."
+    warns.cells[0].source += "\n\nSee {doc}`nowhere`."
     root = make_book(one=warns, two=make_notebook("Deux"))
     assert "nowhere" in build(root, out=out)["error"]
     assert pages(out) == before

@@ -1,10 +1,12 @@
 """Chapters: found below the book, with the values of every profile."""
 
 import json
+from pathlib import Path
 
 import pytest
 from toy import PARAMETERS, make_notebook
 
+from nadkit.book import chapters
 from nadkit.book.chapters import (
     BadInput,
     describe,
@@ -30,9 +32,15 @@ def book(make_book):
     )
 
 
-def test_the_book_is_found_from_below(book, monkeypatch):
-    monkeypatch.chdir(book / "book" / "inputs")
-    assert find_root() == book
+@pytest.mark.parametrize("folder", [".", "book", "book/inputs"])
+def test_the_book_is_found_from_below(book, monkeypatch, folder):
+    monkeypatch.chdir(book / folder)
+    assert find_root() == find_root(Path.cwd()) == book
+
+
+def test_outside_any_book_it_is_the_one_that_the_code_lies_in(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert find_root() == Path(chapters.__file__).parents[2]
 
 
 def test_no_book_says_what_was_looked_for(tmp_path):
@@ -90,6 +98,13 @@ def test_a_damaged_chapter_is_named(book):
     path.write_text(path.read_text()[:100])
     with pytest.raises(BadInput, match=r"bias\.ipynb is not a notebook"):
         load(book, "inputs/bias")
+
+
+def test_a_byte_order_mark_is_no_damage(book):
+    path = book / "book" / "inputs" / "bias.ipynb"
+    before = load(book, "bias")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load(book, "bias") == before
 
 
 @pytest.mark.parametrize(
@@ -164,6 +179,10 @@ def test_profiles_start_with_quick(book):
         ("inputs/nads: [n]", "expected 'parameter: value' lines"),
         ("- n", "expected 'name: value' lines"),
         ("a: [", "not readable as YAML"),
+        ("inputs/nads:\n  n: 1\n  scale: 1.0\n  n: 2\n", "'n' is there twice, in lines 2 and 4; keep one"),
+        ("inputs/nads: {n: 1}\nbias: {n: 1}\ninputs/nads: {n: 2}", "'inputs/nads' is there twice, in lines 1 and 3"),
+        ('{"bias": {"n": 1, "n": 2}}', "'n' is there twice, in lines 1 and 1"),
+        ("bias: {n: 1}\ninputs/bias: {n: 2}", "inputs/bias is there twice, under its whole name and the last part"),
     ],
 )
 def test_a_wrong_profile_names_its_file(book, content, message):
@@ -181,6 +200,11 @@ def test_a_file_cannot_redefine_quick(book):
     (book / "book" / "profiles" / "quick.yml").write_text("{}")
     with pytest.raises(BadInput, match="the notebooks' own values"):
         find_profiles(book)
+
+
+def test_what_a_mapping_takes_over_from_another_is_not_there_twice(tmp_path):
+    (tmp_path / "p.yml").write_text("a: &a {n: 1}\nb: &b\n  <<: *a\n  n: 2\nc: {<<: *b, n: 3}\n")
+    assert read_mapping(tmp_path / "p.yml") == {"a": {"n": 1}, "b": {"n": 2}, "c": {"n": 3}}
 
 
 def test_a_missing_file_of_parameters_is_named(tmp_path):

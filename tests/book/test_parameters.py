@@ -94,6 +94,11 @@ def test_a_fractional_range_is_read():
         ("n: int = 3\nn: int = 4", "line 2.*n is declared twice"),
         ("n: int = [", "line 1: '\\[' was never closed"),
         ("%matplotlib inline", "line 1: invalid syntax"),
+        ("n: int = 1  # n [1..10", "the brackets of its comment do not match"),
+        ("n: int = 1  # n 1..10]", "the brackets of its comment do not match"),
+        ("n: int = 1  # n [[1..10]]", "the brackets of its comment do not match"),
+        ("n: int = 1  # [1..10], how many", r"the rule \[1..10\] is not at the end of its comment"),
+        ("s: str = 'cpu'  # where [device].", r"the rule \[device\] is not at the end of its comment"),
     ],
 )
 def test_a_malformed_declaration_names_line_and_reason(source, message):
@@ -157,6 +162,12 @@ def test_values_take_the_declared_type(kind, given, value):
 def test_other_values_are_refused(kind, given):
     with pytest.raises(ValueError, match=r"expected .*, got"):
         Parameter("p", kind, None).convert(given)
+
+
+@pytest.mark.parametrize("given", ["yes", "no", "on", "off", "1", "0", 1, 0])
+def test_a_flag_is_true_or_false(given):
+    with pytest.raises(ValueError, match=rf"^expected bool, got {given!r}; write true or false$"):
+        Parameter("p", "bool", True).convert(given)
 
 
 def test_a_rule_holds_for_every_element_of_a_list():

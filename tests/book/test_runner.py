@@ -50,6 +50,14 @@ def test_overrides_reach_the_notebook_and_its_record(make_book, tmp_path):
     assert files_below(tmp_path / "runs") == ["a {braced} folder/one.ipynb"]
 
 
+def test_a_notebook_with_a_byte_order_mark_runs(make_book, tmp_path):
+    root = make_book(one=make_notebook())
+    path = root / "book" / "one.ipynb"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    run(root, "one", tmp_path / "one.ipynb", n="4")
+    assert "result 2.0 mean" in printed(tmp_path / "one.ipynb")
+
+
 def test_a_chapter_finds_what_its_caller_finds(make_book, tmp_path, monkeypatch):
     (tmp_path / "here" / "data").mkdir(parents=True)
     (tmp_path / "here" / "my_own_networks.py").write_text("depth = 7\n")

@@ -480,6 +480,11 @@ def write_folder(root: Path, suffix: str = "png", size: int = 6, channels: int =
     return written
 
 
+def with_suffix(path: Path, suffix: str) -> Path:
+    """Rename an image and return its new path."""
+    return path.rename(path.with_suffix(f".{suffix}"))
+
+
 # The larger size makes files big enough to be decoded in threads.
 @pytest.mark.parametrize("size", [6, 120])
 @pytest.mark.parametrize("channels", [1, 3])
@@ -561,12 +566,16 @@ def replace_by_text(path: Path) -> None:
     path.write_text("not an image")
 
 
-def deepen(path: Path) -> None:
-    Image.fromarray(random_images(6, 6).astype(np.uint16) * 257).save(path)
+def replace_by_float(path: Path) -> None:
+    Image.fromarray(random_images(6, 6).astype(np.float32)).save(path, format="TIFF")
+
+
+def replace_by_32_bits(path: Path) -> None:
+    Image.fromarray(random_images(6, 6).astype(np.int32)).save(path, format="TIFF")
 
 
 @pytest.mark.parametrize("size", [6, 120])
-@pytest.mark.parametrize("damage", [truncate, replace_by_text, deepen])
+@pytest.mark.parametrize("damage", [truncate, replace_by_text, replace_by_float, replace_by_32_bits])
 def test_an_image_that_cannot_be_read_is_named(tmp_path, size, damage):
     write_folder(tmp_path, size=size)
     path = tmp_path / "train" / "dog" / "1.png"
@@ -593,8 +602,96 @@ def test_an_empty_class_is_named(tmp_path):
 def test_a_missing_or_empty_split_is_named(tmp_path, split):
     write_folder(tmp_path)
     (tmp_path / split).rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=f"{tmp_path / split}: expected a folder of images per class"):
+    with pytest.raises(DataError, match=f"{tmp_path / split}: expected a folder of images per class") as caught:
         images.load(f"folder:{tmp_path}")
+    looked_for = {"train": "train", "test": "test or val or valid or validation"}[split]
+    other = {"train": "test", "test": "train"}[split]
+    assert f"looked for {looked_for} in {tmp_path}: there are: data, elsewhere, {other}" in str(caught.value)
     (tmp_path / split).mkdir()
     with pytest.raises(DataError, match=f"{tmp_path / split}: expected a folder of images per class"):
         images.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("split", "near"), [("train", "Train"), ("train", "training"), ("test", "Val"), ("test", "tests")]
+)
+def test_a_split_under_a_similar_name_is_suggested(tmp_path, split, near):
+    write_folder(tmp_path)
+    (tmp_path / split).rename(tmp_path / near)
+    with pytest.raises(DataError, match=f"in {tmp_path}: did you mean '{near}'"):
+        images.load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_split_is_tested_on_where_there_is_no_test_split(tmp_path, name):
+    write_folder(tmp_path)
+    usual = images.load(f"folder:{tmp_path}", progress=False)
+    (tmp_path / name / "wolf").mkdir(parents=True)
+    assert torch.equal(images.load(f"folder:{tmp_path}", progress=False).test, usual.test)  # beside it, it is ignored
+    (tmp_path / name / "wolf").rmdir()
+    (tmp_path / name).rmdir()
+    (tmp_path / "test").rename(tmp_path / name)
+    found = images.load(f"folder:{tmp_path}", progress=False)
+    assert torch.equal(found.test, usual.test)
+    assert found.source == f"image folder {tmp_path} ({name} as test split), as 3x6x6"
+
+
+def test_what_is_hidden_is_neither_a_class_nor_an_image(tmp_path):
+    write_folder(tmp_path)
+    before = images.load(f"folder:{tmp_path}", progress=False)
+    picture = Image.fromarray(random_images(6, 6, 3, seed=9))
+    for folder in (".ipynb_checkpoints", "__MACOSX", ".hidden", "cat/.ipynb_checkpoints", "dog/__MACOSX"):
+        (tmp_path / "train" / folder).mkdir()
+        picture.save(tmp_path / "train" / folder / "0-checkpoint.png")
+    for name in ("._0.png", ".trash.png", "Thumbs.db", "desktop.ini", "notes.txt"):
+        (tmp_path / "train" / "cat" / name).write_bytes(b"no image")
+    (tmp_path / "train" / "Thumbs.db").write_bytes(b"no class")
+    (tmp_path / "train" / "dog" / "more").mkdir()
+    picture.save(tmp_path / "train" / "dog" / "more" / "0.PNG")  # what lies deeper still counts
+    found = images.load(f"folder:{tmp_path}", progress=False)
+    assert found.classes == before.classes
+    assert torch.equal(found.train[:-1], before.train)
+    assert found.train_labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
+    """The file holds the image's rows and columns in another order, and its EXIF says in which."""
+    write_folder(tmp_path)
+    upright = np.kron([[0, 80], [160, 240]], np.ones((8, 8))).astype(np.uint8)
+    as_stored = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: np.transpose,
+        6: np.rot90,  # "turn it by 90 degrees clockwise to view it"
+        7: lambda a: np.rot90(a, 2).T,
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = with_suffix(tmp_path / "train" / "cat" / "0.png", suffix)
+    Image.fromarray(as_stored(upright)).save(path, exif=exif, **{"quality": 100} if suffix == "jpg" else {})
+    first = images.load(f"folder:{tmp_path}", size=16, progress=False).train[0, 0].numpy()
+    assert np.abs(first.astype(int) - upright).max() <= (2 if suffix == "jpg" else 0)
+
+
+def test_damaged_exif_leaves_an_image_as_it_is(tmp_path):
+    write_folder(tmp_path)
+    picture = random_images(6, 6, 3, seed=9)
+    Image.fromarray(picture).save(tmp_path / "train" / "cat" / "0.png", exif=b"Exif\0\0garbage")
+    assert np.array_equal(images.load(f"folder:{tmp_path}", progress=False).train[0], picture.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [("png", "<u2"), ("tif", "<u2"), ("tif", ">u2"), ("pgm", "<u2")])
+def test_sixteen_bit_grey_is_scaled_by_the_range_of_its_type(tmp_path, suffix, dtype):
+    write_folder(tmp_path, channels=1)
+    values = np.array([[0, 128, 129], [257, 32_767, 65_535]])  # 257 to a step: 128 is nearer to 0, 129 to 1
+    picture = Image.fromarray(values.astype(dtype))
+    path = with_suffix(tmp_path / "train" / "cat" / "0.png", suffix)
+    picture.resize((6, 6), Image.Resampling.NEAREST).save(path)
+    found = images.load(f"folder:{tmp_path}", progress=False)
+    assert found.train[0, 0, ::3, ::2].tolist() == [[0, 0, 1], [1, 127, 255]]
+    assert found.source == f"image folder {tmp_path} (16-bit grey scaled to 8 bits), as 1x6x6"
