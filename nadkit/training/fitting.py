@@ -66,7 +66,7 @@ class History:
     of the objective, the test loss the cross-entropy. ``steps_to_loss`` is the number of steps after which the recipe's
     ``stop_at_loss`` was reached: the mean loss of the last `STOP_WINDOW` of them was at most that. It is None if that
     never happened, or was not asked for. ``diverged`` says since when the loss was no finite number, and what to
-    change: such a history ends with the epoch before, and its test results with NaN. It is None where all went well.
+    change: the results of that epoch, the history's last, are NaN. It is None where all went well.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -99,6 +99,7 @@ class History:
                 f"({recipe.learning_rate}) or clip ({recipe.clip})"
             )
             del self.train_loss[epoch:], self.train_accuracy[epoch:]
+            self.trained(math.nan, math.nan)
             self.tested(math.nan, math.nan)
         return self.diverged is not None
 

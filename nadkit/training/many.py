@@ -182,7 +182,7 @@ def fit_networks(
     convolutions agree and are small (`WORTH_VMAP`), and single networks otherwise; on a CPU in as many processes as
     torch has threads. On a GPU this is unmeasured.
 
-    A network that diverges stops no other. A warning names it, its history says that it ``diverged``, its test results
+    A network that diverges stops no other. A warning names it, its history says that it ``diverged``, its last results
     are NaN, and its weights end before.
 
     Args:
@@ -229,7 +229,7 @@ def _warn_of_diverged(histories: list[History]) -> None:
     if diverged := [history.diverged for history in histories if history.diverged]:
         told = "; ".join(diverged[:3]) + (f"; and {len(diverged) - 3} more" if len(diverged) > 3 else "")
         warnings.warn(
-            f"{len(diverged)} of {len(histories)} networks diverged; their test results are NaN, and their weights end "
+            f"{len(diverged)} of {len(histories)} networks diverged; their last results are NaN, and their weights end "
             f"before: {told}",
             RuntimeWarning,
             stacklevel=3,
@@ -495,7 +495,7 @@ def _result(job: _Job, history: History, weights: Weights) -> Result:
     """Return a training's result; if it diverged, it is named and has the weights from before."""
     if history.diverged:
         history.diverged = f"network {job.number}: {history.diverged}"
-        before = {epoch: state for epoch, state in weights.items() if epoch <= history.epochs}
+        before = {epoch: state for epoch, state in weights.items() if epoch < history.epochs}
         weights = {epoch: state for epoch, state in before.items() if all(map(_is_finite, state.values()))}
     return job.number, history, weights
 

@@ -11,6 +11,7 @@ from toy import make_notebook
 from nadkit.book import outside
 from nadkit.book.chapters import load, validate
 from nadkit.book.cli import main
+from nadkit.book.collect import collect
 from nadkit.book.outside import ABSENT, checksums
 from nadkit.book.prints import fingerprint, result_print, result_printer
 from nadkit.book.runner import environment_of
@@ -178,43 +179,40 @@ def test_classes_behind_links_and_folders_elsewhere_count(chapter, pictures, tmp
 # ---- sweeps --------------------------------------------------------------------------------------
 
 PROGRAM = """\
-from nadkit import architectures, load
+import importlib
+from pathlib import Path
+
 from nadkit.book import results
 
-model = architectures.build(networks[0], shape=(1, 4, 4), classes=2)
-mean = load(images, size=8).train.double().mean() if images != "digits" else 0
-results.keep(weights=sum(p.numel() for p in model.parameters()), mean=mean)
+module, _, function = networks[0].partition(":")
+width = getattr(importlib.import_module(module), function)() if function else 0
+picture = Path(images.removeprefix("folder:"), "train", "a", "0.png")
+results.keep(width=width, picture=picture.read_text())
 """
 
 
 def test_a_sweep_runs_again_what_an_edit_changed(make_book, tmp_path, monkeypatch, capsys):
-    from PIL import Image
-
+    """The runs do without torch, which takes seconds to import."""
     monkeypatch.chdir(tmp_path)
     make_book(one=make_notebook(parameters=PARAMETERS, code=(PROGRAM,)))
-    for name, level in (("train/a", 0), ("train/b", 100), ("test/a", 0), ("test/b", 100)):
-        (tmp_path / "mine" / name).mkdir(parents=True)
-        Image.new("L", (8, 8), level).save(tmp_path / "mine" / name / "0.png")
-    write(nets="WIDTH = 16\n" + NET)
+    picture = tmp_path / "mine" / "train" / "a" / "0.png"
+    picture.parent.mkdir(parents=True)
 
-    def swept() -> tuple[str, list[tuple[int, float]]]:
+    def swept() -> tuple[str, list[int], list[str]]:
         sweep = ["sweep", "one", "-p", "networks=nets:net;logreg", "-p", "images=folder:mine", "--root", "toy"]
         assert main([*sweep, "--out", "swept"]) == 0
-        told = capsys.readouterr().out
-        from nadkit.book.collect import collect
+        table = collect(tmp_path / "swept").sort_values("networks", ascending=False)
+        return capsys.readouterr().out, table.width.tolist(), table.picture.tolist()
 
-        table = collect(tmp_path / "swept").sort_values("networks")
-        return told, [*zip(table.weights, table["mean"], strict=True)]
-
-    told, first = swept()
-    assert first == [(34, 50.0), (34, 50.0)]
-    told, again = swept()
-    assert again == first
+    picture.write_text("first")
+    write(nets="def net(): return 8")
+    assert swept()[1:] == ([8, 0], ["first"] * 2)
+    told, *same = swept()
     assert "2 unchanged" in told
-    write(nets="WIDTH = 16\n" + NET.replace("classes))", "classes, bias=False))"))
-    told, of_edit = swept()
-    assert of_edit == [(34, 50.0), (32, 50.0)]
+    assert same == [[8, 0], ["first"] * 2]
+    write(nets="def net(): return 9")
+    told, *of_edit = swept()
     assert "1 unchanged" in told
-    Image.new("L", (8, 8), 200).save(tmp_path / "mine/train/b/0.png")
-    told, of_images = swept()
-    assert of_images == [(34, 100.0), (32, 100.0)]
+    assert of_edit == [[9, 0], ["first"] * 2]
+    picture.write_text("other")
+    assert swept()[1:] == ([9, 0], ["other"] * 2)
