@@ -4,6 +4,7 @@ import html
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import seaborn as sns
@@ -14,6 +15,9 @@ from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nadkit.inputs.basis import Basis
 
 SEQUENTIAL = "cividis"
 DIVERGING = "RdBu_r"
@@ -127,6 +131,33 @@ def images_and_spectra(images: Tensor, titles: Sequence[str]) -> Figure:
         axes[1, k].set(xticks=[-width // 2, 0], yticks=[-height // 2, 0] if k == 0 else [])
     axes[0, 0].set_ylabel("pixels")
     axes[1, 0].set_ylabel("spectrum")
+    return figure
+
+
+def directions(basis: "Basis", k: int = 10) -> Figure:
+    """Return the first k directions of a basis as images, zero in the middle of the colours, each on its own scale.
+
+    A title is a direction's index, with its eigenvalue where it has one.
+
+    Raises:
+        ValueError: k is not from 1 to K; images of neither one nor three channels.
+    """
+    basis = basis.leading(k)
+    if (channels := basis.shape[0]) not in (1, 3):
+        raise ValueError(f"{basis.name}: expected images of one channel or three, got {channels}; plot its .images")
+    columns = min(k, 5)
+    rows = math.ceil(k / columns)
+    figure = _figure(1.6 * columns + 0.4, 1.9 * rows + 0.2)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for i, (axis, image) in enumerate(zip(axes, basis.images.cpu(), strict=False)):
+        image = image / image.abs().max()
+        image = image[0] if channels == 1 else (0.5 + image / 2).permute(1, 2, 0)
+        axis.imshow(image.numpy(), cmap=DIVERGING, vmin=-1, vmax=1)
+        axis.set(
+            title=f"{i}" if basis.eigenvalues is None else f"{i}: {basis.eigenvalues[i]:.2g}", xticks=[], yticks=[]
+        )
+    for axis in axes[k:]:
+        axis.remove()
     return figure
 
 

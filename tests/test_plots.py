@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from nadkit import plots
+from nadkit.inputs.basis import NADs, pixel_basis
 from nadkit.inputs.fourier import fourier_basis
 
 
@@ -77,6 +78,31 @@ def test_images_and_their_spectra():
     spectrum = axes[1].images[0].get_array()
     peaks = {(x - 4, y - 4) for y, x in torch.as_tensor(spectrum.data > spectrum.max() / 2).nonzero().tolist()}
     assert peaks == {(2, -1), (-2, 1)}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_directions_are_images_with_their_index_and_eigenvalue(channels):
+    d = 16 * channels
+    vectors = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    basis = NADs(vectors=vectors, shape=(channels, 4, 4), eigenvalues=torch.arange(d, 0, -1.0))
+    axes = draw(plots.directions(basis, 7))
+    assert [axis.get_title() for axis in axes] == [f"{i}: {d - i}" for i in range(7)]
+    for axis, expected in zip(axes, basis.images, strict=False):
+        (image,) = axis.images
+        seen = torch.from_numpy(image.get_array().data).reshape(4, 4, -1)
+        seen = seen if channels == 1 else 2 * seen - 1
+        torch.testing.assert_close(seen.permute(2, 0, 1), expected / expected.abs().max())
+    axes = draw(plots.directions(pixel_basis((channels, 4, 4)), 3))
+    assert [axis.get_title() for axis in axes] == ["0", "1", "2"]
+    assert len(draw(plots.directions(basis))) == 10
+    assert len(draw(plots.directions(basis[:2], 2))) == 2
+
+
+def test_directions_that_cannot_be_drawn_are_explained():
+    with pytest.raises(ValueError, match="expected k from 1 to 16, got 17"):
+        plots.directions(pixel_basis((1, 4, 4)), 17)
+    with pytest.raises(ValueError, match="one channel or three, got 2"):
+        plots.directions(pixel_basis((2, 4, 4)))
 
 
 def test_lines_name_each_series():

@@ -5,7 +5,6 @@ again. The checksum of the *experiment* covers the code that its numbers depend 
 points again, and a recorded result must be verified by its witness.
 """
 
-import ast
 import hashlib
 import importlib.metadata
 import json
@@ -18,8 +17,10 @@ from typing import Any
 
 import nadkit
 from nadkit import files
+from nadkit.book import outside
 from nadkit.book.chapters import Chapter, cell_source, cell_tags, load
 from nadkit.book.parameters import Value
+from nadkit.book.sources import bare, imported
 
 PACKAGE = Path(__file__).parents[1]
 # The machine runs chapters and is no part of their results: editing it reruns nothing. But these modules of it make
@@ -29,13 +30,19 @@ MACHINE, SHOWING = "book/", {"book/claims.py", "book/pages.py", "book/records.py
 PRESENTATION = {"files.py", "names.py", "plots.py", "storage.py"}
 
 
-def fingerprint(chapter: Chapter, values: Mapping[str, Value], code: str | None = None) -> str:
+def fingerprint(
+    chapter: Chapter,
+    values: Mapping[str, Value],
+    code: str | None = None,
+    named: Mapping[str, str] | None = None,
+) -> str:
     """Return a checksum of all that decides the result of a run.
 
-    That is the notebook, its parameters, the library, what it computes with, and the published data
-    that are at hand. `code` is the `code_print` if it is known.
+    That is the notebook, its parameters, what they name outside the book, the library, what it computes with, and the
+    published data that are at hand. `code` is the `code_print` and `named` the `outside.checksums` if they are known.
     """
-    return _checksum([code or code_print(chapter), published_at_hand(), dict(values)])
+    named = outside.checksums(chapter, values) if named is None else named
+    return _checksum([code or code_print(chapter), published_at_hand(), dict(values) | dict(named)])
 
 
 def code_print(chapter: Chapter) -> str:
@@ -81,7 +88,7 @@ def experiment(chapter: Chapter, *, shown: bool = False) -> str:
 
 
 def result_print(chapter: Chapter, values: Mapping[str, Value], known: str | None = None) -> str:
-    """Return a checksum of what the numbers of a run depend on: experiment, versions and values.
+    """Return a checksum of what the numbers of a run depend on: experiment, versions, values and what these name.
 
     Where it is the same, a run may go on from another one's checkpoints, and a point of a sweep need not be run again,
     though prose was mended since. `known` is the checksum of the `experiment` if there is one already.
@@ -91,8 +98,8 @@ def result_print(chapter: Chapter, values: Mapping[str, Value], known: str | Non
 
 def result_printer(chapter: Chapter, known: str | None = None) -> Callable[[Mapping[str, Value]], str]:
     """Return the function from values to their `result_print`; what they share is read only once."""
-    shared = [known or experiment(chapter), computing_versions()]
-    return lambda values: _checksum([*shared, dict(values)])
+    shared, named = [known or experiment(chapter), computing_versions()], {}
+    return lambda values: _checksum([*shared, dict(values) | outside.checksums(chapter, values, named)])
 
 
 def records_print(chapter: Chapter) -> str:
@@ -161,49 +168,6 @@ def _processor_facts() -> dict[str, str]:
     return {}
 
 
-def bare(source: str) -> str:
-    """Return what Python code does, whatever its layout: its syntax tree, without docstrings, as text.
-
-    Comments, line breaks, quotes and optional commas leave it alone. Non-Python source is returned unchanged.
-    """
-    try:
-        tree = ast.parse(_without_commands(source))
-    except SyntaxError:  # the run will say so
-        return source
-    return json.dumps([_commands(source), _plain(tree)])
-
-
-def _plain(node: object) -> object:
-    """Return a syntax tree as plain lists; what is empty is left out, as newer versions of Python have more fields."""
-    match node:
-        case ast.AST():
-            fields = ((name, _plain(value)) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind"))
-            return [type(node).__name__, *([name, value] for name, value in fields if value not in (None, []))]
-        case list():
-            return [_plain(item) for item in node if not _is_words(item)]
-        case None | bool() | int() | str():
-            return node
-    return repr(node)  # floats, bytes, ...
-
-
-def _is_words(statement: object) -> bool:
-    """Return whether a statement is a string by itself, such as a docstring."""
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
-
-
-def _commands(source: str) -> list[str]:
-    """Return the lines that are commands of IPython, which a notebook may hold."""
-    return [line.strip() for line in source.splitlines() if line.lstrip().startswith(("%", "!"))]
-
-
-def _without_commands(source: str) -> str:
-    return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
-
-
 def _name(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
@@ -224,22 +188,10 @@ def _counts(name: str) -> bool:
 
 def _imported(source: str) -> Iterator[Path]:
     """Give the files of the library that Python code imports."""
-    try:
-        tree = ast.parse(_without_commands(source))
-    except SyntaxError:  # the run will say so
-        return
-    for node in ast.walk(tree):
-        match node:
-            case ast.ImportFrom(module=str(module)):
-                names = [f"{module}.{alias.name}" for alias in node.names]
-            case ast.Import():
-                names = [alias.name for alias in node.names]
-            case _:
-                continue
-        for name in names:
-            if name.startswith("nadkit."):
-                name = name.removeprefix("nadkit.")
-                yield from _files(nadkit.HOME.get(name, f"nadkit.{name}").split(".")[1:])
+    for name in imported(source):
+        if name.startswith("nadkit."):
+            name = name.removeprefix("nadkit.")
+            yield from _files(nadkit.HOME.get(name, f"nadkit.{name}").split(".")[1:])
 
 
 def _files(parts: Sequence[str]) -> list[Path]:

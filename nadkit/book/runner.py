@@ -25,6 +25,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from nadkit import files
+from nadkit.book import outside
 from nadkit.book.chapters import QUICK, Chapter, cell_source, cell_tags, profile_values
 from nadkit.book.parameters import Value
 from nadkit.book.prints import code_print, commit, experiment, fingerprint, records_print, result_print, versions
@@ -87,15 +88,16 @@ def execute(
     checkpoints = out.with_name(f".{out.stem}.checkpoints")
     clock = time.perf_counter()
     try:
-        with _environment(folder or Path.cwd(), environment or {}), files.atomic_write(out) as part:
+        with environment_of(folder or Path.cwd(), environment or {}), files.atomic_write(out) as part:
             record, code = _new_record(chapter, values, profile), code_print(chapter)
+            named = outside.checksums(chapter, values)
             own = checkpoints / record["result_print"][:16]
             os.environ[CHECKPOINTS] = str(own)
             record["resumed"] = own.exists()
             with _no_process_left():
                 problem, cause = _run(chapter, values, part, sys.stderr.isatty() if live is None else live)
             # Only now, for a chapter may fetch published data.
-            record["fingerprint"] = fingerprint(chapter, values, code)
+            record["fingerprint"] = fingerprint(chapter, values, code, named)
             notebook = nbformat.read(part, as_version=4)
             problem = problem or _incomplete(notebook)
             record["seconds"] = round(time.perf_counter() - clock, 1)
@@ -235,7 +237,7 @@ def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool
 
 
 @contextmanager
-def _environment(folder: Path, more: Mapping[str, str]) -> Iterator[None]:
+def environment_of(folder: Path, more: Mapping[str, str]) -> Iterator[None]:
     """Let the kernels that start in the block find the modules in `folder` and the data that we find."""
     given = dict(os.environ)
     os.environ.update(more)

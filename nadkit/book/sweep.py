@@ -50,7 +50,7 @@ class SweepStopped(RuntimeError):
 
 
 class ChapterChanged(RuntimeError):
-    """A worker's chapter, library or versions are not those that the sweep began with."""
+    """A worker's chapter, library, modules, images or versions are not those that the sweep began with."""
 
 
 # ---- the grid ------------------------------------------------------------------------------------
@@ -276,17 +276,17 @@ def run_point(task: Task) -> dict[str, Any]:
         ChapterChanged: what would run here is not what the sweep began with.
         RunFailed: as `runner.execute`.
     """
-    with _one_at_a_time:
+    with _one_at_a_time, runner.environment_of(task.folder, task.environment):
         chapter = load(task.root, task.chapter)
         if result_print(chapter, task.values) != task.result_print:
             raise ChapterChanged(
-                f"on {socket.gethostname()} the code of the chapter or the library, or the versions of Python, torch, "
-                "torchvision or numpy, are not those that the sweep began with"
+                f"on {socket.gethostname()} the code of the chapter, of the library or of a module of one's own, the "
+                "images of a folder, or the versions of Python, torch, torchvision or numpy, are not those that the "
+                "sweep began with"
             )
         if runner.has_result(task.out, task.result_print):  # by a try that died after its last step
             return runner.read_record(task.out)
-        where = {"folder": task.folder, "environment": task.environment}
-        return runner.execute(chapter, task.values, task.out, profile=task.profile, live=False, **where)
+        return runner.execute(chapter, task.values, task.out, profile=task.profile, folder=task.folder, live=False)
 
 
 def run(plan: Plan, executor: Executor, *, say: Callable[[str], None] | None = None, progress: bool = False) -> Plan:

@@ -8,7 +8,7 @@ import math
 import operator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Self, overload
 
 import torch
 from torch import Tensor
@@ -81,14 +81,33 @@ class Basis:
     def __len__(self) -> int:
         return self.vectors.shape[0]
 
-    def __getitem__(self, index: int) -> Tensor:
-        """Return direction ``index``: (D,) float64.
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Basis": ...
+
+    def __getitem__(self, index: int | slice) -> "Tensor | Basis":
+        """Return direction ``index``, (D,) float64, or the basis of a slice's: ``nads[:10]`` are the leading ten.
+
+        As of a list, a slice ends where the directions do.
 
         Raises:
             IndexError: there is no such direction.
-            TypeError: the index is not an integer.
+            TypeError: the index is neither an integer nor a slice.
+            ValueError: a slice that is empty, or goes backwards: directions are in descending order.
         """
-        return self.vectors[self._position(index)]
+        return self._of(index) if isinstance(index, slice) else self.vectors[self._position(index)]
+
+    def _of(self, index: slice) -> "Basis":
+        start, stop, step = index.indices(len(self))
+        if step < 0 or start >= stop:
+            raise ValueError(f"{self.name}: expected a slice of some of {len(self)} directions in order, got {index}")
+        if (start, step) == (0, 1):
+            return self.leading(stop)
+        eigenvalues = None if self.eigenvalues is None else self.eigenvalues[index]
+        name = f"{self.name}[{start}:{stop}{'' if step == 1 else f':{step}'}]"
+        return Basis(vectors=self.vectors[index], shape=self.shape, name=name, eigenvalues=eigenvalues)
 
     @property
     def images(self) -> Tensor:
@@ -205,8 +224,7 @@ class Basis:
             position = operator.index(index)
         except TypeError:
             raise TypeError(
-                f"{self.name}: expected an integer index, got {index!r}; for several directions use .vectors or "
-                ".leading(k)"
+                f"{self.name}: expected an integer or a slice such as [:10], got {index!r}; other rows are in .vectors"
             ) from None
         dimensions = self.vectors.shape[1]
         if not -len(self) <= position < len(self):

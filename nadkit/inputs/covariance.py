@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nadkit import checks, storage
+from nadkit import checks, identity, storage
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.inputs.basis import NADs
@@ -38,7 +38,8 @@ PART = {"secant": 128, "gradient": 256, "mixed": 16}
 Moments are summed up part by part wherever they are computed, so that the sums are the same to the last bit.
 """
 
-NOTHING = "all input derivatives are zero at this point: there are no directions; choose another x"
+ROUNDING = 1e-12
+"""Shares of a second moment below this are the rounding of float32 derivatives, squared."""
 
 Ranges = list[tuple[int, int]]
 """Numbers of networks, as half-open ranges (first, last)."""
@@ -95,9 +96,14 @@ class GradientCovariance:
         Raises:
             ValueError: the settings differ, or some networks are in both.
         """
-        if (self.shape, self.settings) != (other.shape, other.settings):
-            raise ValueError(f"merge: expected covariances of equal settings, got {self.settings} and {other.settings}")
+        if words := self._differences(other):
+            raise ValueError(f"merge: expected covariances of equal settings, but {words}")
         self._add(other.total.to(self.total), other.second.to(self.second), other.networks)
+
+    def _differences(self, saved: "GradientCovariance") -> str:
+        """Return in words in what other moments are not of these derivatives, or nothing."""
+        one, other = ({"shape": list(c.shape), **c.settings} for c in (saved, self))
+        return identity.differences(one, other)
 
     def _add(self, total: Tensor, second: Tensor, networks: Ranges) -> None:
         if not torch.isfinite(second.diagonal()).all():  # the squares of all that came in
@@ -118,14 +124,14 @@ class GradientCovariance:
         """Return the NADs: all D eigenvectors, by descending eigenvalue, on the CPU.
 
         Raises:
-            ValueError: too few networks, or derivatives that are all zero.
+            ValueError: too few networks, or derivatives that are all zero or all the same.
         """
         least = 2 if centred else 1
         if self.count < least:
             raise ValueError(f"n_networks: NADs need at least {least}, got {self.count}")
-        eigenvalues, eigenvectors = torch.linalg.eigh(self.covariance(centred=centred).cpu())
-        if not eigenvalues[-1] > 0:
-            raise ValueError(NOTHING)
+        covariance = self.covariance(centred=centred).cpu()
+        require_directions(covariance.trace(), self.second.cpu().trace() / self.count, self.count)
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
         return NADs(
             vectors=eigenvectors.T.flip(0).contiguous(),
             eigenvalues=eigenvalues.flip(0).clamp(min=0),
@@ -157,6 +163,18 @@ class GradientCovariance:
             raise ValueError(f"{path}: a damaged covariance; delete it to start afresh ({error})") from error
 
 
+def require_directions(variance: Tensor, square: Tensor, n_networks: int) -> None:
+    """Raise ValueError where derivatives are all zero or all the same, from E |g - E g|^2 and E |g|^2."""
+    if not square > 0:
+        raise ValueError("all input derivatives are zero at this point: there are no directions; choose another x")
+    if not variance > ROUNDING * square:
+        raise ValueError(
+            f"the {n_networks} networks are all the same: their input derivatives are identical, so there are no "
+            "directions; expected a factory that draws new weights at every call, and neither sets a seed nor loads "
+            "weights"
+        )
+
+
 def compute_nads(
     architecture: Architecture,
     *,
@@ -181,7 +199,7 @@ def compute_nads(
 
     Raises:
         ValueError: as `gradient_covariance`; too few networks (two, for ``"mixed"`` one); derivatives that are all
-            zero.
+            zero or all the same.
     """
     n_networks = checks.require_integer("n_networks", n_networks, 1 if method == "mixed" else 2)
     population = Population(architecture, shape, method, scale, seed, x)
@@ -346,10 +364,9 @@ def _start(
             f"checkpoint {checkpoint}: holds networks {_text(saved.networks)}, expected only some of "
             f"{networks.start} to {networks.stop - 1}; name another file"
         )
-    try:
-        fresh.merge(saved)
-    except ValueError as error:
-        raise ValueError(f"checkpoint {checkpoint} is of another run, name another file ({error})") from error
+    if words := fresh._differences(saved):
+        raise ValueError(f"checkpoint {checkpoint} is of another run, name another file ({words})")
+    fresh.merge(saved)
     fresh.save(checkpoint)
     return fresh
 

@@ -13,15 +13,12 @@ from nadkit import checks
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.inputs.basis import NADs
-from nadkit.inputs.covariance import NOTHING
+from nadkit.inputs.covariance import ROUNDING, require_directions
 from nadkit.inputs.derivatives import exact
 from nadkit.inputs.population import Method, Population
 
 GRAM_CHUNK = 2**22
 """Numbers of the derivatives (32 MB in float64) that `leading_nads` looks at at a time."""
-
-RANK_TOLERANCE = 1e-12
-"""Eigenvalues below this share of the first are the rounding of float32 derivatives, squared."""
 
 
 def leading_nads(
@@ -79,10 +76,9 @@ def leading_nads(
     if len(bad := (~torch.isfinite(g).all(1)).nonzero()):
         raise ValueError(f"network {bad[0].item()}: an input derivative is NaN or infinite")
     squares, w = torch.linalg.eigh(sum(chunk @ chunk.T for chunk in _centred_columns(g)))
+    require_directions(squares.sum(), torch.linalg.vector_norm(g).double().square(), n_networks)
     squares, w = squares.flip(0)[:k].clamp(min=0), w.flip(1)[:, :k]
-    if not squares[0] > 0:
-        raise ValueError(NOTHING)
-    if len(none := (squares <= RANK_TOLERANCE * squares[0]).nonzero()):
+    if len(none := (squares <= ROUNDING * squares[0]).nonzero()):
         raise ValueError(f"k: the derivatives span {none[0].item()} directions only, got {k}")
     vectors = torch.cat([w.T @ chunk for chunk in _centred_columns(g)], dim=1) / squares.sqrt()[:, None]
     return NADs(

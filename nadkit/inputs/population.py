@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nadkit import architectures, checks, seeds
+from nadkit import architectures, checks, identity, seeds
 from nadkit.architectures import Architecture, Shape
 from nadkit.inputs.derivatives import Network, exact, gradient, mixed_moment, secant
 from nadkit.storage import digest
 
 Method = Literal["secant", "gradient", "mixed"]
-Settings = dict[str, str | int | float]
+Settings = dict[str, str | int | float | identity.Rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,9 @@ class Population:
                 return mixed_moment(f, x)
 
     def settings(self, device: str | torch.device = "cpu") -> Settings:
-        """Return what the derivatives are of, network 0 included: only those of equal settings belong together.
+        """Return what the derivatives are of, network 0 and its outputs included.
+
+        Only derivatives of settings without `identity.differences` belong together.
 
         Raises:
             ValueError: the networks have not just one logit.
@@ -95,6 +97,8 @@ class Population:
         device, first = torch.device(device), self.network(0, device)
         if (logits := architectures.n_logits(first, self.shape, device)) != 1:
             raise ValueError(f"architecture {self.name!r}: expected 1 logit, got {logits}")
+        with exact():
+            answers = identity.outputs(first, self.shape, device)
         if isinstance(self.architecture, _BatchStatistics):  # whose last digits depend on the number of threads
             first = self._built(self.architecture.architecture, 0, device)
         return {
@@ -104,6 +108,7 @@ class Population:
             "seed": self.seed,
             "x": digest(self.x),
             "networks": _fingerprint(first),
+            "outputs": answers,
         }
 
     def _built(self, architecture: Architecture, i: int, device: torch.device) -> nn.Module:

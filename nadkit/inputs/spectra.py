@@ -73,7 +73,7 @@ def population_effective_dimension(one: GradientCovariance, other: GradientCovar
     if tuple(one.shape) != tuple(other.shape):
         raise ValueError(f"effective dimension: expected covariances of one shape, got {one.shape} and {other.shape}")
     differing = sorted(k for k in one.settings | other.settings if one.settings.get(k) != other.settings.get(k))
-    if other_experiment := [name for name in differing if name not in ("seed", "x", "networks")]:
+    if other_experiment := [name for name in differing if name not in ("seed", "x", "networks", "outputs")]:
         told = ", ".join(f"{n} {one.settings.get(n)!r} and {other.settings.get(n)!r}" for n in other_experiment)
         raise ValueError(f"effective dimension: expected two samples of one experiment, got {told}")
     if "seed" not in differing:

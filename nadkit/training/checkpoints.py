@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nadkit import files, storage
+from nadkit import files, identity, storage
 from nadkit.training.fitting import History
 
 Weights = dict[int, dict[str, Tensor]]
@@ -49,7 +49,7 @@ class HistoryFile(Memory):
         if self.path.exists():
             try:
                 content = json.loads(self.path.read_bytes())
-                other = _others(content["settings"], settings)
+                other = identity.differences(content["settings"], settings)
                 self.finished = {int(i): (History(**history), {}) for i, history in content["networks"].items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}: a damaged checkpoint; delete it to start afresh ({error})") from error
@@ -103,7 +103,7 @@ class NetworkFolder(Memory):
         tensors, facts = storage.read(self.path(i), KIND)
         weights: Weights = {}
         try:
-            other = _others(facts["settings"], self.settings[i])
+            other = identity.differences(facts["settings"], self.settings[i])
             history = History(**facts["history"])
             for key in sorted(tensors, key=lambda key: int(key.partition("/")[0])):
                 epoch, _, name = key.partition("/")
@@ -113,10 +113,3 @@ class NetworkFolder(Memory):
         if other:
             raise ValueError(f"{self.path(i)}: a checkpoint of another run, name another folder ({other})")
         return history, weights
-
-
-def _others(saved: Settings, settings: Settings) -> str:
-    """Return in words which settings were others, or nothing."""
-    other = [name for name in dict(saved) | dict(settings) if saved.get(name) != settings.get(name)]
-    told = ", ".join(f"{name} was {saved.get(name)!r}, now {settings.get(name)!r}" for name in other[:3])
-    return told + (f" and {len(other) - 3} more" if len(other) > 3 else "")

@@ -50,12 +50,12 @@ class Diverged(RuntimeError):
     """The training loss is no longer a finite number; the message says since when and what to change.
 
     Attributes:
-        network: which one diverged, of those that are trained as one.
+        history: of the training until then, or None.
     """
 
-    def __init__(self, message: str, network: int = 0) -> None:
+    def __init__(self, message: str, history: "History | None" = None) -> None:
         super().__init__(message)
-        self.network = network
+        self.history = history
 
 
 @dataclass(kw_only=True)
@@ -65,7 +65,8 @@ class History:
     Training loss and accuracy are means over the epoch's batches, each taken before its step; the training loss is that
     of the objective, the test loss the cross-entropy. ``steps_to_loss`` is the number of steps after which the recipe's
     ``stop_at_loss`` was reached: the mean loss of the last `STOP_WINDOW` of them was at most that. It is None if that
-    never happened, or was not asked for.
+    never happened, or was not asked for. ``diverged`` says since when the loss was no finite number, and what to
+    change: the results of that epoch, the history's last, are NaN. It is None where all went well.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -73,6 +74,7 @@ class History:
     test_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
     steps_to_loss: int | None = None
+    diverged: str | None = None
 
     @property
     def epochs(self) -> int:
@@ -88,6 +90,18 @@ class History:
         """Take in a look at the test set."""
         self.test_loss.append(loss)
         self.test_accuracy.append(accuracy)
+
+    def has_diverged(self, loss: float, epoch: int, recipe: Recipe) -> bool:
+        """Say whether a loss in an epoch, from 0, is no finite number; the history is marked if so."""
+        if not math.isfinite(loss):
+            self.diverged = (
+                f"training diverged in epoch {epoch + 1} (loss {loss}); lower the learning rate "
+                f"({recipe.learning_rate}) or clip ({recipe.clip})"
+            )
+            del self.train_loss[epoch:], self.train_accuracy[epoch:]
+            self.trained(math.nan, math.nan)
+            self.tested(math.nan, math.nan)
+        return self.diverged is not None
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -160,14 +174,18 @@ def fit(
             sizes = torch.tensor([len(batch) for batch in batches])
             # one after the other, not by `.sum()`, whose order and so last digits depend on the processor
             loss, accuracy = ((sum(part) / len(x)).item() for part in (losses * sizes, right))
-            require_finite(loss, epoch, recipe)
+            if history.has_diverged(loss, epoch, recipe):
+                raise Diverged(history.diverged, history)
             history.trained(loss, accuracy)
             if recipe.stop_at_loss is not None:
                 batch_losses = torch.cat([batch_losses, losses])
                 history.steps_to_loss = _steps_to_loss(batch_losses, recipe.stop_at_loss)
             done = history.steps_to_loss is not None
             if done or (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs:
-                history.tested(*evaluate(model, test))
+                loss, accuracy = evaluate(model, test)
+                if history.has_diverged(loss, epoch, recipe):  # by the epoch's last step
+                    raise Diverged(history.diverged, history)
+                history.tested(loss, accuracy)
             after_epoch(epoch + 1)
             bar.update()
             bar.set_postfix(loss=f"{history.train_loss[-1]:.3f}")
@@ -251,16 +269,6 @@ def name_of(function: object) -> str:
     """Return a name of an objective that is the same in every run."""
     described = repr(function)
     return architectures.name_of(function) if " at 0x" in described else described
-
-
-def require_finite(loss: float, epoch: int, recipe: Recipe, network: int = 0) -> None:
-    """Raise Diverged if the loss of an epoch is no number any more."""
-    if not math.isfinite(loss):
-        raise Diverged(
-            f"training diverged in epoch {epoch + 1} (loss {loss}); lower the learning rate ({recipe.learning_rate}) "
-            f"or clip ({recipe.clip})",
-            network,
-        )
 
 
 def on_device(data: Data, device: torch.device, split: str) -> Data:

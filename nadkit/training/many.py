@@ -2,9 +2,9 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nadkit import architectures, checks, seeds
+from nadkit import architectures, checks, identity, seeds
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.names import hint
@@ -37,6 +37,9 @@ TOGETHER = {"cpu": 8, "cuda": 64, "mps": 8}
 """Networks that `fit_networks` trains as one, by kind of device: larger batches on a CPU gain little, and processes
 would have fewer of them to share."""
 
+ONE_STEP = Recipe(epochs=1, batch_size=16, learning_rate=0.1)
+"""The training whose losses a checkpoint knows networks and objectives by: one step of one batch."""
+
 WORTH_VMAP = {"cpu": 200_000, "cuda": math.inf, "mps": 0}
 """Parameters up to which networks without convolutions are trained as one by ``"auto"``: measured on a CPU only."""
 
@@ -46,9 +49,10 @@ class Trained:
     """A trained network: what its training measured, and its weights at the epochs that were kept.
 
     Attributes:
-        history: of its training, with the test results after the last epoch.
+        history: of its training, with the test results after the last epoch; ``history.diverged`` is not None where
+            the training diverged.
         weights: epoch -> state dict, on the CPU; 0 is the initialisation. Where training stopped early, its last epoch
-            stands for the later ones that were asked for.
+            stands for the later ones that were asked for. Where it diverged, there are none from then on.
         architecture, shape, classes: what the network is built from.
     """
 
@@ -63,10 +67,14 @@ class Trained:
 
         Raises:
             ValueError: the epoch was not kept.
+            Diverged: no epoch is named, and the training diverged.
         """
+        kept, diverged = ", ".join(map(str, self.weights)) or "none", self.history.diverged
+        if epoch is None and diverged:
+            raise Diverged(f"{diverged}; epochs kept before that: {kept}", self.history)
         epoch = max(self.weights) if epoch is None else epoch
         if epoch not in self.weights:
-            raise ValueError(f"epoch {epoch!r} was not kept; these were: {', '.join(map(str, self.weights))}")
+            raise ValueError(f"epoch {epoch!r} was not kept; these were: {kept}" + f" ({diverged})" * bool(diverged))
         with seeds.seeded(0), torch.device("cpu"):  # the draws are for nothing, and should change no others
             model = architectures.build(self.architecture, shape=self.shape, classes=self.classes)
         model.load_state_dict(self.weights[epoch])
@@ -134,7 +142,11 @@ def fit_many(
     ]
     if strategy == "auto":
         strategy = "processes" if device.type == "cpu" else "loop"
-    _run(jobs, saved, strategy, len(jobs), device, workers, executor, progress)
+    for results in _run(jobs, saved, strategy, len(jobs), device, workers, executor, progress):
+        for _, history, _ in results:
+            if history.diverged:
+                raise Diverged(history.diverged, history)
+        saved.add(results)
     return [saved.finished[job.number][0] for job in jobs]
 
 
@@ -170,6 +182,9 @@ def fit_networks(
     convolutions agree and are small (`WORTH_VMAP`), and single networks otherwise; on a CPU in as many processes as
     torch has threads. On a GPU this is unmeasured.
 
+    A network that diverges stops no other. A warning names it, its history says that it ``diverged``, its last results
+    are NaN, and its weights end before.
+
     Args:
         architecture: a name or a factory (`nadkit.architectures`).
         problems: network i is trained on problem i, and has a logit for each of its classes; the same may come often.
@@ -190,7 +205,6 @@ def fit_networks(
         ValueError: lists of other lengths than that of the problems; an epoch to keep that is not trained; an unknown
             strategy or architecture, what is no `Problem` or objective; for ``"vmap"``, what it cannot batch, or a
             recipe that stops early; a checkpoint that is damaged or of another run.
-        Diverged: the loss of a network became NaN or infinite.
         DataError: the checkpoint cannot be written.
     """
     _require_strategy(strategy, workers)
@@ -202,11 +216,24 @@ def fit_networks(
         return []
     device = _where(device, executor)
     saved = Memory() if checkpoint is None else NetworkFolder(checkpoint, _settings_each(jobs, device))
-    _run(jobs, saved, strategy, TOGETHER[device.type], device, workers, executor, progress)
+    for results in _run(jobs, saved, strategy, TOGETHER[device.type], device, workers, executor, progress):
+        saved.add(results)
+    _warn_of_diverged([saved.finished[job.number][0] for job in jobs])
     return [
         Trained(*saved.finished[job.number], job.architecture, tuple(job.problem.shape), job.problem.n_classes)
         for job in jobs
     ]
+
+
+def _warn_of_diverged(histories: list[History]) -> None:
+    if diverged := [history.diverged for history in histories if history.diverged]:
+        told = "; ".join(diverged[:3]) + (f"; and {len(diverged) - 3} more" if len(diverged) > 3 else "")
+        warnings.warn(
+            f"{len(diverged)} of {len(histories)} networks diverged; their last results are NaN, and their weights end "
+            f"before: {told}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _require_strategy(strategy: Strategy, workers: int | None) -> None:
@@ -259,10 +286,15 @@ class _Job:
         return _identity(self.architecture), tuple(self.problem.shape), self.problem.n_classes
 
     @property
+    def behaviour_kind(self) -> Hashable:
+        """What networks with the same layers and the same objective have in common."""
+        return self.network_kind, _identity(self.objective)
+
+    @property
     def kind(self) -> Hashable:
         """What networks that are trained as one have in common."""
         recipe = replace(self.recipe, learning_rate=1.0, momentum=0.0, weight_decay=0.0)
-        return self.network_kind, recipe, _identity(self.objective), self.keep
+        return *self.behaviour_kind, recipe, self.keep
 
 
 @dataclass(frozen=True)
@@ -354,15 +386,15 @@ def _run(
     workers: int | None,
     executor: Executor | None,
     progress: bool,
-) -> None:
-    """Train what is not finished, and save it as it comes."""
+) -> Iterator[list[Result]]:
+    """Train what is not finished, and yield it as it comes."""
     left = [job for job in jobs if job.number not in saved.finished]
     tasks = _tasks(left, strategy, at_once, device)
     processes = min(_processes(strategy, workers, device), len(tasks))
     done = len(jobs) - len(left)
     with tqdm(total=len(jobs), initial=done, unit="network", disable=not progress, leave=False) as bar:
         for results in _results(tasks, device, processes, executor, progress):
-            saved.add(results)
+            yield results
             bar.update(len(results))
 
 
@@ -439,7 +471,7 @@ def _fit_one(job: _Job, device: torch.device, progress: bool) -> Result:
         if epoch in job.keep:
             weights[epoch] = _on_cpu(network.state_dict())
 
-    with _naming([job]):
+    try:
         history = fit(
             network,
             job.problem.sample("train", device),
@@ -452,8 +484,19 @@ def _fit_one(job: _Job, device: torch.device, progress: bool) -> Result:
             after_epoch=keep,
             progress=progress,
         )
-    if any(epoch > history.epochs for epoch in job.keep):
+    except Diverged as error:
+        history = error.history
+    if not history.diverged and any(epoch > history.epochs for epoch in job.keep):
         weights[history.epochs] = _on_cpu(network.state_dict())
+    return _result(job, history, weights)
+
+
+def _result(job: _Job, history: History, weights: Weights) -> Result:
+    """Return a training's result; if it diverged, it is named and has the weights from before."""
+    if history.diverged:
+        history.diverged = f"network {job.number}: {history.diverged}"
+        before = {epoch: state for epoch, state in weights.items() if epoch < history.epochs}
+        weights = {epoch: state for epoch, state in before.items() if all(map(_is_finite, state.values()))}
     return job.number, history, weights
 
 
@@ -478,19 +521,18 @@ def _fit_alike(
             if epoch in job.keep:
                 kept[epoch] = _on_cpu(network.state_dict())
 
-    with _naming(jobs):
-        histories = fit_stack(
-            networks,
-            [train[id(job.problem)] for job in jobs],
-            [test[id(job.problem)] for job in jobs],
-            [job.recipe for job in jobs],
-            jobs[0].objective,
-            [job.training_seed for job in jobs],
-            keep=jobs[0].keep,
-            after_epoch=keep,
-            progress=progress,
-        )
-    return [(job.number, history, kept) for job, history, kept in zip(jobs, histories, weights, strict=True)]
+    histories = fit_stack(
+        networks,
+        [train[id(job.problem)] for job in jobs],
+        [test[id(job.problem)] for job in jobs],
+        [job.recipe for job in jobs],
+        jobs[0].objective,
+        [job.training_seed for job in jobs],
+        keep=jobs[0].keep,
+        after_epoch=keep,
+        progress=progress,
+    )
+    return [_result(job, history, kept) for job, history, kept in zip(jobs, histories, weights, strict=True)]
 
 
 def _sampled(problems: Iterable[Problem], split: str, device: torch.device) -> dict[int, Data]:
@@ -504,13 +546,8 @@ def _sampled(problems: Iterable[Problem], split: str, device: torch.device) -> d
     return found
 
 
-@contextmanager
-def _naming(jobs: list[_Job]) -> Iterator[None]:
-    """Say which network of the run diverged."""
-    try:
-        yield
-    except Diverged as error:
-        raise Diverged(f"network {jobs[error.network].number}: {error}") from error
+def _is_finite(values: Tensor) -> bool:
+    return bool(values.isfinite().all())
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -520,11 +557,11 @@ def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _settings(
     architecture: Architecture, problems: Sequence[Problem], recipe: Recipe, seed: int, device: torch.device
-) -> dict[str, str | int | float | None]:
+) -> dict[str, Any]:
     """Return what the histories depend on, in numbers and words."""
     return {
         "architecture": architectures.name_of(architecture),
-        "layers": _layers(architecture, problems[0]),
+        **_behaviour(architecture, problems[0], cross_entropy),
         "seed": seed,
         "device": device.type,
         **asdict(recipe),
@@ -534,16 +571,17 @@ def _settings(
 
 def _settings_each(jobs: list[_Job], device: torch.device) -> dict[int, dict[str, Any]]:
     """Return what each network depends on, in numbers and words."""
-    layers = {job.network_kind: job for job in jobs}
-    layers = {kind: _layers(job.architecture, job.problem) for kind, job in layers.items()}
+    different = {job.behaviour_kind: job for job in jobs}
+    behaviour = {kind: _behaviour(j.architecture, j.problem, j.objective) for kind, j in different.items()}
     problems = {id(job.problem): job.problem for job in jobs}
     checksums = {key: problem.checksum() for key, problem in problems.items()}
     return {
         job.number: {
             "architecture": architectures.name_of(job.architecture),
-            "layers": layers[job.network_kind],
+            **behaviour[job.behaviour_kind],
             "problem": checksums[id(job.problem)],
             "objective": fitting.name_of(job.objective),
+            "code of the objective": identity.code(job.objective),
             "seed": job.seed,
             "place below the seed": job.place,
             "device": device.type,
@@ -554,7 +592,25 @@ def _settings_each(jobs: list[_Job], device: torch.device) -> dict[int, dict[str
     }
 
 
-def _layers(architecture: Architecture, problem: Problem) -> str:
+def _behaviour(architecture: Architecture, problem: Problem, objective: Objective) -> dict[str, Any]:
+    """Return what no name tells of a network and an objective: layers, outputs, and the losses of one step."""
     network = _fresh(architecture, problem, 0, 0, torch.device("cpu"))
     layers = [type(layer).__qualname__ for layer in network.modules()]
-    return digest(repr(layers), *described(network.state_dict().values()))
+    parts = digest(repr(layers), *described(network.state_dict().values()))
+    architectures.n_logits(network, problem.shape)  # it explains what it cannot be tried on
+    return {
+        "layers": parts,
+        "outputs": identity.outputs(network, problem.shape),
+        "losses of one step": _losses_of_one_step(network, problem, objective),
+    }
+
+
+def _losses_of_one_step(network: nn.Module, problem: Problem, objective: Objective) -> identity.Rows:
+    """Return the loss of a fixed batch before a step, and the cross-entropy after it; NaN where they diverge."""
+    x = torch.randn(ONE_STEP.batch_size, *problem.shape, generator=seeds.generator(0, "one step"))
+    batch = x, torch.arange(len(x)) % problem.n_classes
+    try:
+        history = fit(network, batch, batch, ONE_STEP, objective=objective, device="cpu")
+    except Diverged as error:
+        history = error.history
+    return identity.rows(torch.tensor([[*history.train_loss, *history.test_loss]]))

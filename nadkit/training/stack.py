@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from nadkit import seeds
 from nadkit.data.images import to_float
-from nadkit.training.fitting import Data, History, Objective, checked, evaluate, require_finite, require_fit
+from nadkit.training.fitting import Data, History, Objective, checked, evaluate, require_fit
 from nadkit.training.recipe import Recipe
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -50,7 +50,8 @@ def fit_stack(
     Raises:
         ValueError: what `fitting.fit` raises.
         CannotVmap: the networks or the objective cannot be batched.
-        Diverged: the loss of a network became NaN or infinite; ``network`` says of which.
+
+    A network whose loss becomes NaN or infinite stops no other: its history says that it ``diverged``.
     """
     for model, own, other in zip(models, train, test, strict=True):
         require_fit(model, own, other)
@@ -62,14 +63,19 @@ def fit_stack(
         after_epoch(0)
     with seeds.seeded(training_seeds[0], "dropout", device=device):
         for epoch, results in enumerate(tqdm(training, total=epochs, unit="epoch", disable=not progress, leave=False)):
-            for i, (loss, accuracy) in enumerate(results):
-                require_finite(loss, epoch, recipes[i], network=i)
-                histories[i].trained(loss, accuracy)
+            for history, recipe, (loss, accuracy) in zip(histories, recipes, results, strict=True):
+                if history.diverged is None and not history.has_diverged(loss, epoch, recipe):
+                    history.trained(loss, accuracy)
+            if all(history.diverged for history in histories):
+                break
             if epoch + 1 in (*keep, epochs):
                 stack.copy_to(models)
                 after_epoch(epoch + 1)
-    for model, data, history in zip(models, test, histories, strict=True):
-        history.tested(*evaluate(model, data))
+    for model, data, history, recipe in zip(models, test, histories, recipes, strict=True):
+        if history.diverged is None:
+            loss, accuracy = evaluate(model, data)
+            if not history.has_diverged(loss, epochs - 1, recipe):
+                history.tested(loss, accuracy)
     return histories
 
 

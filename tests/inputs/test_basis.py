@@ -164,6 +164,26 @@ def test_bases_are_compared_by_identity(basis):
         assert one != dataclasses.replace(one)
 
 
+def test_a_slice_is_a_basis_of_its_directions(basis):
+    nads = NADs(vectors=basis.vectors, shape=basis.shape, eigenvalues=torch.arange(24, 0, -1.0), n_networks=7, name="N")
+    for leading in (nads[:10], nads[0:10], nads[:-14]):
+        assert isinstance(leading, NADs)
+        assert (len(leading), leading.n_networks, leading.shape, leading.name) == (10, 7, basis.shape, "N")
+        assert torch.equal(leading.vectors, nads.leading(10).vectors)
+        assert leading.overlap(nads, 10) == pytest.approx(1)
+    assert len(nads[:100]) == 24
+    for index, name, positions in [
+        (slice(2, 5), "N[2:5]", [2, 3, 4]),
+        (slice(0, 9, 4), "N[0:9:4]", [0, 4, 8]),
+        (slice(-2, None), "N[22:24]", [22, 23]),
+    ]:
+        part = nads[index]
+        assert (type(part), part.name) == (Basis, name)
+        assert torch.equal(part.vectors, nads.vectors[positions])
+        assert torch.equal(part.eigenvalues, nads.eigenvalues[positions])
+    assert basis[2:5].eigenvalues is None
+
+
 def test_misfits_are_explained(basis):
     with pytest.raises(ValueError, match=r"expected inputs of shape \(\.\.\., 1, 6, 4\), got \(3, 1, 6, 5\); .*resize"):
         basis.coordinates(torch.zeros(3, 1, 6, 5))
@@ -174,8 +194,11 @@ def test_misfits_are_explained(basis):
     with pytest.raises(IndexError, match="from 0 to 23"):
         basis[-25]
     assert torch.equal(basis[np.int64(-1)], basis[23])
-    for wrong in (slice(0, 2), 1.0):
-        with pytest.raises(TypeError, match=r"expected an integer index.*\.vectors or \.leading"):
+    for wrong in (1.0, [0, 1], "0"):
+        with pytest.raises(TypeError, match=r"expected an integer or a slice such as \[:10\], got .*\.vectors"):
+            basis[wrong]
+    for wrong in (slice(3, 3), slice(None, 0), slice(24, None), slice(None, None, -1)):
+        with pytest.raises(ValueError, match="expected a slice of some of 24 directions in order, got slice"):
             basis[wrong]
     with pytest.raises(ValueError, match="expected k from 1 to 24"):
         basis.leading(25)

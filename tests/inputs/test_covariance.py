@@ -1,5 +1,6 @@
 """NADs: against slow float64 oracles, closed forms, and the published array."""
 
+import functools
 import json
 import os
 import shutil
@@ -179,6 +180,43 @@ def test_a_checkpoint_knows_networks_that_differ_in_a_plain_function_alone(tmp_p
     run(torch.tanh)
     with pytest.raises(ValueError, match="of another run"):
         run(torch.sigmoid)
+
+
+class Switched(nn.Module):
+    """Its layers say nothing of its activation."""
+
+    activation = staticmethod(torch.relu)
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(16, 5), nn.Linear(5, classes)
+
+    def forward(self, x):
+        return self.out(self.activation(self.hidden(x.flatten(1))))
+
+
+@pytest.mark.parametrize("method", ["secant", "gradient", "mixed"])
+@pytest.mark.parametrize("activation", [torch.tanh, nn.functional.relu6, nn.functional.leaky_relu])
+def test_a_checkpoint_knows_what_networks_do(tmp_path, monkeypatch, method, activation):
+    options = {"shape": SHAPE, "n_networks": 3, "method": method, "device": "cpu"}
+    run = functools.partial(compute_nads, Switched, checkpoint=tmp_path / "moments.safetensors", **options)
+    first = run()
+    assert torch.equal(run().vectors, first.vectors)
+    before = gradient_covariance(Switched, shape=SHAPE, networks=range(3), device="cpu")
+    monkeypatch.setattr(Switched, "activation", staticmethod(activation))
+    with pytest.raises(ValueError, match=r"of another run, name another file \(outputs differ by .* of the largest\)"):
+        run()
+    with pytest.raises(ValueError, match="equal settings, but outputs differ"):
+        before.merge(gradient_covariance(Switched, shape=SHAPE, networks=range(3, 6), device="cpu"))
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(tmp_path):
+    path = tmp_path / "moments.safetensors"
+    old = covariance(range(4))
+    del old.settings["outputs"]
+    old.save(path)
+    with pytest.raises(ValueError, match=r"another file \(outputs were not noted by the older version that wrote it\)"):
+        covariance(range(4), checkpoint=path)
 
 
 def interrupted_covariance(path):
@@ -382,6 +420,40 @@ def test_networks_that_do_not_see_the_input_are_explained():
 
     with pytest.raises(ValueError, match="all input derivatives are zero"):
         compute_nads(dead, shape=SHAPE, n_networks=3, device="cpu")
+
+
+@pytest.mark.parametrize("n_networks", [2, 7])
+@pytest.mark.parametrize("method", ["secant", "gradient"])
+def test_networks_that_are_all_the_same_are_explained(method, n_networks):
+    def of_one_seed(shape, classes):
+        torch.manual_seed(0)
+        return tanh_network(shape, classes)
+
+    weights = tanh_network(SHAPE, 1).state_dict()
+
+    def loaded(shape, classes):
+        model = tanh_network(shape, classes)
+        model.load_state_dict(weights)
+        return model
+
+    for same in (of_one_seed, loaded):
+        with pytest.raises(ValueError, match=f"the {n_networks} networks are all the same: .*neither sets a seed nor"):
+            compute_nads(same, shape=SHAPE, n_networks=n_networks, method=method, device="cpu")
+
+
+def test_networks_that_are_nearly_the_same_have_directions():
+    """By 1e-4 of their weights, which is more than float32 rounds."""
+
+    def near(shape, classes):
+        model, own = tanh_network(shape, classes), tanh_network(shape, classes)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            common = tanh_network(shape, classes)
+        for w, v, c in zip(model.parameters(), own.parameters(), common.parameters(), strict=True):
+            w.data = c.data + 1e-4 * v.data
+        return model
+
+    assert compute_nads(near, shape=SHAPE, n_networks=5, method="gradient", device="cpu").eigenvalues[0] > 0
 
 
 @pytest.mark.parametrize(("method", "networks"), [("secant", "0 to 2"), ("gradient", "0 to 2"), ("mixed", "0 to 0")])

@@ -64,6 +64,11 @@ def broken(shape, classes):
     return model
 
 
+def always_the_same(shape, classes):
+    torch.manual_seed(0)
+    return tanh_network(shape, classes)
+
+
 def dead(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 1).apply(lambda m: nn.init.zeros_(m.weight)))
 
@@ -82,6 +87,7 @@ def dead(shape, classes):
         (tanh_network, {"x": torch.zeros(1, 4, 5)}, "x: expected shape"),
         (rank_two, {"k": 3}, "span 2 directions only, got 3"),
         (dead, {}, "all input derivatives are zero"),
+        (always_the_same, {}, "the 6 networks are all the same: .* draws new weights at every call"),
         (broken, {}, "network 0: an input derivative is NaN or infinite"),
         ("lenot", {}, "did you mean 'lenet'"),
     ],

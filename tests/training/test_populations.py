@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -476,6 +477,85 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
 
 
+class Switched(nn.Module):
+    """Its layers say nothing of its activation."""
+
+    activation = staticmethod(torch.relu)
+
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(36, 8), nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.out(self.activation(self.hidden(x.flatten(1))))
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+@pytest.mark.parametrize(
+    ("activation", "what"),
+    [(torch.tanh, "outputs"), (F.relu6, "outputs"), (F.leaky_relu, "outputs"), (Doubled.apply, "losses of one step")],
+)
+def test_a_checkpoint_knows_what_networks_do(tmp_path, monkeypatch, activation, what):
+    """ReLU and ReLU6 differ for large activities only, and `Doubled` in its gradient only."""
+    options = {"problems": [Stripes()], "recipe": RECIPE, **CPU}
+    runs = [
+        functools.partial(fit_networks, Switched, checkpoint=tmp_path / "networks", **options),
+        functools.partial(fit_many, Switched, checkpoint=tmp_path / "histories.json", **options),
+    ]
+    for run in runs:
+        run()
+        run()
+    monkeypatch.setattr(Switched, "activation", staticmethod(activation))
+    for run in runs:
+        with pytest.raises(
+            ValueError, match=rf"of another run, name another .*\({what} differ by 0?\.?\d.* of the larg"
+        ):
+            run()
+
+
+def weighted(weight):
+    return lambda model, x, y, epoch: (weight**epoch * F.cross_entropy(model(x), y), model(x))
+
+
+def test_a_checkpoint_knows_objectives_by_what_they_do(tmp_path):
+    """They have one name, and agree in the first epoch."""
+    run = functools.partial(fit_networks, SMALL, [Stripes()], RECIPE, checkpoint=tmp_path, **CPU)
+    run(objective=weighted(2))
+    run(objective=weighted(2))
+    later = lambda model, x, y, epoch: (2**epoch * F.cross_entropy(model(x), y).square(), model(x))  # noqa: E731
+    for other in (weighted(3), later):
+        with pytest.raises(ValueError, match=r"\(.*code of the objective was '\w+', now '\w+'\)"):
+            run(objective=other)
+
+
+def test_what_a_checkpoint_knows_changes_no_number(tmp_path):
+    state = torch.get_rng_state()
+    run = functools.partial(fit_networks, with_dropout, [Stripes()], RECIPE, objective=with_quiet_units, **CPU)
+    assert_same(run(checkpoint=tmp_path), run())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(tmp_path):
+    run = functools.partial(fit_networks, SMALL, [Stripes()], RECIPE, checkpoint=tmp_path, **CPU)
+    run()
+    path = tmp_path / "network-0.safetensors"
+    tensors, facts = storage.read(path, "trained network")
+    for name in ("outputs", "losses of one step"):
+        del facts["settings"][name]
+    storage.write(path, "trained network", tensors, facts)
+    with pytest.raises(ValueError, match=r"another folder \(outputs were not noted by the older version that wrote it"):
+        run()
+
+
 def test_a_checkpoint_that_cannot_be_used_is_explained(tmp_path):
     run = functools.partial(fit_networks, SMALL, [Stripes()], RECIPE, **CPU)
     run(checkpoint=tmp_path)
@@ -518,12 +598,44 @@ def test_bars_count_networks_and_epochs(tmp_path, capsys):
 # ---- bad input -----------------------------------------------------------------------------------
 
 
+FAST = dataclasses.replace(RECIPE, learning_rate=1e38, clip=None)
+DIVERGED = r"network 2: training diverged in epoch \d \(loss (nan|inf)\); lower the learning rate \(1e\+38\)"
+
+
 @pytest.mark.parametrize("strategy", ["loop", "processes", "vmap"])
-def test_a_network_that_diverges_is_named(strategy):
-    recipes = [RECIPE, RECIPE, dataclasses.replace(RECIPE, learning_rate=1e38)]
-    recipes = [dataclasses.replace(r, clip=None) for r in recipes]
-    with pytest.raises(training.Diverged, match=r"network 2: training diverged in epoch \d .*rate \(1e\+38\)"):
-        fit_networks(SMALL, [Stripes()] * 3, recipes, strategy=strategy, workers=2, **CPU)
+def test_a_network_that_diverges_is_named_and_stops_no_other(tmp_path, strategy):
+    run = functools.partial(fit_networks, SMALL, keep=[0, 2, 3], strategy=strategy, workers=2, **CPU)
+    run = functools.partial(run, checkpoint=tmp_path)
+    plain = dataclasses.replace(RECIPE, clip=None)
+    for _ in range(2):  # the second time from the checkpoint
+        with pytest.warns(RuntimeWarning, match=f"^1 of 4 networks diverged; their last results are NaN.*: {DIVERGED}"):
+            networks = run([Stripes()] * 4, [plain, plain, FAST, plain])
+        bad = networks.pop(2)
+        assert all(network.history.diverged is None for network in networks)
+        assert list(bad.weights) == [0]
+        assert bad.history.epochs <= 3
+        for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+            *before, last = getattr(bad.history, name)
+            assert math.isnan(last)
+            assert all(map(math.isfinite, before))
+        assert not bad.network(0).training
+        with pytest.raises(training.Diverged, match=f"^{DIVERGED}.*; epochs kept before that: 0$"):
+            bad.network()
+        with pytest.raises(ValueError, match=f"epoch 3 was not kept; these were: 0 .{DIVERGED}"):
+            bad.network(3)
+    seeds_of_three = {"seed": 0, "strategy": strategy, "workers": 2, **CPU}
+    alone = fit_networks(SMALL, [Stripes()] * 4, plain, keep=[0, 2, 3], **seeds_of_three)
+    assert_same(networks, [*alone[:2], alone[3]])
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vmap"])
+def test_a_last_step_that_diverges_counts_as_well(strategy):
+    """Each loss was taken before its step; the network after the last is beyond all numbers."""
+    recipe = dataclasses.replace(FAST, epochs=1, batch_size=1000)
+    with pytest.warns(RuntimeWarning, match="2 of 2 networks diverged.*network 0: .*network 1: "):
+        networks = fit_networks(SMALL, [Stripes()] * 2, recipe, keep=[0, 1], strategy=strategy, **CPU)
+    assert [list(network.weights) for network in networks] == [[0], [0]]
+    assert [network.history.train_loss for network in networks] == [pytest.approx([math.nan], nan_ok=True)] * 2
 
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
