@@ -221,17 +221,18 @@ def about(
     needs: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     same: Mapping[str, tuple[Scalar, Scalar]] = MappingProxyType({}),
     paper: str = "",
+    kind: Callable[..., Claim] = Claim,
 ) -> Callable[..., Claim]:
     """Return a maker of claims that share these fields.
 
-    It is called as `Claim` is. A field that is given there wins; what it says of `needs` and `same` is
-    added to what is shared.
+    It is called as `kind` is, by default `Claim`. A field that is given there wins; what it says of `needs` and
+    `same` is added to what is shared.
     """
 
     def claim(id: str, statement: str, measured: "Measured | float | None", holds_if: str, **own: object) -> Claim:
         shared = {"source": source, "reported": reported, "paper": paper}
         added = {"needs": {**needs, **own.pop("needs", {})}, "same": {**same, **own.pop("same", {})}}
-        return Claim(id, statement, measured, holds_if, **shared | own | added)
+        return kind(id, statement, measured, holds_if, **shared | own | added)
 
     return claim
 
