@@ -20,8 +20,8 @@ import yaml
 from papermill.exceptions import strip_color
 
 from nadkit import files
-from nadkit.book import claims, records, scorecard
-from nadkit.book.chapters import QUICK, BadInput, Chapter, find_chapters, load, validate
+from nadkit.book import claims, plan, records, scorecard
+from nadkit.book.chapters import QUICK, BadInput, Chapter, find_chapters, load, read_notebook, validate
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
 
@@ -58,6 +58,7 @@ def build(
     places = {name: folder / "executed" / profile / f"{name}.ipynb" for name in listed}
     chosen = [(chapter, validate(chapter, profile)) for chapter in (load(root, name) for name in wanted)]
     records.verify(root, wanted, say=say)
+    planned = plan.read(root)
     todo = {chapter.name: places[chapter.name] for chapter, values in chosen if not _is_done(chapter, values, places)}
     for name in wanted:
         if name not in todo:
@@ -72,8 +73,11 @@ def build(
         say(f"{len(without)} of {len(listed)} chapters never ran: their pages are without results")
     say("building the pages")
     try:
-        made = {f"book/{name}.ipynb": executed.get(name, load(root, name).path) for name in listed}
-        error = _update_pages(root, made | _make_scorecard(root, executed, folder), folder)
+        made = {f"book/{name}.ipynb": load(root, name).path for name in listed}
+        notes, pages = planned.notes(), folder / "pages"
+        for name, notebook in executed.items():
+            made[f"book/{name}.ipynb"] = _annotated(notebook, notes, pages / f"{name}.ipynb")
+        error = _update_pages(root, made | _make_scorecard(root, executed, planned.waits_for(), folder), folder)
     except BadInput as problem:
         error = str(problem)
     if error:
@@ -203,7 +207,19 @@ class _Runs:
             child.terminate()  # a shell's background jobs are deaf to SIGINT
 
 
-def _make_scorecard(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Path]:
+def _annotated(notebook: Path, notes: Mapping[str, str], copy: Path) -> Path:
+    """Return an executed notebook, or a copy that has notes beside its undecided claims."""
+    content = read_notebook(notebook)
+    if not claims.annotate(content, notes):
+        return notebook
+    with files.atomic_write(copy) as part:
+        part.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return copy
+
+
+def _make_scorecard(
+    root: Path, executed: Mapping[str, Path], waits: Mapping[str, str], folder: Path
+) -> dict[str, Path]:
     """Write the scorecard as Markdown and as JSON, and return where the first belongs; a book may be without.
 
     Raises:
@@ -212,7 +228,7 @@ def _make_scorecard(root: Path, executed: Mapping[str, Path], folder: Path) -> d
     if not (root / "book" / "practice" / "scorecard.md").exists():
         return {}
     found = [record for name in executed for record in records.recorded(name, root)]
-    rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], found)
+    rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], found, waits)
     scorecard.require_cited(rows, scorecard.bibliography((root / "book" / "references.bib").read_text()))
     included = folder / "scorecard.md"
     data = json.dumps(scorecard.to_json(rows), indent=1) + "\n"

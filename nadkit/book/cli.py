@@ -225,11 +225,13 @@ def _record_plan(options: argparse.Namespace) -> Answer:
     if options.chapter or options.run_file or options.p or options.params or options.profile:
         raise BadInput("--plan: what to run stands in the plan; expected no chapter and no parameters")
     root = _root(options)
-    devices = [options.device] if options.device else plan.DEVICES
-    ended, problem = [], ""
+    devices, ended = ([options.device] if options.device else plan.DEVICES), []
     if not options.dry_run:
+        here = [device for device in devices if device in plan.at_hand()]
+        if not here:
+            raise BadInput("--device gpu: no GPU is at hand; --dry-run shows what waits for one")
         minutes = options.minutes or math.inf
-        for row, problem in plan.work(root, devices, minutes=minutes, threads=options.threads, say=_say):
+        for row, problem in plan.work(root, here, minutes=minutes, threads=options.threads, say=_say):
             _say(f"{row.name}: {problem or 'recorded'}")
             ended.append({"run": row.name, "recorded": not problem, "problem": problem})
     found = plan.read(root)

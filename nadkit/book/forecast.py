@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from types import ModuleType
 from typing import Any
 
@@ -37,10 +38,12 @@ class Endless(RuntimeError):
 class Unknown:
     """What only the run can tell; `of` are the names that it was picked by. Whatever is made of it is unknown, too.
 
-    Asked whether it is true, it says yes: a run is expected to measure what it can.
+    Asked whether it is true, it says yes, unless as to whether it equals something: a run is expected to measure what
+    it can.
     """
 
     asked = 0
+    true = True
 
     def __init__(self, of: frozenset[str] = frozenset()) -> None:
         self.of = of
@@ -59,10 +62,12 @@ class Unknown:
 
     def __getitem__(self, key: object, default: object = None) -> "Unknown":
         keys = key if isinstance(key, tuple) else (key,)
-        return self._with(Unknown(frozenset(key for key in keys if isinstance(key, str))))
+        return self._with(Unknown(frozenset(key for key in keys if isinstance(key, str))), *keys)
 
     def __eq__(self, other: object) -> "Unknown":
-        return self[other]
+        found = self[other]
+        found.true = False  # two numbers are seldom equal
+        return found
 
     def __setitem__(self, key: object, value: object) -> None:
         pass
@@ -71,10 +76,7 @@ class Unknown:
         Unknown.asked += 1
         if Unknown.asked > ENDLESS:
             raise Endless
-        return True
-
-    def keys(self) -> list:  # f(**unknown) passes nothing on
-        return []
+        return self.true
 
     def __enter__(self) -> "Unknown":
         return self
@@ -177,7 +179,7 @@ class Expected:
     def _without_result(self) -> Claim:
         """Return a claim with the conditions of this one that parameters decide."""
         known = {
-            name: {key: pair for key, pair in getattr(self, name).items() if not list(_unknown(pair))}
+            name: {key: pair for key, pair in getattr(self, name).items() if not list(_unknown([pair]))}
             for name in ("needs", "same")
         }
         return Claim(self.id, self.statement, None, self.holds_if, paper=self.paper, **known)
@@ -185,14 +187,15 @@ class Expected:
     def judge(self, claim: Claim) -> Claim:
         """Return what a recorded run measured, by the rules of today (`Claim.judged_by`)."""
         rules = {
-            name: {
-                key: (claims.UNKNOWN, wanted)
-                for key, (_, wanted) in getattr(self, name).items()
-                if not isinstance(wanted, Unknown)
-            }
+            name: {key: (claims.UNKNOWN, pair[1]) for key, pair in getattr(self, name).items() if _required(pair)}
             for name in ("needs", "same")
         }
         return claim.judged_by(Claim(self.id, self.statement, None, self.holds_if, paper=self.paper, **rules))
+
+
+def _required(pair: object) -> bool:
+    """Return whether what a condition requires is known."""
+    return isinstance(pair, tuple) and not isinstance(pair[1], Unknown)
 
 
 def expected(chapter: Chapter, values: Mapping[str, Any]) -> list[Expected]:
@@ -204,7 +207,7 @@ def expected(chapter: Chapter, values: Mapping[str, Any]) -> list[Expected]:
 
     found: list[Expected] = []
     making = {"Claim": Expected, "about": functools.partial(claims.about, kind=Expected), "show": found.extend}
-    space = {"__builtins__": _builtins(), "__name__": "__main__", "_items": _items, **values}
+    space = {"__builtins__": _builtins(), "__name__": "__main__", "_items": _items, "_entries": _entries, **values}
     for statement in _statements(chapter):
         Unknown.asked = 0
         try:
@@ -225,38 +228,58 @@ def expected(chapter: Chapter, values: Mapping[str, Any]) -> list[Expected]:
 
 
 class _Careful(ast.NodeTransformer):
-    """Code that can unpack what is unknown, too, `a, b = unknown` and `f(*unknown)`, for it says how many there are."""
+    """Code that can unpack what is unknown, too: `a, b = unknown`, which says how many there are, `*` and `**`."""
 
     def visit_Assign(self, node: ast.Assign) -> ast.Assign:
         self.generic_visit(node)
         match node.targets:
             case [ast.Tuple(items)] if not any(isinstance(item, ast.Starred) for item in items):
-                node.value = self._call(node.value, len(items))
+                node.value = _call("_items", node.value, ast.Constant(len(items)))
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
         for argument in node.args:
             if isinstance(argument, ast.Starred):
-                argument.value = self._call(argument.value, 1)
+                argument.value = _call("_items", argument.value, ast.Constant(1))
         return node
 
-    def _call(self, value: ast.expr, n: int) -> ast.Call:
-        return ast.Call(ast.Name("_items", ast.Load()), [value, ast.Constant(n)], [])
+    def visit_Dict(self, node: ast.Dict) -> ast.Dict:
+        self.generic_visit(node)
+        pairs = zip(node.keys, node.values, strict=True)
+        node.values = [_call("_entries", value) if key is None else value for key, value in pairs]
+        return node
+
+
+def _call(function: str, *values: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name(function, ast.Load()), list(values), [])
 
 
 def _items(value: object, n: int) -> object:
     return [value] * n if isinstance(value, Unknown) else value
 
 
+def _entries(value: object) -> object:
+    return {"?": value} if isinstance(value, Unknown) else value
+
+
 def _builtins() -> dict[str, object]:
     keep = {name: value for name, value in vars(builtins).items() if name not in ("open", "exec", "eval", "input")}
     plain = {name: _Known(value) for name, value in keep.items() if callable(value) and name.islower()}
-    return keep | plain | {"print": _nothing, "__build_class__": builtins.__build_class__}
+    return keep | plain | {"print": _nothing, "zip": _Known(_zip), "__build_class__": builtins.__build_class__}
 
 
 def _nothing(*_: object, **__: object) -> None:
     """Print nothing."""
+
+
+def _zip(*values: object, strict: bool = False) -> Iterator[tuple]:
+    """Return tuples, as many as there are of what is known."""
+    known = [value for value in values if not isinstance(value, Unknown)]
+    if len(known) == len(values):
+        return zip(*values, strict=strict)
+    endless = (repeat(value) if isinstance(value, Unknown) else value for value in values)
+    return zip(*endless, strict=False) if known else iter(values[0])
 
 
 def _statements(chapter: Chapter) -> Iterator[ast.stmt]:
@@ -283,6 +306,8 @@ def _imported(statement: ast.Import | ast.ImportFrom, making: Mapping[str, objec
         top = source.partition(".")[0]
         if source == "nadkit.book.claims":
             found[name] = making[alias.name]
+        elif source == "tqdm":
+            found[name] = lambda items, **_: items
         elif top not in sys.stdlib_module_names and top != "nadkit":
             found[name] = Unknown()
         elif isinstance(statement, ast.Import):

@@ -21,7 +21,7 @@ from typing import Any
 import joblib
 import yaml
 
-from nadkit.book import forecast, records
+from nadkit.book import forecast, records, scorecard
 from nadkit.book.chapters import (
     QUICK,
     BadInput,
@@ -129,10 +129,10 @@ class Plan:
         return [claim for claim in row.decides if claim not in self.decided]
 
     def waits_for(self) -> dict[str, str]:
-        """Return what each claim that no record decides waits for, for people."""
+        """Return what each claim that no record decides waits for, for people: the first run to come that decides it."""
         found: dict[str, str] = {}
-        for row in self.rows:
-            for claim in self.undecided(row) if row.is_open else []:
+        for row in self.todo(DEVICES):
+            for claim in self.undecided(row):
                 found.setdefault(claim, f"waits for the run “{row.name}” ({row.cost})")
         return found
 
@@ -155,6 +155,10 @@ class Plan:
             found.append(best)
             left.remove(best)
         return found
+
+    def notes(self) -> dict[str, str]:
+        """Return what a page says beside a claim that its own run leaves undecided."""
+        return {claim: f"a recorded run: {verdict}" for claim, verdict in self.decided.items()} | self.waits_for()
 
     def facts(self, row: Row) -> dict[str, Any]:
         """Return what there is to say about a row, as plain data."""
@@ -260,7 +264,8 @@ def _require_claims(row: Row) -> None:
     if needless := [name for name in row.leaves if name in open_anyway]:
         raise BadInput(f"leaves: {needless[0]} need not stand there: {open_anyway[needless[0]]}")
     if not row.decides:
-        raise BadInput(f"it decides no claim; {next(iter(open_anyway.items()), 'the chapter makes none')}")
+        why = "; ".join(f"{claim}: {obstacle}" for claim, obstacle in open_anyway.items())
+        raise BadInput(f"it decides no claim; {why or 'the chapter makes none'}")
 
 
 def _require_new(row: Row, before: Sequence[Row]) -> None:
@@ -280,11 +285,13 @@ def _decided(root: Path, found: Mapping[str, Sequence[Record]]) -> dict[str, str
     """Return the verdicts of the records by claim, judged by today's rules."""
     verdicts: dict[str, str] = {}
     for name, of_chapter in found.items():
-        if of_chapter:
-            rules = {claim.id: claim for claim in claims_of(load(root, name))}
-            for record in (record for record in of_chapter if record.counts):
-                judged = [rules[claim.id].judge(claim) for claim in record.claims if claim.id in rules]
-                verdicts |= {claim.id: claim.verdict for claim in judged if claim.verdict != UNDECIDED}
+        for rule in claims_of(load(root, name)) if of_chapter else []:
+            said = [
+                (record, rule.judge(claim)) for record in of_chapter for claim in record.claims if claim.id == rule.id
+            ]
+            counts = scorecard.best(said)
+            if counts and counts.verdict != UNDECIDED:
+                verdicts[rule.id] = counts.verdict
     return verdicts
 
 
@@ -329,6 +336,13 @@ def work(
         tried.add(row.name)
         say(f"{row.name}: {row.state} ({row.cost})")
         yield row, _record(row, 60 * left, threads)
+
+
+def at_hand() -> tuple[str, ...]:
+    """Return the devices of this machine."""
+    from nadkit import devices
+
+    return DEVICES if devices.pick("auto").type != "cpu" else (CPU,)
 
 
 def require_commit(root: Path) -> None:

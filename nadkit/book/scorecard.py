@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from nadkit.book import pages
@@ -22,11 +23,15 @@ RANKS = {"paper": 0, "gpu": 1, "cpu": 2}
 
 @dataclass(frozen=True)
 class Row:
-    """A claim, its live result (None if the chapter dropped it) and its recorded results."""
+    """A claim, its live result (None if the chapter dropped it) and its recorded results.
+
+    `waits` says which planned run an undecided claim waits for; "" where none decides it, or it is decided.
+    """
 
     run: Run
     live: Claim | None
     recorded: Sequence[tuple[Record, Claim]]
+    waits: str = ""
 
     @property
     def claim(self) -> Claim:
@@ -45,15 +50,23 @@ class Row:
 
     @property
     def best(self) -> Claim | None:
-        """The recorded claim that counts: valid, measured, at the largest scale, latest."""
-        valid = [(record, claim) for record, claim in self.recorded if record.counts]
-        by_date = sorted(valid, key=lambda pair: pair[0].started, reverse=True)
-        ranked = sorted(by_date, key=lambda pair: (pair[1].measured is None, RANKS.get(pair[0].profile, len(RANKS))))
-        return ranked[0][1] if ranked else None
+        """The recorded claim that counts."""
+        return best(self.recorded)
 
 
-def rows(runs: Iterable[Run], records: Iterable[Record]) -> list[Row]:
-    """Return the claims of executed chapters, in their order; behind them those that only a record has."""
+def best(recorded: Iterable[tuple[Record, Claim]]) -> Claim | None:
+    """Return of what records say of a claim that which counts: valid, measured, at the largest scale, latest."""
+    valid = [(record, claim) for record, claim in recorded if record.counts]
+    by_date = sorted(valid, key=lambda pair: pair[0].started, reverse=True)
+    ranked = sorted(by_date, key=lambda pair: (pair[1].measured is None, RANKS.get(pair[0].profile, len(RANKS))))
+    return ranked[0][1] if ranked else None
+
+
+def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str] = MappingProxyType({})) -> list[Row]:
+    """Return the claims of executed chapters, in their order; behind them those that only a record has.
+
+    `waits` says by claim which planned run it waits for.
+    """
     records = list(records)
     found = []
     for run in runs:
@@ -65,7 +78,9 @@ def rows(runs: Iterable[Run], records: Iterable[Record]) -> list[Row]:
                     # A measurement is judged by today's rules, whatever they were when it was recorded.
                     judged = claim.judged_by(live[claim.id]) if claim.id in live else claim
                     recorded.setdefault(claim.id, []).append((record, judged))
-        found += [Row(run, live.get(id), recorded.get(id, [])) for id in dict.fromkeys([*live, *recorded])]
+        undecided = {id: waits.get(id, "") for id, claim in live.items() if claim.verdict == UNDECIDED}
+        ids = dict.fromkeys([*live, *recorded])
+        found += [Row(run, live.get(id), recorded.get(id, []), undecided.get(id, "")) for id in ids]
     return found
 
 
@@ -145,6 +160,7 @@ def _row_to_json(row: Row) -> dict[str, Any]:
         "link": f"book/{row.page}",
         "live": row.live and _judged(row.live) | {"profile": row.run.record.get("profile")},
         "recorded": [_judged(claim) | _recorded_facts(record) for record, claim in row.recorded],
+        "waits_for": row.waits or None,
     }
 
 
@@ -210,8 +226,11 @@ def _as_row(row: Row) -> str:
     link = f'<a href="{_escape(f"../{row.page}")}">{_escape(claim.statement)}</a><br><code>{_escape(claim.id)}</code>'
     live = _measured(row.live) if row.live else f"<em>{GONE}</em>"
     recorded = "".join(f"<li>{_measured(claim)}<br>{_where(record)}</li>" for record, claim in row.recorded)
+    waits = f"<small>{_escape(row.waits)}</small>" if row.waits else ""
     reported = f"{_escape(claim.report)}<br><small>holds if {_escape(claim.holds_if)}</small>"
-    return pages.row([_escape(claim.source), reported, live, f"<ul>{recorded}</ul>" if recorded else "-"], head=link)
+    return pages.row(
+        [_escape(claim.source), reported, live, (f"<ul>{recorded}</ul>" if recorded else "") + waits or "-"], head=link
+    )
 
 
 def _measured(claim: Claim) -> str:
