@@ -129,7 +129,7 @@ class Plan:
         return [claim for claim in row.decides if claim not in self.decided]
 
     def waits_for(self) -> dict[str, str]:
-        """Return what each claim that no record decides waits for, for people: the first run to come that decides it."""
+        """Return by claim, if no record decides it, which run it waits for: the first to come that will."""
         found: dict[str, str] = {}
         for row in self.todo(DEVICES):
             for claim in self.undecided(row):
