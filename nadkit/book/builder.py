@@ -19,8 +19,17 @@ import joblib
 from papermill.exceptions import strip_color
 
 from nadkit import files
-from nadkit.book import claims, excerpts, proofread, records, scorecard
-from nadkit.book.chapters import QUICK, BadInput, Chapter, find_chapters, find_pages, load, validate
+from nadkit.book import claims, excerpts, plan, proofread, records, scorecard
+from nadkit.book.chapters import (
+    QUICK,
+    BadInput,
+    Chapter,
+    find_chapters,
+    find_pages,
+    load,
+    read_notebook,
+    validate,
+)
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
 
@@ -58,6 +67,7 @@ def build(
     places = {name: folder / "executed" / profile / f"{name}.ipynb" for name in listed}
     chosen = [(chapter, validate(chapter, profile)) for chapter in (load(root, name) for name in wanted)]
     records.verify(root, wanted, say=say)
+    planned = plan.read(root)
     todo = {chapter.name: places[chapter.name] for chapter, values in chosen if not _is_done(chapter, values, places)}
     for name in wanted:
         if name not in todo:
@@ -74,8 +84,11 @@ def build(
         say(f"{len(without)} of {len(listed)} chapters never ran: their pages are without results")
     say("building the pages")
     try:
-        made = {f"book/{name}.ipynb": executed.get(name, load(root, name).path) for name in listed}
-        rows = _scorecard_rows(root, executed)
+        made = {f"book/{name}.ipynb": load(root, name).path for name in listed}
+        notes, pages = planned.notes(), folder / "pages"
+        for name, notebook in executed.items():
+            made[f"book/{name}.ipynb"] = _annotated(notebook, notes, pages / f"{name}.ipynb")
+        rows = _scorecard_rows(root, executed, planned.waits_for())
         made |= _make_scorecard(root, rows, folder) | excerpts.make(root, listed, executed, rows, folder)
         error = _update_pages(root, made, folder)
     except BadInput as problem:
@@ -189,14 +202,24 @@ class _Runs:
             child.terminate()  # a shell's background jobs are deaf to SIGINT
 
 
-def _scorecard_rows(root: Path, executed: Mapping[str, Path]) -> list[scorecard.Row]:
-    """Return the claims of the chapters that ran, live and recorded.
+def _annotated(notebook: Path, notes: Mapping[str, str], copy: Path) -> Path:
+    """Return an executed notebook, or a copy that has notes beside its undecided claims."""
+    content = read_notebook(notebook)
+    if not claims.annotate(content, notes):
+        return notebook
+    with files.atomic_write(copy) as part:
+        part.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return copy
+
+
+def _scorecard_rows(root: Path, executed: Mapping[str, Path], waits: Mapping[str, str]) -> list[scorecard.Row]:
+    """Return the claims of the chapters that ran, live and recorded, and which planned runs they wait for.
 
     Raises:
         BadInput: a claim names a paper that is not in the bibliography, or a record is damaged.
     """
     found = [record for name in executed for record in records.recorded(name, root)]
-    rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], found)
+    rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], found, waits)
     bibliography = root / "book" / "references.bib"
     if bibliography.exists():
         scorecard.require_cited(rows, scorecard.bibliography(bibliography.read_text()))

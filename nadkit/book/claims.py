@@ -221,17 +221,18 @@ def about(
     needs: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     same: Mapping[str, tuple[Scalar, Scalar]] = MappingProxyType({}),
     paper: str = "",
+    kind: Callable[..., Claim] = Claim,
 ) -> Callable[..., Claim]:
     """Return a maker of claims that share these fields.
 
-    It is called as `Claim` is. A field that is given there wins; what it says of `needs` and `same` is
-    added to what is shared.
+    It is called as `kind` is, by default `Claim`. A field that is given there wins; what it says of `needs` and
+    `same` is added to what is shared.
     """
 
     def claim(id: str, statement: str, measured: "Measured | float | None", holds_if: str, **own: object) -> Claim:
         shared = {"source": source, "reported": reported, "paper": paper}
         added = {"needs": {**needs, **own.pop("needs", {})}, "same": {**same, **own.pop("same", {})}}
-        return Claim(id, statement, measured, holds_if, **shared | own | added)
+        return kind(id, statement, measured, holds_if, **shared | own | added)
 
     return claim
 
@@ -299,23 +300,36 @@ def _as_text(claim: Claim) -> str:
     return "\n".join(lines + ([f"    {claim.why_undecided}"] if claim.why_undecided else []))
 
 
-def _as_html(claims: Claims) -> str:
+def _as_html(claims: Claims, notes: Mapping[str, str] = MappingProxyType({})) -> str:
     head = ("Claim", "Source", "Reported", "Measured", "Holds if", "Verdict")
-    return pages.table(head, map(_as_row, claims), css="nadkit-claims")
+    rows = (_as_row(claim, notes.get(claim.id, "")) for claim in claims)
+    return pages.table(head, rows, css="nadkit-claims")
 
 
-def _as_row(claim: Claim) -> str:
+def _as_row(claim: Claim, note: str) -> str:
     texts = (claim.source, claim.report, claim.measurement, claim.holds_if)
     statement = f"{html.escape(claim.statement)}<br><code>{claim.id}</code>"
-    cells = [statement, *map(html.escape, texts), verdict_as_html(claim)]
+    cells = [statement, *map(html.escape, texts), verdict_as_html(claim, note)]
     return pages.row(cells, id=f"claim-{claim.id}")
 
 
-def verdict_as_html(claim: Claim) -> str:
-    """Return a verdict as a symbol and a word, and why it is undecided."""
+def verdict_as_html(claim: Claim, note: str = "") -> str:
+    """Return a verdict as a symbol and a word; where it is undecided also why, and a note."""
     verdict = f"{SYMBOLS[claim.verdict]} {claim.verdict}"
-    why = f"<br><small>{html.escape(claim.why_undecided)}</small>" if claim.why_undecided else ""
+    reasons = [claim.why_undecided, note] if claim.why_undecided else []
+    why = "".join(f"<br><small>{html.escape(reason)}</small>" for reason in reasons if reason)
     return f'<strong class="nadkit-{CSS_CLASSES[claim.verdict]}">{verdict}</strong>{why}'
+
+
+def annotate(notebook: Mapping[str, Any], notes: Mapping[str, str]) -> bool:
+    """Put notes beside the undecided claims of an executed notebook, and return whether there are any."""
+    changed = False
+    for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
+        if store := output.get("metadata", {}).get(MIME):
+            claims = Claims.from_json(store["claims"])
+            output["data"]["text/html"] = _as_html(claims, notes)
+            changed |= any(claim.id in notes for claim in claims if claim.verdict == UNDECIDED)
+    return changed
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ need them, so that `nadkit --help` answers at once.
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from nadkit.book.chapters import QUICK, BadInput
 from nadkit.names import did_you_mean
 
 if TYPE_CHECKING:
+    from nadkit.book.plan import Row
     from nadkit.book.sweep import Plan
 
 MOST_ROWS = 40
@@ -187,6 +189,12 @@ def _collect(options: argparse.Namespace) -> Answer:
 def _record(options: argparse.Namespace) -> Answer:
     from nadkit.book import prints, records, runner, witness
 
+    if options.plan:
+        return _record_plan(options)
+    if not options.chapter:
+        raise BadInput("expected a CHAPTER to record a run of, or --plan for all runs wanted")
+    if options.device or options.minutes or options.threads or options.dry_run:
+        raise BadInput("--device, --minutes, --threads and --dry-run are for --plan")
     root = _root(options)
     chapter = chapters.load(root, options.chapter)
     if options.run_file:
@@ -217,6 +225,45 @@ def _record(options: argparse.Namespace) -> Answer:
     if (runner.read_record(notebook).get("commit") or "+").endswith("+"):
         text += "\nit names no commit that holds all it was made with: commit first to record where it came from"
     return Answer(text, {"chapter": chapter.name, "notebook": str(notebook), "record": str(path)})
+
+
+def _record_plan(options: argparse.Namespace) -> Answer:
+    """Work through the plan of records, or show it."""
+    from nadkit.book import plan
+
+    if options.chapter or options.run_file or options.p or options.params or options.profile:
+        raise BadInput("--plan: what to run stands in the plan; expected no chapter and no parameters")
+    root = _root(options)
+    devices, ended = ([options.device] if options.device else plan.DEVICES), []
+    if not options.dry_run:
+        here = [device for device in devices if device in plan.at_hand()]
+        if not here:
+            raise BadInput("--device gpu: no GPU is at hand; --dry-run shows what waits for one")
+        minutes = options.minutes or math.inf
+        for row, problem in plan.work(root, here, minutes=minutes, threads=options.threads, say=_say):
+            _say(f"{row.name}: {problem or 'recorded'}")
+            ended.append({"run": row.name, "recorded": not problem, "problem": problem})
+    found = plan.read(root)
+    left, failed = found.todo(devices), any(entry["problem"] not in ("", plan.STOPPED) for entry in ended)
+    data = {"ended": ended, "left": [row.name for row in left], "runs": [found.facts(row) for row in found.rows]}
+    return Answer(_plan_text(data, found.rows, left), data, FAILED if failed else OK)
+
+
+def _plan_text(data: Mapping[str, Any], rows: Sequence["Row"], left: Sequence["Row"]) -> str:
+    """Return the table of a plan, the runs that are left in their order first, and what is left in a line."""
+    facts = {entry["run"]: entry for entry in data["runs"]}
+    lines = [["run", "device", "minutes", "claims", "undecided", "state"]]
+    for row in [*left, *(row for row in rows if row not in left)]:
+        known, minutes = facts[row.name], f"{row.minutes:g} {row.how}"
+        lines.append(
+            [row.name, row.device, minutes, *(str(len(known[w])) for w in ("decides", "undecided")), row.state]
+        )
+    claims = {claim for row in left for claim in facts[row.name]["undecided"]}
+    minutes = {device: sum(row.minutes for row in left if row.device == device) for device in ("cpu", "gpu")}
+    takes = " and ".join(f"{m:g} minutes on the {device.upper()}" for device, m in minutes.items() if m)
+    if not left:
+        return f"{_table(lines)}\n\nnothing is left to run"
+    return f"{_table(lines)}\n\nleft: {len(left)} runs, {takes}, for {len(claims)} claims that no record decides"
 
 
 def _verify(options: argparse.Namespace) -> Answer:
@@ -418,7 +465,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     for sub in (listing, show, check, run, sweep, record, verify, build):
         sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
     for sub in (show, run, sweep, record):
-        sub.add_argument("chapter", metavar="CHAPTER", help="its name, as 'nadkit list' has it")
+        number = "?" if sub is record else None  # with --plan, all
+        sub.add_argument("chapter", nargs=number, metavar="CHAPTER", help="its name, as 'nadkit list' has it")
     for sub in (run, sweep, record, build):
         default = None if sub is record else QUICK  # a finished run has its own
         sub.add_argument("--profile", default=default, help="a set of parameters (default: quick)")
@@ -464,6 +512,11 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     record.add_argument(
         "--from", dest="run_file", type=Path, metavar="NAME.ipynb", help="a finished run to take instead of a new one"
     )
+    record.add_argument("--plan", action="store_true", help="make all records that book/recorded/plan.yml wants")
+    record.add_argument("--device", choices=("cpu", "gpu"), help="with --plan: only the runs for it (default: both)")
+    record.add_argument("--minutes", type=_jobs, metavar="N", help="with --plan: stop then; the next call goes on")
+    record.add_argument("--threads", type=_jobs, metavar="N", help="with --plan: of a run (default: one a core)")
+    record.add_argument("--dry-run", action="store_true", help="with --plan: show the runs, their claims and state")
     all_listed = "all that _toc.yml lists"
     for sub, what, usual in (
         (check, "to check", all_listed),

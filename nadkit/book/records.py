@@ -243,7 +243,8 @@ def record(notebook: Path, root: Path, witness: Witness) -> Path:
     """Make the record of a finished run of a chapter of the book at `root`, and return its file.
 
     Raises:
-        BadInput: it is not a finished run of a current chapter, or it stored no result.
+        BadInput: it is not a finished run of a current chapter, or it stored no result, or there is a record of that
+            name of other data.
         DataError: the file cannot be written.
     """
     chapter = recordable(notebook, root)
@@ -263,8 +264,21 @@ def record(notebook: Path, root: Path, witness: Witness) -> Path:
         "claims": run.claims.to_json(verdicts=False),
         "witness": witness.to_json(),
     }
+    _require_same_data(path, kept.data)
     write(path, content)
     return path
+
+
+def _require_same_data(path: Path, data: Iterable[Mapping[str, str | None]]) -> None:
+    """Raise BadInput where a record to be replaced is of other data under the same names."""
+    if not path.exists():
+        return
+    old = {item["name"]: item for item in read(path).data}
+    for item in data:
+        before = old.get(item["name"], item)
+        if before["sha256"] and item["sha256"] and before["sha256"] != item["sha256"]:
+            words = f"{data_words(before)}; this run is of {data_words(item)}"
+            raise BadInput(f"{path} is of another data set of the same name, {words}: delete it to record this one")
 
 
 def _path(notebook: Path, chapter: Chapter) -> Path:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from nadkit.book import pages
@@ -20,11 +21,15 @@ GONE = "no longer in the chapter"
 
 @dataclass(frozen=True)
 class Row:
-    """A claim, its live result (None if the chapter dropped it) and its recorded results."""
+    """A claim, its live result (None if the chapter dropped it) and its recorded results.
+
+    `waits` says which planned run an undecided claim waits for; "" where none decides it, or it is decided.
+    """
 
     run: Run
     live: Claim | None
     recorded: Sequence[tuple[Record, Claim]]
+    waits: str = ""
 
     @property
     def claim(self) -> Claim:
@@ -43,13 +48,21 @@ class Row:
 
     @property
     def best(self) -> tuple[Record, Claim] | None:
-        """The record and its claim that count: valid, measured, at the largest scale, latest."""
-        valid = [pair for pair in self.recorded if pair[0].counts]
-        return min(valid, key=lambda pair: (pair[1].measured is None, pair[0].rank), default=None)
+        """The record and its claim that count."""
+        return best(self.recorded)
 
 
-def rows(runs: Iterable[Run], records: Iterable[Record]) -> list[Row]:
-    """Return the claims of executed chapters, in their order; behind them those that only a record has."""
+def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | None:
+    """Return of what records say of a claim that which counts: valid, measured, at the largest scale, latest."""
+    valid = (pair for pair in recorded if pair[0].counts)
+    return min(valid, key=lambda pair: (pair[1].measured is None, pair[0].rank), default=None)
+
+
+def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str] = MappingProxyType({})) -> list[Row]:
+    """Return the claims of executed chapters, in their order; behind them those that only a record has.
+
+    `waits` says by claim which planned run it waits for.
+    """
     records = list(records)
     found = []
     for run in runs:
@@ -61,7 +74,9 @@ def rows(runs: Iterable[Run], records: Iterable[Record]) -> list[Row]:
                     # A measurement is judged by today's rules, whatever they were when it was recorded.
                     judged = claim.judged_by(live[claim.id]) if claim.id in live else claim
                     recorded.setdefault(claim.id, []).append((record, judged))
-        found += [Row(run, live.get(id), recorded.get(id, [])) for id in dict.fromkeys([*live, *recorded])]
+        undecided = {id: waits.get(id, "") for id, claim in live.items() if claim.verdict == UNDECIDED}
+        ids = dict.fromkeys([*live, *recorded])
+        found += [Row(run, live.get(id), recorded.get(id, []), undecided.get(id, "")) for id in ids]
     return found
 
 
@@ -141,6 +156,7 @@ def _row_to_json(row: Row) -> dict[str, Any]:
         "link": f"book/{row.page}",
         "live": row.live and _judged(row.live) | {"profile": row.run.record.get("profile")},
         "recorded": [_judged(claim) | _recorded_facts(record) for record, claim in row.recorded],
+        "waits_for": row.waits or None,
     }
 
 
@@ -206,8 +222,11 @@ def _as_row(row: Row) -> str:
     link = f'<a href="{_escape(f"../{row.page}")}">{_escape(claim.statement)}</a><br><code>{_escape(claim.id)}</code>'
     live = _measured(row.live) if row.live else f"<em>{GONE}</em>"
     recorded = "".join(f"<li>{_measured(claim)}<br>{_where(record)}</li>" for record, claim in row.recorded)
+    waits = f"<small>{_escape(row.waits)}</small>" if row.waits else ""
     reported = f"{_escape(claim.report)}<br><small>holds if {_escape(claim.holds_if)}</small>"
-    return pages.row([_escape(claim.source), reported, live, f"<ul>{recorded}</ul>" if recorded else "-"], head=link)
+    return pages.row(
+        [_escape(claim.source), reported, live, (f"<ul>{recorded}</ul>" if recorded else "") + waits or "-"], head=link
+    )
 
 
 def lines(rows: Iterable[Row], start: str) -> str:
@@ -217,7 +236,8 @@ def lines(rows: Iterable[Row], start: str) -> str:
 
 def _line(row: Row, start: str) -> str:
     record, claim = row.best or (None, row.claim)
-    found = f"reported {claim.report}, measured {claim.measurement}; {record.words if record else 'this build'}"
+    waits = f"; {row.waits}" if row.waits else ""
+    found = f"reported {claim.report}, measured {claim.measurement}; {record.words if record else 'this build'}{waits}"
     link = f'<a href="{_escape(start + row.page)}">{_escape(claim.statement)}</a>'
     return f"<li>{' '.join(verdict_as_html(claim).split())} {link} <small>({_escape(found)})</small></li>"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from test_forecast import disagreements
 
 from nadkit.book import claims, proofread, witness
 from nadkit.book.builder import build
@@ -105,6 +106,13 @@ def test_every_chapter_claims_something_under_an_id_of_its_own(built):
     assert all(run.claims for run in runs)
     ids = [claim.id for run in runs for claim in run.claims]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_claims_are_as_foreseen(built, name):
+    (run,) = claims.read(built / "executed" / PROFILE / f"{name}.ipynb")
+    chapter = load(ROOT, name)
+    assert disagreements(chapter, validate(chapter, PROFILE), run.claims) == []
 
 
 @pytest.mark.parametrize("name", CHAPTERS)

@@ -8,8 +8,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from nadkit.book.chapters import BadInput
-from nadkit.book.claims import FAILS, HOLDS, MIME, SYMBOLS, UNDECIDED, Claim, Claims, about, read
+from nadkit.book.chapters import BadInput, read_notebook
+from nadkit.book.claims import FAILS, HOLDS, MIME, SYMBOLS, UNDECIDED, Claim, Claims, about, annotate, read
 from nadkit.stats import Measured
 
 
@@ -216,6 +216,16 @@ def test_claims_come_back_from_the_notebook_they_were_shown_in(tmp_path):
     assert list(run.claims) == made
     assert run.record["chapter"] == "inputs/nads"
     assert run.title == "a"
+
+
+def test_notes_stand_beside_undecided_claims_alone(tmp_path):
+    path = executed(tmp_path / "a.ipynb", [claim(1.0, id="a"), claim(None, id="b"), claim(None, id="c")])
+    notebook = read_notebook(path)
+    assert annotate(notebook, {"a": "A note", "b": "waits for <x>"})
+    (html,) = (cell["outputs"][0]["data"]["text/html"] for cell in notebook["cells"])
+    assert "A note" not in html
+    assert html.count("not measured</small><br><small>waits for &lt;x&gt;</small>") == 1
+    assert not annotate(read_notebook(path), {"a": "A note"})
 
 
 def test_claims_stored_before_they_named_their_paper_are_read(tmp_path):

@@ -13,6 +13,7 @@ from toy import make_notebook
 from nadkit.book import records, witness
 from nadkit.book.chapters import BadInput, load
 from nadkit.book.claims import FAILS
+from nadkit.book.collect import stored
 from nadkit.book.records import record, recorded, renew, verify
 from nadkit.book.witness import Series, Witness
 
@@ -53,6 +54,19 @@ def test_a_record_of_a_run_comes_back(finished):
     assert "commit unknown" in found.provenance
     assert found.validity.state == "current"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_record_of_other_data_of_the_same_name_is_not_replaced(finished, monkeypatch):
+    root, notebook = finished
+    kept = replace(stored(notebook), data=[{"name": "images", "kind": "a folder", "sha256": "1234"}])
+    monkeypatch.setattr(records, "stored", lambda _: kept)
+    path = record(notebook, root, SEEN)
+    before = path.read_bytes()
+    assert record(notebook, root, SEEN) == path
+    kept.data[0] = kept.data[0] | {"sha256": "5678"}
+    with pytest.raises(BadInput, match=r"another data set of the same name, .*1234.*this run is of .*5678.*delete it"):
+        record(notebook, root, SEEN)
+    assert path.read_bytes() == before
 
 
 def test_a_record_is_legible_in_a_diff(finished):

@@ -146,6 +146,16 @@ def test_the_page_has_a_table_for_each_chapter_with_words_and_symbols():
     assert "differs" not in second.text
 
 
+def test_an_undecided_claim_says_which_run_it_waits_for():
+    waits = {"a": "waits for x", "c": "waits for the run “big” (GPU, about 3 min)"}
+    made = rows(LIVE, [], waits)  # a is decided live
+    assert {row.claim.id: row.waits for row in made if row.waits} == {"c": waits["c"]}
+    assert [entry["waits_for"] for entry in to_json(made)["claims"]] == [None, None, None, waits["c"], None]
+    first, second = tables(markdown(made))
+    assert "waits" not in first.text
+    assert second.text.count(waits["c"]) == 1
+
+
 def test_words_of_claims_and_records_cannot_break_the_page():
     nasty = "a < b\n\n</table> & {cite:t}`x` ```"
     claims = [claim("a", None, statement=nasty, source=nasty, reported=nasty, same={nasty: (1, 2)})]

@@ -1,0 +1,396 @@
+"""The plan of records: the runs wanted, `book/recorded/plan.yml`, and working through it.
+
+A row names a run, for people and by chapter, profile and parameters, and says what it takes. Which claims it decides
+stands nowhere: it is computed from the claims (`nadkit.book.forecast`). A claim that no record decides yet *waits for*
+the first row that would.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import joblib
+import yaml
+
+from nadkit.book import forecast, records, scorecard
+from nadkit.book.chapters import (
+    QUICK,
+    BadInput,
+    Chapter,
+    convert,
+    find_chapters,
+    find_profiles,
+    load,
+    profile_values,
+    read_profile,
+)
+from nadkit.book.claims import UNDECIDED
+from nadkit.book.forecast import Expected
+from nadkit.book.prints import commit
+from nadkit.book.records import DIFFERS, Record
+from nadkit.names import did_you_mean, hint
+
+PLAN = "book/recorded/plan.yml"
+CPU, GPU = DEVICES = ("cpu", "gpu")
+MEASURED, ESTIMATED = "measured", "estimated"
+NEEDED = ("name", "chapter", "profile", "device")
+MORE = (MEASURED, ESTIMATED, "parameters", "leaves")
+TO_RUN, BEGUN, OTHER = "to run", "begun", "of other parameters"
+STOPPED = "stopped, for the time is over; the next call goes on from its checkpoints"
+NADKIT = [sys.executable, "-m", "nadkit"]
+GRACE = 120.0
+"""Seconds that a run has to put away its work when the time is over."""
+NICE = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run wanted: its name for people, what it runs, and the minutes that it takes on a device.
+
+    `values` are those of all parameters, `changed` those that differ from the profile. `leaves` are claims that its
+    parameters would allow it to decide but its results will leave open.
+    """
+
+    name: str
+    chapter: Chapter
+    profile: str
+    values: Mapping[str, Any]
+    changed: Mapping[str, Any]
+    device: str
+    minutes: float
+    how: str
+    leaves: Sequence[str] = ()
+    record: Record | None = None
+
+    @cached_property
+    def expected(self) -> list[Expected]:
+        """The claims that the run will make."""
+        return forecast.expected(self.chapter, self.values)
+
+    @cached_property
+    def decides(self) -> list[str]:
+        """The claims that it will decide, unless its results stand in the way."""
+        return [claim.id for claim in self.expected if not claim.obstacles and claim.id not in self.leaves]
+
+    @property
+    def file(self) -> str:
+        """The name of the run's notebook below `runs`, and of its record, without suffix."""
+        from nadkit.book.runner import file_name
+
+        return f"{self.chapter.name}/{file_name(self.changed, self.profile)}"
+
+    @property
+    def state(self) -> str:
+        """Whether there is a record and whether it holds, or whether the run was begun."""
+        if self.record:
+            known = self.record.parameters
+            other = any(known[name] != value for name, value in self.values.items() if name in known)
+            return OTHER if other else self.record.validity.state
+        notebook = self.chapter.root / "runs" / f"{self.file}.ipynb"
+        begun = notebook.exists() or notebook.with_name(f".{notebook.stem}.checkpoints").exists()
+        return BEGUN if begun else TO_RUN
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has to run: there is no record, or today's code gives other numbers."""
+        return self.state in (TO_RUN, BEGUN, OTHER, DIFFERS)
+
+    @property
+    def cost(self) -> str:
+        """What it takes, for people."""
+        device = "GPU" if self.device == GPU else "two CPU cores"
+        return f"{device}, about {_duration(self.minutes)}"
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes / 60:.2g} h" if minutes > 120 else f"{max(1, round(minutes))} min"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of a book's plan, most telling first, and the claims that its records decide."""
+
+    root: Path
+    rows: Sequence[Row]
+    decided: Mapping[str, str] = field(repr=False, default_factory=dict)
+    """By claim, the verdict of the records."""
+
+    def undecided(self, row: Row) -> list[str]:
+        """Return the claims that a row decides and no record does."""
+        return [claim for claim in row.decides if claim not in self.decided]
+
+    def waits_for(self) -> dict[str, str]:
+        """Return by claim, if no record decides it, which run it waits for: the first to come that will."""
+        found: dict[str, str] = {}
+        for row in self.todo(DEVICES):
+            for claim in self.undecided(row):
+                found.setdefault(claim, f"waits for the run “{row.name}” ({row.cost})")
+        return found
+
+    @property
+    def uncovered(self) -> list[str]:
+        """The claims of papers that no record decides and no run that is to come."""
+        wait = self.waits_for()
+        made = [claim for name in find_chapters(self.root) for claim in claims_of(load(self.root, name))]
+        return [c.id for c in made if c.paper and c.id not in self.decided and c.id not in wait]
+
+    def todo(self, devices: Sequence[str]) -> list[Row]:
+        """Return the rows to run, in order: those of the CPU as they stand, those of the GPU by claims per minute."""
+        left = [row for row in self.rows if row.is_open and row.device in devices]
+        found = [row for row in left if row.device == CPU]
+        left = [row for row in left if row.device == GPU]
+        known = {*self.decided, *(claim for row in found for claim in row.decides)}
+        while left:
+            best = max(left, key=lambda row: len(set(row.decides) - known) / row.minutes)
+            known |= {*best.decides}
+            found.append(best)
+            left.remove(best)
+        return found
+
+    def notes(self) -> dict[str, str]:
+        """Return what a page says beside a claim that its own run leaves undecided."""
+        return {claim: f"a recorded run: {verdict}" for claim, verdict in self.decided.items()} | self.waits_for()
+
+    def facts(self, row: Row) -> dict[str, Any]:
+        """Return what there is to say about a row, as plain data."""
+        return {
+            "run": row.name,
+            "chapter": row.chapter.name,
+            "record": row.file,
+            "profile": row.profile,
+            "parameters": dict(row.changed),
+            "device": row.device,
+            "minutes": row.minutes,
+            "how": row.how,
+            "state": row.state,
+            "decides": row.decides,
+            "undecided": self.undecided(row),
+        }
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def read(root: Path) -> Plan:
+    """Return the plan of the book at `root`; a book without a plan wants nothing.
+
+    Raises:
+        BadInput: a row names something that is not there, or a run twice; the message says which.
+    """
+    path = root / PLAN
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+    except FileNotFoundError:
+        return Plan(root, [])
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not readable as YAML: {error}") from None
+    if not isinstance(entries, list):
+        raise BadInput(f"{path}: expected a list of runs, got {entries!r:.60}")
+    settings = cache(partial(read_profile, root))
+    rows: list[Row] = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            row = _row(root, entry, settings)
+            _require_new(row, rows)
+        except BadInput as error:
+            raise BadInput(f"{path}, run {number}: {error}") from None
+        rows.append(row)
+    found = {name: records.recorded(name, root) for name in find_chapters(root)}
+    return Plan(root, [_with_record(row, found[row.chapter.name]) for row in rows], _decided(root, found))
+
+
+def _row(root: Path, entry: object, settings: Callable[[str], Mapping]) -> Row:
+    """Return a checked row of the plan."""
+    if not isinstance(entry, dict):
+        raise BadInput(f"expected 'name: ...', 'chapter: ...' and so on, got {entry!r:.60}")
+    keys = (*NEEDED, *MORE)
+    if unknown := [key for key in entry if key not in keys]:
+        raise BadInput(f"{unknown[0]}: no such entry; {did_you_mean(str(unknown[0]), keys)}")
+    if missing := [key for key in NEEDED if not isinstance(entry.get(key), str)]:
+        raise BadInput(f"{missing[0]}: expected words, got {entry.get(missing[0])!r}")
+    chapter = load(root, entry["chapter"])
+    usual = {name: parameter.default for name, parameter in chapter.parameters.items()}
+    usual |= settings(entry["profile"]).get(chapter.name, {})
+    if entry["device"] not in DEVICES:
+        raise BadInput(f"device: expected cpu or gpu, got {entry['device']!r}{hint(entry['device'], DEVICES)}")
+    kinds = [kind for kind in (MEASURED, ESTIMATED) if kind in entry]
+    minutes = entry[kinds[0]] if len(kinds) == 1 else None
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes < math.inf:
+        raise BadInput("expected the minutes as one number above 0, 'measured: 45' or 'estimated: 45'")
+    values = usual | _given(chapter, entry.get("parameters") or {})
+    row = Row(
+        entry["name"],
+        chapter,
+        entry["profile"],
+        values,
+        {name: value for name, value in values.items() if value != usual[name]},
+        entry["device"],
+        minutes,
+        kinds[0],
+        entry.get("leaves") or [],
+    )
+    _require_claims(row)
+    return row
+
+
+def _given(chapter: Chapter, values: object) -> dict[str, Any]:
+    """Return the parameters of a row, checked; whether a folder of images is at hand, only the run has to know."""
+    if not isinstance(values, dict):
+        raise BadInput(f"parameters: expected 'parameter: value' lines, got {values!r:.60}")
+    folders = {name: v for name, v in values.items() if isinstance(v, str) and v.startswith("folder:")}
+    for name in folders:
+        if name not in chapter.parameters:
+            raise BadInput(f"{chapter.name}: {name}: no such parameter; {did_you_mean(name, chapter.parameters)}")
+    return convert(chapter, {name: v for name, v in values.items() if name not in folders}) | folders
+
+
+def _require_claims(row: Row) -> None:
+    """Raise BadInput unless a row decides some claim, and those that it leaves open are its own."""
+    if not isinstance(row.leaves, list):
+        raise BadInput(f"leaves: expected a list of claims, got {row.leaves!r:.60}")
+    ids = [claim.id for claim in row.expected]
+    if unknown := [name for name in row.leaves if name not in ids]:
+        raise BadInput(f"leaves: {row.chapter.name} has no claim {unknown[0]!r}: {did_you_mean(unknown[0], ids)}")
+    open_anyway = {claim.id: claim.obstacles[0] for claim in row.expected if claim.obstacles}
+    if needless := [name for name in row.leaves if name in open_anyway]:
+        raise BadInput(f"leaves: {needless[0]} need not stand there: {open_anyway[needless[0]]}")
+    if not row.decides:
+        why = "; ".join(f"{claim}: {obstacle}" for claim, obstacle in open_anyway.items())
+        raise BadInput(f"it decides no claim; {why or 'the chapter makes none'}")
+
+
+def _require_new(row: Row, before: Sequence[Row]) -> None:
+    for other in before:
+        if (other.chapter.name, other.values) == (row.chapter.name, row.values):
+            raise BadInput(f"{row.name!r} is the same run as {other.name!r}")
+        if other.name == row.name:
+            raise BadInput(f"there are two runs called {row.name!r}")
+
+
+def _with_record(row: Row, found: Sequence[Record]) -> Row:
+    mine = [record for record in found if record.key == row.file]
+    return replace(row, record=mine[0]) if mine else row
+
+
+def _decided(root: Path, found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
+    """Return the verdicts of the records by claim, judged by today's rules."""
+    verdicts: dict[str, str] = {}
+    for name, of_chapter in found.items():
+        for rule in claims_of(load(root, name)) if of_chapter else []:
+            said = [
+                (record, rule.judge(claim)) for record in of_chapter for claim in record.claims if claim.id == rule.id
+            ]
+            counts = scorecard.best(said)
+            if counts and counts[1].verdict != UNDECIDED:
+                verdicts[rule.id] = counts[1].verdict
+    return verdicts
+
+
+def claims_of(chapter: Chapter) -> list[Expected]:
+    """Return the claims of a chapter as it makes them in its largest profile."""
+    profile = next((name for name in ("paper", GPU, CPU) if name in find_profiles(chapter.root)), QUICK)
+    return forecast.expected(chapter, profile_values(chapter, profile))
+
+
+# ---- working through it --------------------------------------------------------------------------
+
+
+def work(
+    root: Path,
+    devices: Sequence[str],
+    *,
+    minutes: float = math.inf,
+    threads: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Iterator[tuple[Row, str]]:
+    """Run and record the rows that are to run, one after the other, and give each with what became of it.
+
+    A run that fits into the time left goes before one that does not. With the rest of the time the next one starts all
+    the same: it is stopped when the time is over, and the next call goes on from its checkpoints.
+
+    Raises:
+        BadInput: the plan or a record is damaged, or the folder is not as some commit has it.
+    """
+    end = time.monotonic() + 60 * minutes
+    require_commit(root)
+    unsure = {row.chapter.name for row in read(root).rows if row.state == records.UNVERIFIED}
+    if unsure:
+        records.verify(root, sorted(unsure), say=say)
+    tried: set[str] = set()
+    while True:
+        require_commit(root)
+        left = (end - time.monotonic()) / 60
+        todo = [row for row in read(root).todo(devices) if row.name not in tried]
+        if not todo or left <= 0:
+            return
+        row = min(todo, key=lambda row: row.minutes > left)
+        tried.add(row.name)
+        say(f"{row.name}: {row.state} ({row.cost})")
+        yield row, _record(row, 60 * left, threads)
+
+
+def at_hand() -> tuple[str, ...]:
+    """Return the devices of this machine."""
+    from nadkit import devices
+
+    return DEVICES if devices.pick("auto").type != "cpu" else (CPU,)
+
+
+def require_commit(root: Path) -> None:
+    """Raise BadInput unless the book's folder is as some commit has it, so that records can name it."""
+    found = commit(root)
+    if found is None or found.endswith("+"):
+        what = "is in no git repository" if found is None else "has changes that no commit holds"
+        raise BadInput(f"{root} {what}, so no record could name where it came from: commit first, or work in a clone")
+
+
+def _record(row: Row, seconds: float, threads: int | None) -> str:
+    """Run and record a row in a process of its own, and return what went wrong or that it was stopped, else nothing."""
+    threads = str(threads or joblib.cpu_count())
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder) / "parameters.json"
+        given.write_text(json.dumps(dict(row.changed)))
+        command = [*NADKIT, "record", row.chapter.name, "--json", "--root", str(row.chapter.root)]
+        command += ["--profile", row.profile, "--params", str(given)]
+        # Ctrl-C reaches us alone, and we pass it on once.
+        child = subprocess.Popen(
+            command,
+            cwd=row.chapter.root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: os.nice(NICE),
+        )
+        try:
+            output, _ = child.communicate(timeout=None if math.isinf(seconds) else seconds)
+        except subprocess.TimeoutExpired:
+            _stop(child)
+            return STOPPED
+        except BaseException:
+            _stop(child)
+            raise
+    try:
+        return json.loads(output).get("error", "")
+    except ValueError:
+        return f"its process ended with code {child.returncode}"
+
+
+def _stop(child: subprocess.Popen) -> None:
+    """Let a run end as after Ctrl-C, which leaves its checkpoints."""
+    child.terminate()
+    try:
+        child.communicate(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
