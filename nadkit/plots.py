@@ -450,7 +450,7 @@ def beside(
         axis, colour = by_title.get(title) if panel else first, colours.get(name) if hue else GREY
         if axis is not None and colour is not None:
             drawn += axis.plot(rows[x], rows[y], color=colour, **look)
-    if drawn:
+    if drawn and not figure.legends:
         key = Line2D([], [], color=GREY, label=READ_OFF, **look)
         figure.legend(handles=[key], frameon=False, loc="outside upper right")
     return figure

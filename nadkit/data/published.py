@@ -38,18 +38,13 @@ class Flipping(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A number of the paper on single directions, with the figure it belongs to; as text, ``"0.914 (recalled)"``.
-
-    A *recalled* number was noted down from memory of the paper and not looked up in it: quote it as reported, with
-    the mark, and never as verified.
-    """
+    """A number of the paper on single directions, printed in the figure that is named; as text, ``"0.914"``."""
 
     value: float
     figure: str
-    recalled: bool
 
     def __str__(self) -> str:
-        return f"{self.value:g}{' (recalled)' if self.recalled else ''}"
+        return f"{self.value:g}"
 
 
 class Anchor(NamedTuple):
@@ -129,7 +124,7 @@ FLIPPING = {name: Flipping(**pair) for name, pair in _inputs["flipping"].items()
 """What flipping CIFAR-10 in its own NADs does to each architecture."""
 
 AUC_AND_TEST_LOSS = Reported(**_units["auc_and_test_loss"])
-"""Spearman correlation over training, CIFAR-10: area under the cumulative ablation curve (AUC) and test loss."""
+"""Spearman correlation over training: area under the cumulative ablation curve (AUC) and test loss."""
 
 AUC_AND_TEST_ACCURACY = Reported(**_units["auc_and_test_accuracy"])
 """Spearman correlation over 192 networks on CIFAR-10, two of each of 96 settings: AUC and test accuracy."""
