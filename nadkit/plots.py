@@ -155,7 +155,7 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x:
     """
     figure = _figure(6.4, 4)
     axis = figure.subplots()
-    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True}
+    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True, "dashes": False}
     sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **marks)
     if log_x:
         axis.set_xscale("log")
@@ -406,7 +406,7 @@ def side_by_side(frame: pd.DataFrame, *, x: str, y: Sequence[str], hue: str | No
     """
     figure = _figure(3.8 * len(y) + (1.6 if hue else 0.2), 3.4)
     axes = figure.subplots(1, len(y), squeeze=False, sharex=True)[0]
-    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True}
+    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True, "dashes": False}
     for axis, column in zip(axes, y, strict=True):
         shown = {} if hue is None else {"legend": "full" if axis is axes[-1] else False}
         sns.lineplot(frame, x=x, y=column, ax=axis, errorbar=("se", 2), **marks, **shown)
