@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 SEQUENTIAL = "cividis"
 DIVERGING = "RdBu_r"
+READ_OFF = "the paper, read off"
+"""The name of what `beside` draws."""
+GREY = "0.4"
 ANNOTATED = 64
 """Up to this many cells a heat map carries its numbers."""
 
@@ -182,7 +186,7 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x:
     """
     figure = _figure(6.4, 4)
     axis = figure.subplots()
-    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True}
+    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True, "dashes": False}
     sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **marks)
     if log_x:
         axis.set_xscale("log")
@@ -433,7 +437,7 @@ def side_by_side(frame: pd.DataFrame, *, x: str, y: Sequence[str], hue: str | No
     """
     figure = _figure(3.8 * len(y) + (1.6 if hue else 0.2), 3.4)
     axes = figure.subplots(1, len(y), squeeze=False, sharex=True)[0]
-    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True}
+    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True, "dashes": False}
     for axis, column in zip(axes, y, strict=True):
         shown = {} if hue is None else {"legend": "full" if axis is axes[-1] else False}
         sns.lineplot(frame, x=x, y=column, ax=axis, errorbar=("se", 2), **marks, **shown)
@@ -446,4 +450,38 @@ def by_level(frame: pd.DataFrame, *, x: str, y: str, hue: str) -> Figure:
     """Return `by_group` with the name of the groups, ``x``, below them."""
     figure = by_group(frame, x=x, y=y, label=y, hue=hue)
     figure.axes[0].set_xlabel(x)
+    return figure
+
+
+def beside(
+    figure: Figure,
+    theirs: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    panel: str | None = None,
+    dots: bool = False,
+) -> Figure:
+    """Draw a paper's own numbers on a figure of ours, and return the figure: dashed lines, or hollow grey dots.
+
+    ``theirs`` has the columns of the table that our figure shows. A row goes to the panel that has its ``panel`` as
+    title, without ``panel`` to the first one with ``y`` upwards; a line takes the colour of ours of the same ``hue``,
+    without ``hue`` grey. Rows without such a panel or line of ours are left out.
+    """
+    by_title = {axis.get_title(): axis for axis in figure.axes}
+    first = next(axis for axis in figure.axes if axis.get_ylabel() == y)
+    handles = itertools.chain(*(zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes))
+    colours = {label: handle.get_color() for handle, label in handles if isinstance(handle, Line2D)}
+    of_lines, of_dots = {"linestyle": "--"}, {"linestyle": "none", "marker": "o", "fillstyle": "none", "markersize": 4}
+    look = (of_dots if dots else of_lines) | {"linewidth": 1.2, "zorder": 1.5}
+    keys = [theirs[key] if key else pd.Series("", index=theirs.index) for key in (panel, hue)]
+    drawn = []
+    for (title, name), rows in theirs.groupby(keys, sort=False):
+        axis, colour = by_title.get(title) if panel else first, colours.get(name) if hue else GREY
+        if axis is not None and colour is not None:
+            drawn += axis.plot(rows[x], rows[y], color=colour, **look)
+    if drawn and not figure.legends:
+        key = Line2D([], [], color=GREY, label=READ_OFF, **look)
+        figure.legend(handles=[key], frameon=False, loc="outside upper right")
     return figure

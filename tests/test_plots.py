@@ -334,3 +334,61 @@ def test_levels_are_named_below_their_groups():
     frame = pd.DataFrame({"corruption": ["0", "1"], "area": [1.0, 0.5], "ablated": ["units", "units"]})
     (axis,) = draw(plots.by_level(frame, x="corruption", y="area", hue="ablated"))
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("corruption", "area")
+
+
+OURS = pd.DataFrame(
+    {
+        "network": ["MLP"] * 4 + ["ConvNet"] * 2,
+        "level": ["0", "0", "1", "1", "0", "0"],
+        "gone": [0.0, 1.0] * 3,
+        "accuracy": [1.0, 0.1] * 3,
+        "error": 0.01,
+    }
+)
+THEIRS = pd.DataFrame(
+    {
+        "network": ["MLP"] * 3 + ["ResNet"],
+        "level": ["0", "1", "0.5", "0"],
+        "gone": [0.5, 0.4, 0.3, 0.2],
+        "accuracy": [0.8, 0.7, 0.6, 0.5],
+    }
+)
+
+
+def dashed(axis) -> list:
+    return [line for line in axis.lines if line.get_linestyle() == "--"]
+
+
+def test_beside_draws_dashed_lines_in_our_colours_where_we_have_such_a_line():
+    columns = {"x": "gone", "y": "accuracy", "hue": "level", "panel": "network"}
+    figure = plots.beside(plots.curves(OURS, error="error", **columns), THEIRS, **columns)
+    mlp, convnet = draw(figure)
+    assert [line.get_ydata().tolist() for line in dashed(mlp)] == [[0.8], [0.7]]  # we have no level of 0.5
+    assert dashed(convnet) == []
+    solid = [line for line in mlp.lines if line not in dashed(mlp)]
+    assert [line.get_color() for line in dashed(mlp)] == [line.get_color() for line in solid]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["the paper, read off"]
+
+
+def test_beside_finds_our_lines_where_they_are_means():
+    figure = plots.lines(OURS, x="gone", y="accuracy", hue="level")
+    (axis,) = draw(plots.beside(figure, THEIRS, x="gone", y="accuracy", hue="level"))
+    colours = [handle.get_color() for handle in axis.get_legend_handles_labels()[0]]
+    theirs = axis.lines[-2:]  # seaborn has dashes of its own
+    assert [line.get_color() for line in theirs] == colours
+    assert [line.get_xdata().tolist() for line in theirs] == [[0.5, 0.2], [0.4]]
+
+
+def test_beside_draws_grey_dots_in_the_panel_of_that_quantity():
+    figure = plots.stacked(OURS, x="gone", y=["error", "accuracy"], marks={"here": 0.5})
+    axes = draw(plots.beside(figure, THEIRS, x="gone", y="accuracy", dots=True))
+    (dots,) = [line for line in axes[1].lines if line.get_linestyle() == "None"]
+    assert dots.get_ydata().tolist() == THEIRS.accuracy.tolist()
+    assert dots.get_color() == plots.GREY
+    assert len(figure.legends) == 1
+
+
+def test_beside_says_nothing_where_it_has_nothing_to_draw():
+    figure = plots.lines(OURS, x="gone", y="accuracy", hue="level")
+    plots.beside(figure, THEIRS.assign(level="2"), x="gone", y="accuracy", hue="level")
+    assert figure.legends == []

@@ -52,7 +52,7 @@ def code_print(chapter: Chapter) -> str:
     ]
     library = {
         name: files.sha256(PACKAGE / name)
-        for name in sorted(_name(path) for kind in ("py", "toml", "csv") for path in PACKAGE.rglob(f"*.{kind}"))
+        for name in sorted(_name(path) for kind in ("py", "toml", "csv", "npy") for path in PACKAGE.rglob(f"*.{kind}"))
         if name in SHOWING or not name.startswith(MACHINE)
     }
     return _checksum([cells, library, computing_versions()])

@@ -6,6 +6,9 @@ latter, arXiv 1803.06959, and a replication by others.
 Numbers stand in ``published_numbers/*.toml``, each with its source, and are read by `numbers`. The five arrays of NADs
 and LeNet's eigenvalues are verified against checksums. The other four eigenvalue files have no published checksum:
 their structure alone is examined.
+
+What is small comes with the package, in `SHIPPED`: the accuracies of logistic regression and LeNet, LeNet's spectrum,
+and its leading 50 NADs. Files in a data folder come first; `origin` says which are read.
 """
 
 import hashlib
@@ -35,18 +38,13 @@ class Flipping(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A number of the paper on single directions, with the figure it belongs to; as text, ``"0.914 (recalled)"``.
-
-    A *recalled* number was noted down from memory of the paper and not looked up in it: quote it as reported, with
-    the mark, and never as verified.
-    """
+    """A number of the paper on single directions, printed in the figure that is named; as text, ``"0.914"``."""
 
     value: float
     figure: str
-    recalled: bool
 
     def __str__(self) -> str:
-        return f"{self.value:g}{' (recalled)' if self.recalled else ''}"
+        return f"{self.value:g}"
 
 
 class Anchor(NamedTuple):
@@ -107,6 +105,11 @@ SOURCE = "https://raw.githubusercontent.com/LTS4/neural-anisotropy-directions/ma
 FOURIER_MAP = "published/dft_accuracies_logreg_lenet.csv"
 FOURIER_COLUMNS = {"LogReg": "acc_lr", "LeNet": "acc_ln"}
 INDEX_CURVE = "published/nad_accuracies_lenet.csv"
+LEADING = "published/{}_NADs_leading.npy"
+"""The first rows of an array of NADs, in half precision."""
+
+SHIPPED = Path(__file__).parent / "shipped"
+"""A data folder that comes with the package."""
 
 INDEX_TABLE: dict[str, dict[int, float]] = _inputs["accuracy_by_index"]
 """Test accuracy (0 to 1) on D(u_i), by architecture and index i of the NAD, with sigma = 1 and the classes at +-1."""
@@ -121,7 +124,7 @@ FLIPPING = {name: Flipping(**pair) for name, pair in _inputs["flipping"].items()
 """What flipping CIFAR-10 in its own NADs does to each architecture."""
 
 AUC_AND_TEST_LOSS = Reported(**_units["auc_and_test_loss"])
-"""Spearman correlation over training, CIFAR-10: area under the cumulative ablation curve (AUC) and test loss."""
+"""Spearman correlation over training: area under the cumulative ablation curve (AUC) and test loss."""
 
 AUC_AND_TEST_ACCURACY = Reported(**_units["auc_and_test_accuracy"])
 """Spearman correlation over 192 networks on CIFAR-10, two of each of 96 settings: AUC and test accuracy."""
@@ -166,15 +169,14 @@ def published_nads(name: str, *, download: bool = True) -> NADs:
     """
     network = _network(name)
     path, vectors = _array(f"{network}_NADs.npy", download)
-    singular_values = _singular_values(network, len(vectors), download)
-    n_networks = N_NETWORKS[network]
+    singular_values = _singular_values(_found(f"{network}_eigenvals.npy", download), len(vectors))
     try:
         return NADs(
             vectors=vectors,
             shape=(1, 32, 32),
             name=f"{network}, published",
-            eigenvalues=singular_values.square() / (n_networks - 1),
-            n_networks=n_networks,
+            eigenvalues=_eigenvalues(network, singular_values),
+            n_networks=N_NETWORKS[network],
         )
     except ValueError as error:
         raise _damaged(path, f"orthonormal rows of 1024: {error}") from error
@@ -189,21 +191,74 @@ def is_at_hand(name: str) -> bool:
     )
 
 
+def find(relative: str | Path) -> Path | None:
+    """Return the published file at ``relative`` in a data folder, else the one that comes with nadkit, else None."""
+    shipped = SHIPPED / relative
+    return files.find(relative) or (shipped if shipped.is_file() else None)
+
+
+def origin(*relative: str | Path) -> str:
+    """Return words for readers: where the published files of these names are read from."""
+    of = {path is not None and path.is_relative_to(SHIPPED) for path in map(find, relative)}
+    words = {True: "the copy that comes with nadkit", False: "files in a data folder"}
+    return " and ".join(words[shipped] for shipped in sorted(of))
+
+
+def known_nads(name: str) -> NADs | None:
+    """Return what is at hand of a network's published NADs: all 1023, else those that come with nadkit, else None.
+
+    With nadkit come LeNet's first 50, rounded to half precision, and here made orthonormal again. To span the input, as
+    flipping and poisoning want it, takes `published_nads`.
+
+    Raises:
+        ValueError: the authors published no such network; near misses are suggested.
+        DataError: a file is damaged.
+    """
+    network = _network(name)
+    if is_at_hand(name):
+        return published_nads(name, download=False)
+    path, spectrum = SHIPPED / LEADING.format(network), published_spectrum(name)
+    if spectrum is None or not path.is_file():
+        return None
+    # The orthonormal rows nearest to the rounded ones.
+    left, _, right = torch.linalg.svd(_read_array(path), full_matrices=False)
+    return NADs(
+        vectors=left @ right,
+        shape=(1, 32, 32),
+        name=f"{network}, published: the first {len(left)}, in half precision, which come with nadkit",
+        eigenvalues=spectrum[: len(left)],
+        n_networks=N_NETWORKS[network],
+    )
+
+
+def published_spectrum(name: str) -> Tensor | None:
+    """Return the eigenvalues of a network's 1023 published NADs, s^2 / (N - 1): (1023,) float64, never downloaded.
+
+    None where they are neither at hand nor come with nadkit, as LeNet's do.
+
+    Raises:
+        ValueError: the authors published no such network; near misses are suggested.
+        DataError: the file is damaged.
+    """
+    network = _network(name)
+    path = find(f"published/{network}_eigenvals.npy")
+    return None if path is None else _eigenvalues(network, _singular_values(path, 1023))
+
+
 def published_fourier_map(name: str) -> Tensor | None:
     """Return the published test accuracy on D(v) over the Fourier grid: (16, 16) float64, [y, x].
 
     Accuracies are in [0, 1]. Cell (8, 8) is the constant direction; index i stands for the
-    frequency 2 (i - 8). The map is read from ``published/`` in a data folder and never downloaded:
-    None where it is not at hand.
+    frequency 2 (i - 8). The maps of logistic regression and LeNet come with nadkit; there are no others: None.
 
     Raises:
         ValueError: the authors published no such network; near misses are suggested.
         DataError: the file is damaged.
     """
     column = FOURIER_COLUMNS.get(_network(name))
-    path = files.find(FOURIER_MAP)
-    if column is None or path is None:
+    if column is None:
         return None
+    path = find(FOURIER_MAP)
     table = _table(path, ["x", "y", column])
     if sorted(zip(table.y, table.x, strict=True)) != [(y, x) for y in range(16) for x in range(16)]:
         raise _damaged(path, "each of the 16 x 16 cells once")
@@ -215,16 +270,15 @@ def published_index_curve(name: str) -> IndexCurve | None:
 
     The file has a row for every index, but was measured at 0 to 10 and at every fourth from there;
     the rest is interpolated and left out here. The curve comes from another run than the published
-    array. It is read from ``published/`` in a data folder and never downloaded: None where it is
-    not at hand.
+    array. LeNet's comes with nadkit; there are no others: None.
 
     Raises:
         ValueError: the authors published no such network; near misses are suggested.
         DataError: the file is damaged.
     """
-    path = files.find(INDEX_CURVE)
-    if _network(name) != "LeNet" or path is None:
+    if _network(name) != "LeNet":
         return None
+    path = find(INDEX_CURVE)
     table = _table(path, ["index", "acc_ln", "eig_ln"])
     if table["index"].tolist() != list(range(1023)):
         raise _damaged(path, "the indices 0 to 1022 in order")
@@ -244,8 +298,12 @@ def _network(name: str) -> str:
     return spellings[name.lower()]
 
 
-def _singular_values(network: str, n: int, download: bool) -> Tensor:
-    path, values = _array(f"{network}_eigenvals.npy", download)
+def _eigenvalues(network: str, singular_values: Tensor) -> Tensor:
+    return singular_values.square() / (N_NETWORKS[network] - 1)
+
+
+def _singular_values(path: Path, n: int) -> Tensor:
+    values = _read_array(path)
     if values.shape != (n,):
         raise _damaged(path, f"{n} numbers, got an array of shape {tuple(values.shape)}")
     return _descending(path, values)
@@ -258,19 +316,28 @@ def _descending(path: Path, values: Tensor) -> Tensor:
 
 
 def _array(file: str, download: bool) -> tuple[Path, Tensor]:
-    """Find or fetch an array of floats, verify it, and only then read it; return it in float64."""
-    path = files.find(f"published/{file}") or _fetch(file, download)
+    path = _found(file, download)
+    return path, _read_array(path)
+
+
+def _found(file: str, download: bool) -> Path:
+    """Return where an array is in a data folder; it is fetched if need be."""
+    return files.find(f"published/{file}") or _fetch(file, download)
+
+
+def _read_array(path: Path) -> Tensor:
+    """Verify an array of floats, and only then read it; return it in float64."""
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
-    if found != SHA256.get(file, found):
-        raise _damaged(path, f"the SHA-256 {SHA256[file]}, got {found}")
+    if found != SHA256.get(path.name, found):
+        raise _damaged(path, f"the SHA-256 {SHA256[path.name]}, got {found}")
     try:
         array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise _damaged(path, f"an array in numpy's .npy format: {error}") from error
     if array.dtype.kind != "f":
         raise _damaged(path, f"floats, got {array.dtype}")
-    return path, torch.from_numpy(array.astype(np.float64))
+    return torch.from_numpy(array.astype(np.float64))
 
 
 def _fetch(file: str, download: bool) -> Path:

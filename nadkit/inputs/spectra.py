@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -109,18 +110,31 @@ def overlap_ceiling(
     Raises:
         ValueError: k is not from 1 to K; fewer than two networks a run, or fewer than two repeats.
     """
-    if k not in range(1, len(eigenvalues) + 1):
-        raise ValueError(f"overlap_ceiling: expected k from 1 to {len(eigenvalues)}, got {k}")
+    return overlap_ceilings(eigenvalues, [k], n_networks=n_networks, repeats=repeats, seed=seed)[k]
+
+
+def overlap_ceilings(
+    eigenvalues: Tensor, ks: Sequence[int], *, n_networks: tuple[int, int], repeats: int = 8, seed: int = 0
+) -> dict[int, Ceiling]:
+    """Return `overlap_ceiling` for several k, by k, from the same draws: one decomposition serves them all.
+
+    Raises:
+        ValueError: as `overlap_ceiling`.
+    """
+    for k in ks:
+        if k not in range(1, len(eigenvalues) + 1):
+            raise ValueError(f"overlap_ceiling: expected k from 1 to {len(eigenvalues)}, got {k}")
     for name, value in (*(("n_networks", n) for n in n_networks), ("repeats", repeats)):
         checks.require_integer(name, value, 2)
-    overlaps = []
-    for repeat in range(repeats):
+    overlaps = {k: [] for k in ks}
+    for repeat in range(repeats if overlaps else 0):
         first, second = (
-            _leading_eigenvectors(_sample_covariance(eigenvalues, n, seeds.derive(seed, repeat, side)), k)
+            torch.linalg.eigh(_sample_covariance(eigenvalues, n, seeds.derive(seed, repeat, side))).eigenvectors
             for side, n in enumerate(n_networks)
         )
-        overlaps.append(((first.T @ second).square().sum() / k).item())
-    return Ceiling(statistics.mean(overlaps), statistics.stdev(overlaps))
+        for k, found in overlaps.items():
+            found.append(((first[:, -k:].T @ second[:, -k:]).square().sum() / k).item())
+    return {k: Ceiling(statistics.mean(found), statistics.stdev(found)) for k, found in overlaps.items()}
 
 
 def _sample_covariance(eigenvalues: Tensor, n: int, seed: int) -> Tensor:
@@ -132,7 +146,3 @@ def _sample_covariance(eigenvalues: Tensor, n: int, seed: int) -> Tensor:
         factor = np.triu(factor, 1) + np.diag(np.sqrt(rng.chisquare(n - np.arange(size))))
     factor = torch.from_numpy(factor) * eigenvalues.double().cpu().clamp(min=0).sqrt()
     return factor.T @ factor
-
-
-def _leading_eigenvectors(matrix: Tensor, k: int) -> Tensor:
-    return torch.linalg.eigh(matrix).eigenvectors[:, -k:]

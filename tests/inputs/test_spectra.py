@@ -9,6 +9,7 @@ from nadkit.inputs.spectra import (
     marchenko_pastur_cdf,
     marchenko_pastur_edges,
     overlap_ceiling,
+    overlap_ceilings,
     population_effective_dimension,
 )
 
@@ -107,6 +108,13 @@ def test_the_ceiling_rises_with_the_networks_and_takes_few():
     assert few.mean < some.mean < many.mean
     assert many.mean > 0.999
     assert many.spread < some.spread
+
+
+def test_ceilings_of_several_sizes_are_those_of_each():
+    eigenvalues = torch.logspace(0, -2, 12)
+    found = overlap_ceilings(eigenvalues, [1, 3, 12], n_networks=(5, 50))
+    assert found == {k: overlap_ceiling(eigenvalues, k, n_networks=(5, 50)) for k in (1, 3, 12)}
+    assert overlap_ceilings(eigenvalues, [], n_networks=(5, 50)) == {}
 
 
 @pytest.mark.parametrize(
