@@ -101,8 +101,8 @@ def overlap_ceiling(
     ``spread``, as a rule.
 
     Valid for the spectrum of many more networks than dimensions, as the published ones of some 10,000 are. The *sample*
-    spectrum of few networks is steeper than the true one, where nothing is preferred by the factors of
-    `marchenko_pastur_edges`, and promises an overlap several times too large: take `NADs.reproducibility` instead.
+    spectrum of few networks is too steep, by up to `marchenko_pastur_edges`; where little is preferred, it promises
+    several times the overlap that two runs have. Take `NADs.reproducibility` then.
 
     Args:
         eigenvalues: (K,) the spectrum taken as the true one, in descending order.
