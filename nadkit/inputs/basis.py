@@ -9,7 +9,7 @@ import operator
 import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from torch import Tensor
 from nadkit import seeds, storage
 from nadkit.architectures import Shape
 from nadkit.inputs.reproducibility import REPRODUCIBLE, NotReproducibleWarning, expected_overlap
-from nadkit.stats import Measured
+
+if TYPE_CHECKING:
+    from nadkit.stats import Measured
 
 ORTHONORMAL_TOLERANCE = 1e-3
 """Largest relative error accepted in V V^T c = c; the published float32 arrays are within 1e-5."""
@@ -250,7 +252,7 @@ class NADs(Basis):
             raise ValueError(f"{self.name}: expected overlaps of halves in one dimension, from 0 to 1, got {found}")
         object.__setattr__(self, "overlap_of_halves", found.clamp(max=1))
 
-    def reproducibility(self, k: int) -> Measured | None:
+    def reproducibility(self, k: int) -> "Measured | None":
         """Return the `overlap` to expect with the leading k directions of as many other networks.
 
         It is estimated from the halves of the networks, see `expected_overlap`. With a run of another number of

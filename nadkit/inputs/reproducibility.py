@@ -1,12 +1,14 @@
 """Would another run find the same directions? An estimate from the two halves of one run's networks."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from scipy import linalg
 from torch import Tensor
 
-from nadkit.stats import Measured
+if TYPE_CHECKING:
+    from nadkit.stats import Measured
 
 COMPARED = 100
 """So many leading directions of the halves are compared; all D would cost as much as the NADs themselves."""
@@ -22,7 +24,7 @@ class NotReproducibleWarning(UserWarning):
     """Directions were asked for that so few networks do not determine."""
 
 
-def expected_overlap(of_halves: float, k: int, dimensions: int) -> Measured:
+def expected_overlap(of_halves: float, k: int, dimensions: int) -> "Measured":
     """Return the overlap to expect of two runs of N networks each, from that of the two halves of one run.
 
     It lies between two bounds. More networks do not lower the overlap r of the halves; where eigenvalues are nearly
@@ -45,6 +47,8 @@ def expected_overlap(of_halves: float, k: int, dimensions: int) -> Measured:
 
     Source: Spearman 1910; Brown 1910.
     """
+    from nadkit.stats import Measured  # here, for it brings pandas, which takes 100 MB in every worker
+
     chance = k / dimensions
 
     def at_best(r: float) -> float:
