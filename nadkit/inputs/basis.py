@@ -6,15 +6,20 @@ Axis letters: B batch, K directions, D = C x H x W input dimensions.
 import functools
 import math
 import operator
+import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self, overload
+from typing import TYPE_CHECKING, Self, overload
 
 import torch
 from torch import Tensor
 
 from nadkit import seeds, storage
 from nadkit.architectures import Shape
+from nadkit.inputs.reproducibility import REPRODUCIBLE, NotReproducibleWarning, expected_overlap
+
+if TYPE_CHECKING:
+    from nadkit.stats import Measured
 
 ORTHONORMAL_TOLERANCE = 1e-3
 """Largest relative error accepted in V V^T c = c; the published float32 arrays are within 1e-5."""
@@ -147,7 +152,7 @@ class Basis:
                 f"{self.name}: expected all {dimensions} directions, this basis has {len(self)}; call .complete() first"
             )
 
-    def leading(self, k: int) -> "Basis":
+    def leading(self, k: int) -> Self:
         """Return the basis of the first ``k`` directions.
 
         Raises:
@@ -188,10 +193,9 @@ class Basis:
         Raises:
             DataError: the file cannot be written (no space, no permission).
         """
-        tensors = {"vectors": self.vectors}
-        if self.eigenvalues is not None:
-            tensors["eigenvalues"] = self.eigenvalues
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("vectors", "eigenvalues")}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        facts = {name: value for name, value in values.items() if name not in tensors}
         storage.write(path, type(self).__name__, tensors, facts)
 
     @classmethod
@@ -245,11 +249,63 @@ class NADs(Basis):
         n_networks: number N of random networks behind the covariance.
         centred: whether the mean derivative was taken away: lambda = s^2 / (N - 1), else s^2 / N.
         settings: how they were computed (architecture, method, scale, seed, ...), for records.
+        overlap_of_halves: (K',) float64, for k = 1 ... K' the `overlap` of the leading k directions of the networks of
+            even number with those of odd number; None where it is not known, as for published arrays.
+
+    Raises:
+        ValueError: as `Basis`; overlaps that are not one a number of directions, or not from 0 to 1.
     """
 
     n_networks: int = 0
     centred: bool = True
     settings: dict[str, str | int | float | bool] | None = None
+    overlap_of_halves: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (found := self.overlap_of_halves) is None:
+            return
+        found = torch.as_tensor(found, dtype=torch.float64)
+        if found.ndim != 1 or not ((found >= 0) & (found <= 1 + ORTHONORMAL_TOLERANCE)).all():
+            raise ValueError(f"{self.name}: expected overlaps of halves in one dimension, from 0 to 1, got {found}")
+        object.__setattr__(self, "overlap_of_halves", found.clamp(max=1))
+
+    def reproducibility(self, k: int) -> "Measured | None":
+        """Return the `overlap` to expect with the leading k directions of as many other networks.
+
+        It is estimated from the halves of the networks, see `expected_overlap`. With a run of another number of
+        networks, expect the root of the product of the two. None where the halves are not known, or not compared for
+        this k.
+
+        Raises:
+            ValueError: k is not from 1 to K.
+        """
+        self._require_k(k)
+        if self.overlap_of_halves is None or k > len(self.overlap_of_halves):
+            return None
+        return expected_overlap(self.overlap_of_halves[k - 1].item(), k, self.vectors.shape[1])
+
+    def leading(self, k: int) -> Self:
+        """Return the first ``k`` directions, with a warning if so few networks do not determine them.
+
+        Raises:
+            ValueError: k is not from 1 to K.
+        """
+        self.warn_unless_reproducible(k)
+        return super().leading(k)
+
+    def warn_unless_reproducible(self, k: int) -> None:
+        """Warn where as many other networks would share less than `REPRODUCIBLE` of the leading k directions."""
+        expected = self.reproducibility(k)
+        if expected is not None and expected.value < REPRODUCIBLE:
+            directions = "direction 0" if k == 1 else f"directions 0 to {k - 1}"
+            warnings.warn(
+                f"{self.name}: {self.n_networks} networks do not determine {directions}; as many others are expected "
+                f"to share {expected.value:.2f} ± {expected.error:.2f} of them, by chance "
+                f"{k / self.vectors.shape[1]:.2g}; take more networks, or measure what you conclude on others",
+                NotReproducibleWarning,
+                stacklevel=3,
+            )
 
 
 def pixel_basis(shape: Shape = (1, 32, 32)) -> Basis:

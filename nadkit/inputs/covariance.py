@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from nadkit.devices import pick
 from nadkit.inputs.basis import NADs
 from nadkit.inputs.derivatives import compiled_once, exact
 from nadkit.inputs.population import Method, Population, Settings
+from nadkit.inputs.reproducibility import leading_eigenvectors, overlaps
 from nadkit.training.parallel import gather
 
 BLOCK = {"secant": 64, "gradient": 256, "mixed": 1}
@@ -41,6 +42,9 @@ Moments are summed up part by part wherever they are computed, so that the sums 
 ROUNDING = 1e-12
 """Shares of a second moment below this are the rounding of float32 derivatives, squared."""
 
+MOMENTS = ("total", "second", "even_total", "even_second")
+"""The tensors of a `GradientCovariance`."""
+
 Ranges = list[tuple[int, int]]
 """Numbers of networks, as half-open ranges (first, last)."""
 
@@ -49,12 +53,16 @@ Ranges = list[tuple[int, int]]
 class GradientCovariance:
     """The first two moments of input derivatives, which grow network by network in memory that does not.
 
+    Those of the networks of even number are kept, too: they and the rest are two independent `halves`.
+
     Attributes:
         shape: (C, H, W) of the inputs, C H W = D.
         settings: what the derivatives are of; only equal settings can be merged.
         networks: the numbers of the networks seen, as half-open ranges (first, last).
         total: (D,) float64, sum of g.
         second: (D, D) float64, sum of g g^T.
+        even_total: (D,) float64, the part of ``total`` that networks of even number have; None if it is not known.
+        even_second: (D, D) float64, the same of ``second``.
     """
 
     shape: Shape
@@ -62,14 +70,17 @@ class GradientCovariance:
     networks: Ranges
     total: Tensor
     second: Tensor
+    even_total: Tensor | None = None
+    even_second: Tensor | None = None
 
     @classmethod
     def empty(cls, shape: Shape, settings: Settings, device: str | torch.device = "cpu") -> Self:
         """Return the moments of no networks (on the CPU for MPS, which has no float64)."""
         size = math.prod(shape)
         device = "cpu" if torch.device(device).type == "mps" else device
-        total = torch.zeros(size, dtype=torch.float64, device=device)
-        return cls(shape=tuple(shape), settings=settings, networks=[], total=total, second=total.new_zeros(size, size))
+        sizes = dict(zip(MOMENTS, 2 * [(size,), (size, size)], strict=True))
+        moments = {name: torch.zeros(s, dtype=torch.float64, device=device) for name, s in sizes.items()}
+        return cls(shape=tuple(shape), settings=settings, networks=[], **moments)
 
     @property
     def count(self) -> int:
@@ -87,8 +98,11 @@ class GradientCovariance:
             ValueError: a derivative is not finite, or a network was seen before.
         """
         g = derivatives.to(self.total.device).double()
-        sums = (torch.zeros_like(self.total), g.sum(0)) if g.ndim == 3 else (g.sum(0), g.T @ g)
-        self._add(*sums, [networks])
+        even = g[networks[0] % 2 :: 2]
+        self._add([networks], dict(zip(MOMENTS, [*self._sums(g), *self._sums(even)], strict=True)))
+
+    def _sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        return (torch.zeros_like(self.total), g.sum(0)) if g.ndim == 3 else (g.sum(0), g.T @ g)
 
     def merge(self, other: "GradientCovariance") -> None:
         """Take in what another run of the same settings saw.
@@ -98,27 +112,39 @@ class GradientCovariance:
         """
         if words := self._differences(other):
             raise ValueError(f"merge: expected covariances of equal settings, but {words}")
-        self._add(other.total.to(self.total), other.second.to(self.second), other.networks)
+        self._add(other.networks, other._moments())
 
     def _differences(self, saved: "GradientCovariance") -> str:
         """Return in words in what other moments are not of these derivatives, or nothing."""
         one, other = ({"shape": list(c.shape), **c.settings} for c in (saved, self))
         return identity.differences(one, other)
 
-    def _add(self, total: Tensor, second: Tensor, networks: Ranges) -> None:
-        if not torch.isfinite(second.diagonal()).all():  # the squares of all that came in
+    def _moments(self) -> dict[str, Tensor]:
+        return {name: moment for name in MOMENTS if (moment := getattr(self, name)) is not None}
+
+    def _add(self, networks: Ranges, moments: dict[str, Tensor]) -> None:
+        if not torch.isfinite(moments["second"].diagonal()).all():  # the squares of all that came in
             raise ValueError(f"networks {_text(networks)}: an input derivative is NaN or infinite")
-        ranges = union(self.networks, networks)
-        # new tensors, so that an interrupt leaves the old moments whole
-        total, second = self.total + total, self.second + second
-        self.networks, self.total, self.second = ranges, total, second
+        ranges, mine = union(self.networks, networks), self._moments()
+        # new tensors, set at once, so that an interrupt leaves the old moments whole
+        sums = {name: mine[name] + moments[name].to(mine[name]) for name in mine if name in moments}
+        vars(self).update(networks=ranges, **dict.fromkeys(MOMENTS) | sums)
 
     def covariance(self, *, centred: bool = True) -> Tensor:
         """Return the sample covariance, or with ``centred=False`` the second moment sum g g^T / N: (D, D) float64."""
-        n = self.count
-        if not centred:
-            return self.second / n
-        return (self.second - torch.outer(self.total, self.total) / n) / (n - 1)
+        return _covariance(self.total, self.second, self.count, centred)
+
+    def halves(self, *, centred: bool = True) -> tuple[Tensor, Tensor] | None:
+        """Return `covariance` of the networks of even and of odd number, (D, D) float64 each.
+
+        None where there are too few of a kind, or the moments were saved before these were kept.
+        """
+        n_even = sum((last + 1) // 2 - (first + 1) // 2 for first, last in self.networks)
+        n_odd = self.count - n_even
+        if self.even_second is None or min(n_even, n_odd) < (2 if centred else 1):
+            return None
+        odd = self.total - self.even_total, self.second - self.even_second
+        return _covariance(self.even_total, self.even_second, n_even, centred), _covariance(*odd, n_odd, centred)
 
     def nads(self, *, centred: bool = True) -> NADs:
         """Return the NADs: all D eigenvectors, by descending eigenvalue, on the CPU.
@@ -132,6 +158,7 @@ class GradientCovariance:
         covariance = self.covariance(centred=centred).cpu()
         require_directions(covariance.trace(), self.second.cpu().trace() / self.count, self.count)
         eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+        halves = self.halves(centred=centred)
         return NADs(
             vectors=eigenvectors.T.flip(0).contiguous(),
             eigenvalues=eigenvalues.flip(0).clamp(min=0),
@@ -140,12 +167,13 @@ class GradientCovariance:
             n_networks=self.count,
             centred=centred,
             settings=self.settings,
+            overlap_of_halves=overlaps(*map(leading_eigenvectors, halves)) if halves else None,
         )
 
     def save(self, path: str | Path) -> None:
         """Write the moments to a safetensors file, whole or not at all."""
         facts = {"shape": self.shape, "settings": self.settings, "networks": self.networks}
-        storage.write(path, type(self).__name__, {"total": self.total, "second": self.second}, facts)
+        storage.write(path, type(self).__name__, self._moments(), facts)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -311,8 +339,7 @@ def _on_workers(
 
 def _part(population: Population, device: torch.device, compile: bool | None, networks: range) -> GradientCovariance:
     part = _here(population, networks, pick(device), compile=compile)
-    part.total, part.second = part.total.cpu(), part.second.cpu()
-    return part
+    return replace(part, **{name: moment.cpu() for name, moment in part._moments().items()})
 
 
 def merged(parts: Iterable[GradientCovariance]) -> GradientCovariance:
@@ -328,6 +355,12 @@ def merged(parts: Iterable[GradientCovariance]) -> GradientCovariance:
     for part in parts:
         whole.merge(part)
     return whole
+
+
+def _covariance(total: Tensor, second: Tensor, n: int, centred: bool) -> Tensor:
+    if not centred:
+        return second / n
+    return (second - torch.outer(total, total) / n) / (n - 1)
 
 
 def _take_in(parts: list[GradientCovariance], whole: GradientCovariance, checkpoint: str | Path | None) -> None:

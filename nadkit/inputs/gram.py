@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm import tqdm
 
 from nadkit import checks
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.inputs.basis import NADs
-from nadkit.inputs.covariance import ROUNDING, require_directions
+from nadkit.inputs.covariance import require_directions
 from nadkit.inputs.derivatives import exact
 from nadkit.inputs.population import Method, Population
+from nadkit.inputs.reproducibility import COMPARED, RANK_TOLERANCE, overlaps
 
 GRAM_CHUNK = 2**22
 """Numbers of the derivatives (32 MB in float64) that `leading_nads` looks at at a time."""
@@ -40,7 +42,8 @@ def leading_nads(
 
     The networks and the derivatives are those of `gradient_covariance`, so that
     ``compute_nads(..., n_networks=N).leading(k)`` is the same where D is small enough for it. Held in memory are N x D
-    float32 numbers on the device and k x D float64 ones: 1,000 networks of 3 x 224 x 224 inputs take 600 MB.
+    float32 numbers on the device and 3 k x D float64 ones: 1,000 networks of 3 x 224 x 224 inputs take 600 MB. A
+    warning says where so few networks do not determine the k directions (`NADs.reproducibility`).
 
     A *secant* needs 2 D forward passes a network, which at that size are 300,000: expect to wait.
 
@@ -75,20 +78,31 @@ def leading_nads(
             g[i] = drawn.derivative(drawn.network(i, device), device)
     if len(bad := (~torch.isfinite(g).all(1)).nonzero()):
         raise ValueError(f"network {bad[0].item()}: an input derivative is NaN or infinite")
-    squares, w = torch.linalg.eigh(sum(chunk @ chunk.T for chunk in _centred_columns(g)))
+    squares, vectors = _leading(g, k)
     require_directions(squares.sum(), torch.linalg.vector_norm(g).double().square(), n_networks)
-    squares, w = squares.flip(0)[:k].clamp(min=0), w.flip(1)[:, :k]
-    if len(none := (squares <= ROUNDING * squares[0]).nonzero()):
+    if len(none := (squares <= RANK_TOLERANCE * squares[0]).nonzero()):
         raise ValueError(f"k: the derivatives span {none[0].item()} directions only, got {k}")
-    vectors = torch.cat([w.T @ chunk for chunk in _centred_columns(g)], dim=1) / squares.sqrt()[:, None]
-    return NADs(
+    halves = [_leading(g[parity::2], min(k, COMPARED))[1] for parity in (0, 1)]
+    nads = NADs(
         vectors=vectors.cpu(),
         eigenvalues=squares.cpu() / (n_networks - 1),
         shape=tuple(shape),
         name=f"NADs of {drawn.name}",
         n_networks=n_networks,
         settings=settings,
+        overlap_of_halves=overlaps(*halves) if n_networks >= 4 else None,
     )
+    nads.warn_unless_reproducible(k)
+    return nads
+
+
+def _leading(g: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return s_k^2, (k,), and u_k, (k, D), of derivatives (N, D), in float64; zeros beyond their rank."""
+    squares, w = torch.linalg.eigh(sum(chunk @ chunk.T for chunk in _centred_columns(g)))
+    missing = max(k - len(g), 0)
+    squares, w = pad(squares.flip(0), (0, missing))[:k].clamp(min=0), pad(w.flip(1), (0, missing))[:, :k]
+    scale = squares.sqrt().masked_fill(squares <= RANK_TOLERANCE * squares[0], math.inf)
+    return squares, torch.cat([w.T @ chunk for chunk in _centred_columns(g)], dim=1) / scale[:, None]
 
 
 def _centred_columns(g: Tensor) -> Iterator[Tensor]:

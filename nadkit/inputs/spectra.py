@@ -95,11 +95,15 @@ class Ceiling(NamedTuple):
 def overlap_ceiling(
     eigenvalues: Tensor, k: int, *, n_networks: tuple[int, int], repeats: int = 8, seed: int = 0
 ) -> Ceiling:
-    """Return the overlap to expect between two runs of the same experiment, limited by sampling alone.
+    """Return the overlap to expect between two runs of the same experiment, if their true spectrum is known.
 
     Two covariances are drawn as if derivatives were Gaussian with the given spectrum, from N_1 and N_2 networks; the
     overlap of their leading k-dimensional subspaces is what a perfect reproduction would show: within ``mean`` +-
     ``spread``, as a rule.
+
+    Valid for the spectrum of many more networks than dimensions, as the published ones of some 10,000 are. The *sample*
+    spectrum of few networks is too steep, by up to `marchenko_pastur_edges`; where little is preferred, it promises
+    several times the overlap that two runs have. Take `NADs.reproducibility` then.
 
     Args:
         eigenvalues: (K,) the spectrum taken as the true one, in descending order.

@@ -11,6 +11,8 @@ from nadkit.inputs import gram
 from nadkit.inputs.covariance import compute_nads
 from nadkit.inputs.gram import leading_nads
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*networks do not determine direction")  # these are few
+
 
 def stacked_gradients(model, n, shape=SHAPE):
     """The derivatives that the library takes, (N, D) float64, from autograd."""
@@ -30,6 +32,7 @@ def test_leading_nads_are_those_of_the_covariance(n, method):
     expected, found = compute_nads(tanh_network, **options).leading(5), leading_nads(tanh_network, 5, **options)
     torch.testing.assert_close(found.eigenvalues, expected.eigenvalues, rtol=1e-6, atol=0)
     assert (found.vectors * expected.vectors).sum(1).abs() == pytest.approx([1] * 5, abs=1e-6)
+    torch.testing.assert_close(found.overlap_of_halves, expected.overlap_of_halves[:5], rtol=0, atol=1e-6)
     for fact in ("shape", "name", "n_networks", "centred", "settings"):
         assert getattr(found, fact) == getattr(expected, fact)
 
