@@ -14,7 +14,8 @@ from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, verdict_as_h
 from nadkit.book.records import Record, short_commit
 from nadkit.names import did_you_mean
 
-VERDICTS = (HOLDS, FAILS, UNDECIDED)
+ON_A_STAND_IN = "on a stand-in"
+VERDICTS = (HOLDS, FAILS, UNDECIDED, ON_A_STAND_IN)
 OWN = "our own measurements"
 GONE = "no longer in the chapter"
 # Of several records of one claim, the totals count that of the profile named first.
@@ -55,11 +56,16 @@ class Row:
 
 
 def best(recorded: Iterable[tuple[Record, Claim]]) -> Claim | None:
-    """Return of what records say of a claim that which counts: valid, measured, at the largest scale, latest."""
+    """Return of what records say of a claim that which counts: valid, measured, on the images that it is about, at the
+    largest scale, latest.
+    """
     valid = [(record, claim) for record, claim in recorded if record.counts]
     by_date = sorted(valid, key=lambda pair: pair[0].started, reverse=True)
-    ranked = sorted(by_date, key=lambda pair: (pair[1].measured is None, RANKS.get(pair[0].profile, len(RANKS))))
-    return ranked[0][1] if ranked else None
+
+    def order(pair: tuple[Record, Claim]) -> tuple:
+        return pair[1].measured is None, bool(pair[1].stand_in), RANKS.get(pair[0].profile, len(RANKS))
+
+    return min(by_date, key=order)[1] if by_date else None
 
 
 def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str] = MappingProxyType({})) -> list[Row]:
@@ -78,7 +84,7 @@ def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str
                     # A measurement is judged by today's rules, whatever they were when it was recorded.
                     judged = claim.judged_by(live[claim.id]) if claim.id in live else claim
                     recorded.setdefault(claim.id, []).append((record, judged))
-        undecided = {id: waits.get(id, "") for id, claim in live.items() if claim.verdict == UNDECIDED}
+        undecided = {id: waits.get(id, "") for id, claim in live.items() if claim.verdict not in (HOLDS, FAILS)}
         ids = dict.fromkeys([*live, *recorded])
         found += [Row(run, live.get(id), recorded.get(id, []), undecided.get(id, "")) for id in ids]
     return found
@@ -127,9 +133,14 @@ def totals(rows: Sequence[Row]) -> list[Total]:
 
 
 def _total(paper: str, rows: Sequence[Row]) -> Total:
-    live = Counter(row.live.verdict for row in rows)
-    recorded = Counter(row.best.verdict for row in rows if row.best)
+    live = Counter(_counted(row.live) for row in rows)
+    recorded = Counter(_counted(row.best) for row in rows if row.best)
     return Total(paper, len(rows), {v: live[v] for v in VERDICTS}, {v: recorded[v] for v in VERDICTS})
+
+
+def _counted(claim: Claim) -> str:
+    """Return the verdict that the totals count; one on a stand-in is none about the paper's images."""
+    return claim.verdict if claim.verdict in VERDICTS else ON_A_STAND_IN
 
 
 # ---- for programs --------------------------------------------------------------------------------
