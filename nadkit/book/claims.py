@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,6 +28,10 @@ HOLDS, FAILS, UNDECIDED = "holds", "fails", "not decidable at this scale"
 # A symbol and a word each, so that colour is never the only cue.
 SYMBOLS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
 CSS_CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
+
+# Folders of images that stand in for a set: name of the folder -> what readers call it, and the set.
+STAND_INS = {"cifar10-jpeg": ("a JPEG copy of CIFAR-10", "cifar10")}
+A_FOLDER = "a folder of images"
 
 # An amount or a setting that a recorded run did not state.
 UNKNOWN = "unknown"
@@ -70,8 +74,8 @@ class Claim:
     `measured` is a number, a `Measured`, which brings its `error`, the half-width of its uncertainty, or
     None where nothing could be measured; a number that is not finite was not measured either. `needs` maps
     what the statement needs to (amount of this run, amount required); `same` maps the settings it is about
-    to (this run's, the paper's), which must be equal. `paper` is the citation key, in the book's
-    bibliography, of the paper whose claim it is; "" where it is our own.
+    to (this run's, the paper's), which must be equal, but for a stand-in's (`STAND_INS`). `paper` is the citation
+    key, in the book's bibliography, of the paper whose claim it is; "" where it is our own.
 
     Raises:
         ValueError: no verdict could be computed from these.
@@ -128,7 +132,20 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """HOLDS if the whole interval measured ± error is within the bound, FAILS if none of it is."""
+        """HOLDS if the whole interval measured ± error is within the bound, FAILS if none of it is.
+
+        Measured on a stand-in, it says so, "holds, on a JPEG copy of CIFAR-10", and is neither of the two.
+        """
+        found = self._outcome
+        return f"{found}, on {self.stand_in}" if self.stand_in and found != UNDECIDED else found
+
+    @property
+    def stand_in(self) -> str:
+        """What it was measured on in place of the images that it is about; empty where on these."""
+        return next((ours for ours, theirs in self.same.values() if (ours, theirs) in STAND_INS.values()), "")
+
+    @property
+    def _outcome(self) -> str:
         if self.measured is None or self._obstacles():
             return UNDECIDED
         ends = (self.measured - self.error, self.measured + self.error)
@@ -164,7 +181,8 @@ class Claim:
         return "the uncertainty reaches across the bound"
 
     def _obstacles(self) -> list[str]:
-        other = [f"{name}: {a}, the claim is about {b}" for name, (a, b) in self.same.items() if a != b]
+        differ = [(name, a, b) for name, (a, b) in self.same.items() if a != b and (a, b) not in STAND_INS.values()]
+        other = [f"{name}: {a}, the claim is about {b}" for name, a, b in differ]
         unknown = [f"{name}: unknown, {b:g} needed" for name, (a, b) in self.needs.items() if a == UNKNOWN]
         known = [(name, a, b) for name, (a, b) in self.needs.items() if a != UNKNOWN]
         return other + unknown + [f"{name}: {a:g} of the {b:g} needed" for name, a, b in known if a < b]
@@ -191,6 +209,8 @@ def _scalar(what: str, value: object) -> Scalar:
     # numpy's and torch's scalars become Python's.
     with contextlib.suppress(AttributeError, RuntimeError, ValueError):
         value = value.item()
+    if isinstance(value, str) and value.startswith("folder:"):  # readers need no path
+        return STAND_INS.get(PurePath(value.removeprefix("folder:")).name, (A_FOLDER,))[0]
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float) and math.isfinite(value):
@@ -294,7 +314,7 @@ def show(claims: Iterable[Claim]) -> None:
 
 def _as_text(claim: Claim) -> str:
     lines = [
-        f"{SYMBOLS[claim.verdict]} {claim.verdict}: {claim.statement} [{claim.id}]",
+        f"{SYMBOLS[claim._outcome]} {claim.verdict}: {claim.statement} [{claim.id}]",
         f"    {claim.source}; reported: {claim.report}; measured: {claim.measurement}; holds if {claim.holds_if}",
     ]
     return "\n".join(lines + ([f"    {claim.why_undecided}"] if claim.why_undecided else []))
@@ -315,10 +335,10 @@ def _as_row(claim: Claim, note: str) -> str:
 
 def verdict_as_html(claim: Claim, note: str = "") -> str:
     """Return a verdict as a symbol and a word; where it is undecided also why, and a note."""
-    verdict = f"{SYMBOLS[claim.verdict]} {claim.verdict}"
+    verdict = f"{SYMBOLS[claim._outcome]} {claim.verdict}"
     reasons = [claim.why_undecided, note] if claim.why_undecided else []
     why = "".join(f"<br><small>{html.escape(reason)}</small>" for reason in reasons if reason)
-    return f'<strong class="nadkit-{CSS_CLASSES[claim.verdict]}">{verdict}</strong>{why}'
+    return f'<strong class="nadkit-{CSS_CLASSES[claim._outcome]}">{verdict}</strong>{why}'
 
 
 def annotate(notebook: Mapping[str, Any], notes: Mapping[str, str]) -> bool:

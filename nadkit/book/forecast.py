@@ -176,6 +176,11 @@ class Expected:
             missing = ["not measured"] if self.measured is None or math.isnan(self.measured) else []
         return missing + self._without_result()._obstacles()
 
+    @property
+    def stand_in(self) -> str:
+        """What it will be measured on in place of the images that it is about."""
+        return self._without_result().stand_in
+
     def _without_result(self) -> Claim:
         """Return a claim with the conditions of this one that parameters decide."""
         known = {

@@ -33,7 +33,7 @@ from nadkit.book.chapters import (
     profile_values,
     read_profile,
 )
-from nadkit.book.claims import UNDECIDED
+from nadkit.book.claims import FAILS, HOLDS
 from nadkit.book.forecast import Expected
 from nadkit.book.prints import commit
 from nadkit.book.records import DIFFERS, Record
@@ -79,7 +79,16 @@ class Row:
     @cached_property
     def decides(self) -> list[str]:
         """The claims that it will decide, unless its results stand in the way."""
-        return [claim.id for claim in self.expected if not claim.obstacles and claim.id not in self.leaves]
+        return [claim.id for claim in self._hoped if not claim.stand_in]
+
+    @property
+    def on_a_stand_in(self) -> list[str]:
+        """The claims that it will decide on a stand-in for their images, and so leave waiting."""
+        return [claim.id for claim in self._hoped if claim.stand_in]
+
+    @property
+    def _hoped(self) -> list[Expected]:
+        return [claim for claim in self.expected if not claim.obstacles and claim.id not in self.leaves]
 
     @property
     def file(self) -> str:
@@ -174,6 +183,7 @@ class Plan:
             "state": row.state,
             "decides": row.decides,
             "undecided": self.undecided(row),
+            "on_a_stand_in": row.on_a_stand_in,
         }
 
 
@@ -263,7 +273,7 @@ def _require_claims(row: Row) -> None:
     open_anyway = {claim.id: claim.obstacles[0] for claim in row.expected if claim.obstacles}
     if needless := [name for name in row.leaves if name in open_anyway]:
         raise BadInput(f"leaves: {needless[0]} need not stand there: {open_anyway[needless[0]]}")
-    if not row.decides:
+    if not (row.decides or row.on_a_stand_in):
         why = "; ".join(f"{claim}: {obstacle}" for claim, obstacle in open_anyway.items())
         raise BadInput(f"it decides no claim; {why or 'the chapter makes none'}")
 
@@ -290,7 +300,7 @@ def _decided(root: Path, found: Mapping[str, Sequence[Record]]) -> dict[str, str
                 (record, rule.judge(claim)) for record in of_chapter for claim in record.claims if claim.id == rule.id
             ]
             counts = scorecard.best(said)
-            if counts and counts[1].verdict != UNDECIDED:
+            if counts and counts[1].verdict in (HOLDS, FAILS):
                 verdicts[rule.id] = counts[1].verdict
     return verdicts
 

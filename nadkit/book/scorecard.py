@@ -14,7 +14,8 @@ from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, verdict_as_h
 from nadkit.book.records import Record, short_commit
 from nadkit.names import did_you_mean
 
-VERDICTS = (HOLDS, FAILS, UNDECIDED)
+ON_A_STAND_IN = "on a stand-in"
+VERDICTS = (HOLDS, FAILS, UNDECIDED, ON_A_STAND_IN)
 OWN = "our own measurements"
 GONE = "no longer in the chapter"
 
@@ -53,9 +54,16 @@ class Row:
 
 
 def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | None:
-    """Return of what records say of a claim that which counts: valid, measured, at the largest scale, latest."""
+    """Return of what records say of a claim that which counts: valid, measured, on the images that it is about, at the
+    largest scale, latest.
+    """
     valid = (pair for pair in recorded if pair[0].counts)
-    return min(valid, key=lambda pair: (pair[1].measured is None, pair[0].rank), default=None)
+
+    def order(pair: tuple[Record, Claim]) -> tuple:
+        record, claim = pair
+        return claim.measured is None, bool(claim.stand_in), record.rank
+
+    return min(valid, key=order, default=None)
 
 
 def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str] = MappingProxyType({})) -> list[Row]:
@@ -74,7 +82,7 @@ def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str
                     # A measurement is judged by today's rules, whatever they were when it was recorded.
                     judged = claim.judged_by(live[claim.id]) if claim.id in live else claim
                     recorded.setdefault(claim.id, []).append((record, judged))
-        undecided = {id: waits.get(id, "") for id, claim in live.items() if claim.verdict == UNDECIDED}
+        undecided = {id: waits.get(id, "") for id, claim in live.items() if claim.verdict not in (HOLDS, FAILS)}
         ids = dict.fromkeys([*live, *recorded])
         found += [Row(run, live.get(id), recorded.get(id, []), undecided.get(id, "")) for id in ids]
     return found
@@ -123,9 +131,14 @@ def totals(rows: Sequence[Row]) -> list[Total]:
 
 
 def _total(paper: str, rows: Sequence[Row]) -> Total:
-    live = Counter(row.live.verdict for row in rows)
-    recorded = Counter(row.best[1].verdict for row in rows if row.best)
+    live = Counter(_counted(row.live) for row in rows)
+    recorded = Counter(_counted(row.best[1]) for row in rows if row.best)
     return Total(paper, len(rows), {v: live[v] for v in VERDICTS}, {v: recorded[v] for v in VERDICTS})
+
+
+def _counted(claim: Claim) -> str:
+    """Return the verdict that the totals count; one on a stand-in is none about the paper's images."""
+    return claim.verdict if claim.verdict in VERDICTS else ON_A_STAND_IN
 
 
 # ---- for programs --------------------------------------------------------------------------------

@@ -72,6 +72,32 @@ def test_a_run_of_other_settings_decides_nothing(actual, paper, why):
     assert json.dumps(other.same)
 
 
+@pytest.mark.parametrize(
+    ("images", "theirs", "verdict"),
+    [
+        ("cifar10", "cifar10", HOLDS),
+        ("folder:/home/me/cifar10-jpeg", "cifar10", "holds, on a JPEG copy of CIFAR-10"),
+        ("folder:cifar10-jpeg/", "cifar10", "holds, on a JPEG copy of CIFAR-10"),
+        ("folder:cifar10-jpeg", "mnist", UNDECIDED),
+        ("folder:/home/me/cats", "cifar10", UNDECIDED),
+        ("a JPEG copy of CIFAR-10", "cifar10", "holds, on a JPEG copy of CIFAR-10"),
+    ],
+)
+def test_a_verdict_on_a_stand_in_says_so_and_is_not_one_on_the_images(images, theirs, verdict):
+    made = claim(same={"images": (images, theirs)})
+    assert made.verdict == verdict
+    assert "/home/me" not in str(Claims([made]))
+    assert Claims.from_json(Claims([made]).to_json())[0] == made
+
+
+def test_a_stand_in_excuses_nothing_else():
+    copy = {"images": ("folder:cifar10-jpeg", "cifar10")}
+    assert claim(0.1, same=copy).verdict == "fails, on a JPEG copy of CIFAR-10"
+    assert claim(same=copy | {"width": (0.25, 1.0)}).verdict == UNDECIDED
+    assert claim(same=copy | {"width": (0.25, 1.0)}).why_undecided == "width: 0.25, the claim is about 1.0"
+    assert claim(None, same=copy).verdict == UNDECIDED
+
+
 def test_all_that_stands_against_a_verdict_is_said():
     both = claim(None, same={"sigma": (1, 3)}, needs={"seeds": (1, 3)})
     assert both.why_undecided == "not measured; sigma: 1, the claim is about 3; seeds: 1 of the 3 needed"

@@ -143,6 +143,20 @@ def test_a_claim_that_a_run_leaves_open_is_not_counted(planned):
     assert small.decides == big.decides == ["one-first"]
 
 
+def test_a_claim_measured_on_a_stand_in_still_waits(make_book, planned):
+    claims = CLAIMS.replace("needs=", 'same={"images": (images, "cifar10")}, needs=')
+    chapter = make_notebook("One", f'{PARAMETERS}images: str = "digits"  # what [images]\n', (RUN, claims))
+    on_copy = ROWS[1] | {"name": "copy", "device": "cpu", "parameters": {"images": "folder:cifar10-jpeg"}}
+    root = planned()
+    make_book(one=chapter)
+    (root / plan.PLAN).write_text(yaml.safe_dump([on_copy, ROWS[1] | {"parameters": {"images": "cifar10"}}]))
+    found = plan.read(root)
+    assert [(row.decides, row.on_a_stand_in) for row in found.rows] == [
+        ([], ["one-first", "one-second"]), (["one-first", "one-second"], [])
+    ]  # fmt: skip
+    assert "the big one" in found.waits_for()["one-first"]
+
+
 def test_a_book_without_a_plan_wants_nothing(make_book):
     assert plan.read(make_book(one=make_notebook())).waits_for() == {}
 

@@ -13,7 +13,7 @@ from toy import make_notebook
 from nadkit.book import builder
 from nadkit.book.chapters import BadInput
 from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Claims, Run
-from nadkit.book.scorecard import GONE, OWN, bibliography, markdown, require_cited, rows, to_json, totals
+from nadkit.book.scorecard import GONE, ON_A_STAND_IN, OWN, bibliography, markdown, require_cited, rows, to_json, totals
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"ortizjimenez2020neural", "morcos2018importance"}
@@ -45,9 +45,9 @@ def test_totals_are_those_of_each_paper_and_of_our_own():
     assert [(t.paper, t.claims) for t in found] == [
         ("morcos2018importance", 1), ("ortizjimenez2020neural", 3), ("", 1)
     ]  # fmt: skip
-    assert [list(t.live.values()) for t in found] == [[0, 0, 1], [1, 1, 1], [1, 0, 0]]
-    assert [list(t.recorded.values()) for t in found] == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
-    assert list(found[0].live) == [HOLDS, FAILS, UNDECIDED]
+    assert [list(t.live.values()) for t in found] == [[0, 0, 1, 0], [1, 1, 1, 0], [1, 0, 0, 0]]
+    assert [list(t.recorded.values()) for t in found] == [[0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]]
+    assert list(found[0].live) == [HOLDS, FAILS, UNDECIDED, ON_A_STAND_IN]
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_data_for_programs_have_every_claim_with_its_verdicts():
     assert data["totals"][0] == {
         "paper": "morcos2018importance",
         "claims": 1,
-        "live": {HOLDS: 0, FAILS: 0, UNDECIDED: 1},
-        "recorded": {HOLDS: 0, FAILS: 0, UNDECIDED: 0},
+        "live": {HOLDS: 0, FAILS: 0, UNDECIDED: 1, ON_A_STAND_IN: 0},
+        "recorded": {HOLDS: 0, FAILS: 0, UNDECIDED: 0, ON_A_STAND_IN: 0},
     }
     assert sum(total["claims"] for total in data["totals"]) == 5
 
@@ -127,8 +127,8 @@ def test_the_page_has_a_table_for_each_chapter_with_words_and_symbols():
         "## [Title of *inputs/nads*, $x^2$](/book/inputs/nads.ipynb)",
         "## [Title of *activations/one*, $x^2$](/book/activations/one.ipynb)",
     ]  # fmt: skip
-    assert "| {cite:t}`ortizjimenez2020neural` | 3 | 1 | 1 | 1 | 0 | 0 | 0 |" in text
-    assert f"| {OWN} | 1 | 1 | 0 | 0 | 0 | 0 | 0 |" in text
+    assert "| {cite:t}`ortizjimenez2020neural` | 3 | 1 | 1 | 1 | 0 | 0 | 0 | 0 | 0 |" in text
+    assert f"| {OWN} | 1 | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 0 |" in text
     first, second = tables(text)
     assert [a["href"] for a in first.all("a")] == [
         "../inputs/nads.html#claim-a",
@@ -144,6 +144,20 @@ def test_the_page_has_a_table_for_each_chapter_with_words_and_symbols():
     assert GONE in first.text
     assert "paper · NVIDIA H200 · 01234567+ · 2025-11-20differs: 1 of 2 series differ" in first.text
     assert "differs" not in second.text
+
+
+def test_a_stand_in_has_a_column_of_its_own_and_yields_to_the_images_themselves():
+    copy, itself = ({"images": (images, "cifar10")} for images in ("folder:x/cifar10-jpeg", "cifar10"))
+    live = run(claim("a", None, same={"images": ("digits", "cifar10")}))
+    on_copy, on_itself = recorded("paper", claim("a", 1.0, same=copy)), recorded("cpu", claim("a", 0.1, same=itself))
+    (row,) = rows([live], [on_copy], {"a": "waits for x"})
+    assert row.best.verdict == "holds, on a JPEG copy of CIFAR-10"
+    assert totals([row])[0].recorded == {HOLDS: 0, FAILS: 0, UNDECIDED: 0, ON_A_STAND_IN: 1}
+    assert row.waits == "waits for x"
+    (table,) = tables(markdown([row]))
+    assert "✓ holds, on a JPEG copy of CIFAR-10" in table.text
+    (row,) = rows([live], [on_copy, on_itself])
+    assert row.best.verdict == FAILS
 
 
 def test_an_undecided_claim_says_which_run_it_waits_for():
