@@ -93,7 +93,7 @@ def files_of(module: str, path: Sequence[str]) -> dict[str, Path]:
             found[dotted] = file
             more |= set(imported(text(file), dotted if file.stem == "__init__" else dotted.rpartition(".")[0]))
         left = {name for name in more - seen if not installed or name.partition(".")[0] == top}
-    return found or {top: Path(spec.origin)}  # which is compiled
+    return found or ({top: Path(spec.origin)} if spec.origin else {})  # a compiled one
 
 
 def _usual_spec(top: str) -> ModuleSpec | None:

@@ -110,6 +110,14 @@ def test_of_what_is_installed_a_package_alone_counts():
     assert files_of("sys", sys.path) == files_of("no_such_module", sys.path) == files_of("", []) == {}
 
 
+def test_a_folder_without_a_package_file_holds_modules_too(tmp_path):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "nets.py").write_text("import helper")
+    (tmp_path / "helper.py").write_text("")
+    assert sorted(files_of("plain.nets", [str(tmp_path)])) == ["helper", "plain.nets"]
+    assert files_of("plain.none", [str(tmp_path)]) == {}
+
+
 def test_imports_are_dotted_names():
     source = "import a.b, c\nfrom d import e as f\nfrom . import g\nfrom ..h import i\n%matplotlib inline"
     assert list(imported(source, "p.q")) == ["a.b", "c", "d.e", "p.q.g", "p.h.i"]
