@@ -281,7 +281,7 @@ def noise_curve(
         variants = Variants(model, data, sites, batch_size=batch_size, memory=memory)
 
         def noise(site: Site, r: int, samples: range) -> Tensor:
-            return _noise(site, std[site], samples, (seed, "noise", r), variants.device)
+            return _noise(site, std[site].to(variants.dtype), samples, (seed, "noise", r), variants.device)
 
         scores = _scores(variants, variants.noisy(scale, repeats, noise, progress), repeats * len(scale))
     return NoiseCurve(scale=scale, **scores.each(lambda part: part.unflatten(0, (repeats, len(scale)))))
@@ -320,7 +320,7 @@ def _values(sites: Sites, value: Value, moments: Moments | None) -> dict[Site, T
 
 
 def _per_site(sites: Sites, moments: Moments | None, name: str, purpose: str) -> dict[Site, Tensor]:
-    """Return a moment of each site's units, float32."""
+    """Return a moment of each site's units, float64."""
     if moments is None:
         raise ValueError(
             f"{purpose} needs moments of the training inputs: nadkit.activations.moments.unit_moments(model, x, sites)"
@@ -328,7 +328,7 @@ def _per_site(sites: Sites, moments: Moments | None, name: str, purpose: str) ->
     missing = [site.name for site in sites if site not in moments.sites]
     if missing:
         raise ValueError(f"moments: expected those of {sites.names}, these are of {moments.sites.names}")
-    return {site: getattr(moments[site.name], name).float() for site in sites}
+    return {site: getattr(moments[site.name], name) for site in sites}
 
 
 def _counts(steps: int | Sequence[int], n: int) -> Tensor:
