@@ -3,14 +3,15 @@
     python -m benchmarks.families            # a small member of each family, cut in depth and width where it can be
     python -m benchmarks.families --whole    # the members as they are
 
-For each network: how many activations the oracle meets and how many of them `find_sites` has with the right units, and
-by how much the loss and the accuracy with each of six units clamped to zero, and the selectivity of the same six, differ
-from the oracle's at most. The oracle takes as units what the layer before the activation makes, and runs in float64 with
-one unit clamped at a time by a hook.
+For each network: how many activations the oracle meets and how many of them `find_sites` has with the right units; how
+far clamping each of six units moves the loss at most; by how much loss and accuracy then differ from the oracle's at
+most; and likewise the mean activity at a class and its AUROC, of the same six. The oracle takes as units what the layer
+before an activation makes, and runs in float64 with one unit clamped at a time by a hook.
 """
 
 import argparse
 import copy
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ LINEAR = (nn.Linear, nn.LayerNorm)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Tanh)
 FUNCTIONAL = ("BasicConv2d",)
 """Modules of torchvision's that end in a function, `torch.nn.functional.relu`."""
+APPENDED = "features.final"
+"""A ReLU module that a DenseNet's twin has before the function that it ends in, and which makes that change nothing."""
 
 
 # --- the networks -----------------------------------------------------------------------------------------------------
@@ -57,7 +60,7 @@ def _narrow(name: str) -> nn.Module:
 
 def _convnext() -> nn.Module:
     sizes = (96, 192, 384, 768, None)
-    blocks = [convnext.CNBlockConfig(n, m, 1) for n, m in zip(sizes, sizes[1:], strict=False)]
+    blocks = [convnext.CNBlockConfig(n, m, 1) for n, m in itertools.pairwise(sizes)]
     return convnext.ConvNeXt(blocks, num_classes=2, layer_scale=0.5)
 
 
@@ -132,6 +135,14 @@ def network(name: str, whole: bool = False) -> tuple[nn.Module, tuple[Tensor, Te
 # --- the oracle -------------------------------------------------------------------------------------------------------
 
 
+def twin_of(model: nn.Module) -> nn.Module:
+    """Return a copy in float64 all of whose activations are outputs of modules."""
+    twin = copy.deepcopy(model).double()
+    if isinstance(twin, densenet.DenseNet):
+        twin.features.add_module("final", nn.ReLU())
+    return twin
+
+
 @dataclass(frozen=True, eq=False)
 class Met:
     """An activation that the oracle met: the module it is the output of, its use, and where its units are."""
@@ -159,7 +170,7 @@ def meet(model: nn.Module, x: Tensor) -> list[Met]:
                 (units,) = [n for n in widths if n is not None] or before.normalized_shape
                 assert out.shape[axis] == units
                 if len(out) == len(x):  # and not a bias of positions
-                    met.append(Met(module, path, use, axis, units))
+                    met.append(Met(module, "" if path == APPENDED else path, use, axis, units))
 
         return hook
 
@@ -202,11 +213,15 @@ def selectivity(activity: Tensor, y: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Row:
-    """How a network's sites compare: activations met, sites found and right ones, differences, or what went wrong."""
+    """How a network's sites compare: activations met, sites found and right ones, differences, or what went wrong.
+
+    Losses are in parts of the loss as it is.
+    """
 
     met: int
     found: int = 0
     right: int = 0
+    effect: float = float("nan")
     loss: float = float("nan")
     accuracy: float = float("nan")
     mean: float = float("nan")
@@ -218,7 +233,8 @@ class Row:
 def compare(name: str, whole: bool = False) -> Row:
     """Return how the sites of a family's member compare with the oracle."""
     model, (x, y) = network(name, whole)
-    met = meet(model, x)
+    twin, exact = twin_of(model), x.double()
+    met = meet(twin, exact)
     start = time.perf_counter()
     try:
         sites = find_sites(model, x.shape[1:])
@@ -242,14 +258,15 @@ def compare(name: str, whole: bool = False) -> Row:
     activity = record_activity(model, (x, y), few)
     values, margins = class_auroc(activity)
     seconds = time.perf_counter() - start
-    double, worst = copy.deepcopy(model).double(), dict.fromkeys(("loss", "accuracy", "mean", "auroc"), 0.0)
-    paths = dict(double.named_modules())
+    with torch.no_grad():
+        plain = F.cross_entropy(twin(exact), y).item()
+    worst = dict.fromkeys(("effect", "loss", "accuracy", "mean", "auroc"), 0.0)
     for i, ((m, _), unit, column) in enumerate(zip(chosen, units, columns.tolist(), strict=True)):
-        twin = Met(paths[m.path], m.path, m.use, m.axis, m.units)
-        logits, activations = run(double, x.double(), twin, unit)
-        mean, auroc = selectivity(activations, y)
+        logits, activations = run(twin, exact, m, unit)
+        loss, (mean, auroc) = F.cross_entropy(logits, y).item(), selectivity(activations, y)
         differences = {
-            "loss": abs(scores.loss[i].item() - F.cross_entropy(logits, y).item()),
+            "effect": abs(loss - plain) / plain,
+            "loss": abs(scores.loss[i].item() - loss) / plain,
             "accuracy": abs(scores.accuracy[i].item() - (logits.argmax(1) == y).double().mean().item()),
             "mean": abs(activity.class_means[column, 1].item() - mean),
             "auroc": max(0.0, abs(values[column, 1].item() - auroc) - margins[column, 1].item()),
@@ -264,13 +281,13 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="the members as they are")
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of the families only")
     options = parser.parse_args()
-    print(
-        f"{'network':20}{'met':>5}{'found':>7}{'right':>7}{'loss':>10}{'accuracy':>10}{'mean':>10}{'AUROC':>8}{'s':>7}"
-    )
+    heads = ("met", "found", "right", "effect", "loss", "accuracy", "mean", "AUROC", "s")
+    print(f"{'network':20}" + "".join(f"{head:>9}" for head in heads))
     for name in options.names or SMALL:
         row = compare(name, options.whole)
-        numbers = f"{row.met:5}{row.found:7}{row.right:7}{row.loss:10.1e}{row.accuracy:10.3f}{row.mean:10.1e}"
-        print(f"{name:20}{numbers}{row.auroc:8.3f}{row.seconds:7.1f}  {row.error[:120]}", flush=True)
+        numbers = (row.met, row.found, row.right, row.effect, row.loss, row.accuracy, row.mean, row.auroc, row.seconds)
+        cells = "".join(f"{n:9}" if isinstance(n, int) else f"{n:9.1e}" for n in numbers)
+        print(f"{name:20}{cells}  {row.error[:120]}", flush=True)
 
 
 if __name__ == "__main__":

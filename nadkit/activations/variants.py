@@ -5,6 +5,7 @@ that is changed: what comes before is the same in all of them.
 """
 
 import functools
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -305,7 +306,10 @@ def _vmapped(model: nn.Module, x: Tensor, edits: Mapping[Site, Edit], parameters
         with replaced(model, functions):
             return model(x.clone())
 
-    return torch.vmap(one)(dict(parameters))
+    with warnings.catch_warnings():
+        # a pooling of channels-last maps, of the size of a few numbers a map
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        return torch.vmap(one)(dict(parameters))
 
 
 def _expanded(model: nn.Module, x: Tensor, edits: Mapping[Site, Edit], parameters: Mapping[Site, Tensor]) -> Tensor:
