@@ -2,6 +2,7 @@
 
     python -m benchmarks.families            # a small member of each family, cut in depth and width where it can be
     python -m benchmarks.families --whole    # the members as they are
+    python -m benchmarks.families --overhead # what it costs that GoogLeNet's ReLUs are functions and not modules
 
 For each network: how many activations the oracle meets and how many of them `find_sites` has with the right units; how
 far clamping each of six units moves the loss at most; by how much loss and accuracy then differ from the oracle's at
@@ -11,6 +12,7 @@ before an activation makes, and runs in float64 with one unit clamped at a time 
 
 import argparse
 import copy
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -22,7 +24,9 @@ from torch.nn import functional as F
 from torchvision import models
 from torchvision.models import convnext, densenet, efficientnet, maxvit, regnet, resnet, swin_transformer
 from torchvision.models import vision_transformer as vit
+from torchvision.models.googlenet import BasicConv2d
 
+from benchmarks.timing import core_seconds, in_turns, table
 from nadkit import seeds
 from nadkit.activations.ablation import evaluate_masks
 from nadkit.activations.activity import record_activity
@@ -275,12 +279,42 @@ def compare(name: str, whole: bool = False) -> Row:
     return Row(len(met), len(sites), len(right), **worst, seconds=seconds)
 
 
+class Modular(BasicConv2d):
+    """A layer of GoogLeNet's whose ReLU is a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn(self.conv(x)))
+
+
+def overhead(rounds: int = 5) -> None:
+    """Time GoogLeNet, whose activations are functions, against a twin with modules, in turns."""
+    model, data = network("googlenet")
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if isinstance(module, BasicConv2d):
+            module.__class__, module.relu = Modular, nn.ReLU(inplace=True)
+    runs = {}
+    for kind, subject in (("modules", twin), ("functions", model)):
+        sites = find_sites(subject, data[0].shape[1:])
+        masks = torch.rand(32, sites.n_units, generator=seeds.generator(0, "masks")) < 0.1
+        runs[f"masks, {kind}"] = functools.partial(evaluate_masks, subject, data, sites, masks)
+        runs[f"activity, {kind}"] = functools.partial(record_activity, subject, data, sites)
+    seconds = in_turns(runs, rounds, core_seconds)
+    for what in ("masks", "activity"):
+        pair = {name: seconds[name] for name in runs if name.startswith(what)}
+        print(table(pair, reference=f"{what}, modules", unit="run"))
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--whole", action="store_true", help="the members as they are")
+    parser.add_argument("--overhead", action="store_true", help="time functions against modules")
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of the families only")
     options = parser.parse_args()
+    if options.overhead:
+        overhead()
+        return
     heads = ("met", "found", "right", "effect", "loss", "accuracy", "mean", "AUROC", "s")
     print(f"{'network':20}" + "".join(f"{head:>9}" for head in heads))
     for name in options.names or SMALL:

@@ -43,6 +43,7 @@ __all__ = [
     "area_under_curve",
     "cumulative_curve",
     "evaluate_masks",
+    "layer_curves",
     "noise_curve",
     "unit_impact",
 ]
@@ -141,6 +142,15 @@ def cumulative_curve(
         scores = joined(evaluate(masks[r], bases=_random_bases(sites, seed, r)) for r in bars)
     curves = scores.each(lambda part: part.unflatten(0, (orderings, len(counts))))
     return Curve(counts=counts, fraction=counts.double() / sites.n_units, **curves)
+
+
+def layer_curves(model: nn.Module, data: Data, sites: Sites, **options: object) -> dict[str, Curve]:
+    """Return what `cumulative_curve` gives for each site alone, by name of site; it takes the same options.
+
+    Raises:
+        ValueError: what `cumulative_curve` raises.
+    """
+    return {site.name: cumulative_curve(model, data, sites[[site.name]], **options) for site in sites}
 
 
 def _cumulative_masks(n: int, counts: Tensor, seed: int, ordering: int) -> Tensor:

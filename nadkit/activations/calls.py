@@ -33,7 +33,7 @@ _NAMES = [
 
 def named_functions(names: Iterable[str]) -> dict[Callable, str]:
     """Return PyTorch's functions and methods of these names: each with its name."""
-    return {getattr(space, name): name for space in SPACES for name in names if hasattr(space, name)}
+    return {getattr(space, name): name for name in names for space in SPACES if hasattr(space, name)}
 
 
 FUNCTIONS = named_functions(_NAMES)
@@ -181,4 +181,4 @@ def require_reachable(model: nn.Module) -> None:
             reason = "is compiled in place; pass a copy, copy.deepcopy(model), which is not"
         else:
             continue
-        raise ValueError(f"{f'module {path!r}' if path else f'the network, {type(module).__name__},'} {reason}")
+        raise ValueError(f"{f'module {path!r}' if path else 'the network'} {reason}")

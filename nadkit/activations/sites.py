@@ -7,7 +7,7 @@ ICLR 2018, section 2: hidden units of an MLP, whole feature maps of a ConvNet.
 
 import html
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -185,7 +185,7 @@ def find_sites(
 
     They are the outputs of activation modules, and of the functions `torch.relu`, `torch.nn.functional.gelu` and the
     like, also in place, that modules call: ``"layer1.0.relu"`` is that of ``relu`` in the module ``layer1.0``, with
-    brackets, ``"layer1.0.relu()"``, where there is a module of that name, too. What is used k times in a forward pass
+    brackets, ``"layer1.0.relu()"``, where a module of that name runs, too. What is used k times in a forward pass
     is k sites, ``"layer1.0.relu[0]"``, ``"layer1.0.relu[1]"``. Activations that the inputs have no part in, such as
     those of a position bias, are left out. The network runs in eval mode and comes back in the modes it was in.
 
@@ -232,9 +232,13 @@ def find_sites(
 
 @dataclass(frozen=True, eq=False)
 class _Use:
-    """One use of a place in a forward pass of a batch of two: its output on the meta device, if it is a tensor."""
+    """One use of a place in a forward pass of a batch of two: its output on the meta device, if it is a tensor.
+
+    The name is that of the place, its title, with the number of the use where there are several.
+    """
 
     name: str
+    title: str
     place: Place
     call: int
     kind: str
@@ -301,22 +305,16 @@ def _uses(model: nn.Module, shape: Sequence[int]) -> list[_Use]:
     except Exception as error:
         raise ValueError(f"the network does not take inputs of shape (2, {_some(map(str, shape))}): {error}") from error
     modules, counts = dict(model.named_modules()), Counter(place for place, _, _ in ran)
-    every = dict(model.named_modules(remove_duplicate=False))
     uses = []
     for place, use, output in ran:
-        name = _name(place, every) + (f"[{use}]" if counts[place] > 1 else "")
+        title = f"{place.path}.{place.function}".strip(".")
+        if place.function and Place(title) in counts:  # a module of that name runs, too
+            title += "()"
+        name = f"{title}[{use}]" if counts[place] > 1 else title
         kind = f"{place.function}()" if place.function else type(modules[place.path]).__name__
         is_activation = bool(place.function) or isinstance(modules[place.path], ACTIVATIONS)
-        uses.append(_Use(name, place, use, kind, is_activation, output))
+        uses.append(_Use(name, title, place, use, kind, is_activation, output))
     return uses
-
-
-def _name(place: Place, modules: Collection[str]) -> str:
-    """Return what people call a place: a function has brackets only where a module has its name."""
-    if not place.function:
-        return place.path
-    name = f"{place.path}.{place.function}".lstrip(".")
-    return f"{name}()" if name in modules else name
 
 
 def _readings(model: nn.Module, shape: Sequence[int], uses: Iterable[_Use]) -> dict[tuple[Place, int], Reading]:
@@ -336,19 +334,18 @@ def _zeros(model: nn.Module, count: int, shape: Sequence[int]) -> Tensor:
 
 def _named(model: nn.Module, uses: list[_Use], names: list[str]) -> list[_Use]:
     """Return the uses that were asked for, in order of execution."""
-    modules = {path: module for path, module in model.named_modules(remove_duplicate=False) if path}
-    of_function = [_name(use.place, modules) for use in uses if use.place.function]
-    known = list(dict.fromkeys([*modules, *of_function, *(use.name for use in uses)]))
-    paths = {id(module): path for path, module in model.named_modules()}
-    wanted: set[Place | str] = set()
+    first = {id(module): path for path, module in model.named_modules()}
+    modules = {path: first[id(module)] for path, module in model.named_modules(remove_duplicate=False) if path}
+    known = list(dict.fromkeys([*modules, *(use.title for use in uses), *(use.name for use in uses)]))
+    chosen = set()
     for name in names:
         if name not in known:
             raise ValueError(f"no module {name!r} in {type(model).__name__}; {did_you_mean(name, known)}")
-        place = Place(paths[id(modules[name])]) if name in modules else None
-        if place is not None and all(place != use.place for use in uses):
+        asked = {use for use in uses if modules.get(name, name) in (use.name, use.title)}
+        if not asked:
             raise ValueError(f"module {name!r} of {type(model).__name__} is there but does not run: it has no output")
-        wanted.add(name if place is None else place)
-    return [use for use in uses if wanted & {use.name, use.place, _name(use.place, modules)}]
+        chosen |= asked
+    return [use for use in uses if use in chosen]
 
 
 def as_inputs(model: nn.Module, x: Tensor) -> Tensor:
