@@ -90,14 +90,16 @@ def _swin(block: Callable | None, merging: Callable) -> nn.Module:
     )
 
 
+PLAIN = {"aux_logits": False, "init_weights": False}
+OPTIONS = {"googlenet": PLAIN, "inception_v3": PLAIN}
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "alexnet": lambda: _narrow("alexnet"),
     "convnext_tiny": _convnext,
     "densenet121": lambda: densenet.DenseNet(8, (2, 2, 2, 2), 16, num_classes=2),
     "efficientnet_b0": lambda: models.efficientnet_b0(num_classes=2),
     "efficientnet_v2_s": _efficientnet_v2,
-    "googlenet": lambda: models.googlenet(num_classes=2, aux_logits=False, init_weights=False),
-    "inception_v3": lambda: models.inception_v3(num_classes=2, aux_logits=False, init_weights=False),
+    "googlenet": lambda: models.googlenet(num_classes=2, **PLAIN),
+    "inception_v3": lambda: models.inception_v3(num_classes=2, **PLAIN),
     "maxvit_t": lambda: maxvit.MaxVit((64, 64), 16, 4, [16, 32], [1, 1], 8, 0.0, num_classes=2),
     "mnasnet0_5": lambda: models.mnasnet0_5(num_classes=2),
     "mobilenet_v2": lambda: models.mobilenet_v2(num_classes=2, width_mult=0.25),
@@ -123,7 +125,7 @@ def network(name: str, whole: bool = False) -> tuple[nn.Module, tuple[Tensor, Te
     """Return a random network in eval mode and some data; no unit, layer or logit of it counts for nothing."""
     side = (WHOLE_SIDE if whole else SIDE).get(name, 32)
     with seeds.seeded(0, "family", name):
-        model = models.get_model(name, num_classes=2) if whole else SMALL[name]()
+        model = models.get_model(name, num_classes=2, **OPTIONS.get(name, {})) if whole else SMALL[name]()
         x, y = torch.randn(SAMPLES, 3, side, side), torch.arange(SAMPLES) % 2
         with torch.no_grad():
             for p in model.parameters():

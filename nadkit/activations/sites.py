@@ -263,12 +263,17 @@ class _Use:
     def site(self, axis: int | None, readings: Mapping[tuple[Place, int], Reading]) -> Site:
         shape, reading = self.shape, readings.get((self.place, self.call))
         named = axis if axis is not None else 1
-        first = reading is None or reading.shape[:1] == (3,)
-        if not (-len(shape) <= named < len(shape) and named % len(shape)) or shape[0] != 2 or not first:
+        seen = (
+            f"site {self.name!r}: expected an activation (samples, ...) with units on axis {named}, the output for 2 "
+        )
+        seen += f"samples has shape {shape}"
+        if shape[:1] != (2,) or (reading is not None and reading.shape[:1] != (3,)):
             raise ValueError(
-                f"site {self.name!r}: expected an activation (samples, ...) with units on axis {named}, the output for "
-                f"2 samples has shape {shape}; choose another axis, or other modules with names=[...]"
+                f"{seen}; samples have to lie on the first axis, batch_first=True in some layers of PyTorch's; or "
+                "choose other modules with names=[...]"
             )
+        if not (-len(shape) <= named < len(shape) and named % len(shape)):
+            raise ValueError(f"{seen}; choose another axis, or other modules with names=[...]")
         axis = named % len(shape) if axis is not None or len(shape) == 2 else self._axis(reading)
         units_first = (shape[axis], *shape[1:axis], *shape[axis + 1 :])
         return Site(self.name, self.place.path, self.call, units_first, axis, self.kind, self.place.function)

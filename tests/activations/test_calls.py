@@ -176,6 +176,26 @@ def test_a_network_of_both_has_all_its_sites_also_when_its_course_depends_on_its
     assert impact.loss.shape == (12,)
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_transformers_of_pytorchs_are_seen_into_although_they_have_fused_kernels(activation):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation=activation)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Flatten(1, 2), encoder, nn.Flatten(), nn.Linear(24, 3))
+    x, y = torch.randn(6, 1, 3, 8, generator=seeds.generator(0)), torch.arange(6) % 3
+    sites = find_sites(model, (1, 3, 8))
+    assert sites.names == [f"1.layers.{i}.{activation}" for i in range(2)]
+    assert sites[1].shape == (16, 3)
+    impact, dead = unit_impact(model, (x, y), sites), copy.deepcopy(model)
+    with torch.no_grad():
+        dead[1].layers[1].linear2.weight[:, 5] = 0
+    expected = unit_impact(dead, (x, y), sites).baseline.loss
+    assert impact.loss[16 + 5].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert abs(expected - impact.baseline.loss) > 1e-5
+    first = nn.TransformerEncoderLayer(8, 2, 16, activation=activation)
+    with pytest.raises(ValueError, match=r"2 samples has shape \(3, 2, 16\); samples have .* batch_first=True"):
+        find_sites(Several(first, lambda out: out.transpose(0, 1), lambda x: x.transpose(0, 1)), (3, 8))
+
+
 def test_what_is_done_at_a_site_is_no_call_of_the_network():
     """Neither that of the edit itself, nor for blocks further out."""
     model = pair("torch.relu")[0]
@@ -253,14 +273,14 @@ def test_networks_that_cannot_be_seen_into_are_refused(name):
 
 
 class Several(nn.Module):
-    """A network that returns more than its logits."""
+    """A network that returns more than its logits, or takes something else than its inputs."""
 
-    def __init__(self, network: nn.Module, several) -> None:
+    def __init__(self, network: nn.Module, several, before=lambda x: x) -> None:
         super().__init__()
-        self.network, self.several = network, several
+        self.network, self.several, self.before = network, several, before
 
     def forward(self, x):
-        return self.several(self.network(x))
+        return self.several(self.network(self.before(x)))
 
 
 @pytest.mark.parametrize(
