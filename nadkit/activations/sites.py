@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from numbers import Integral
 from typing import overload
 
 import torch
@@ -207,27 +208,34 @@ def find_sites(
     """
     require_reachable(model)
     uses = _uses(model, shape)
-    given = {} if axis is None or not isinstance(axis, Mapping) else dict(axis)
     if names is None:
         chosen = [use for use in uses if use.is_activation]
     else:
         chosen = _named(model, uses, [names] if isinstance(names, str) else list(names))
-    for name in given:
-        if name not in (known := [use.name for use in chosen]):
-            raise ValueError(f"axis: no site {name!r}; {did_you_mean(name, known)}")
-    if isinstance(axis, int):
-        given = {use.name: axis for use in chosen}
+    given = _axes(axis, [use.name for use in chosen])
+    readings = {}
     if any(use.is_unclear(given) for use in chosen):
         readings = _readings(model, shape, chosen)
         chosen = [use for use in chosen if names is not None or not use.is_constant(readings)]
-    else:
-        readings = {}
     if not chosen and names is None:
         raise ValueError(
             f"no activation in {type(model).__name__}, neither a module nor a function such as torch.relu; name "
             f"modules whose outputs are activations, names=[...], of {_some(use.name for use in uses)}"
         )
     return Sites(use.site(given.get(use.name), readings) for use in chosen)
+
+
+def _axes(axis: int | Mapping[str, int] | None, names: list[str]) -> dict[str, int]:
+    """Return the axes that are given, by name of site."""
+    if axis is None:
+        return {}
+    given = dict(axis) if isinstance(axis, Mapping) else dict.fromkeys(names, axis)
+    for name, value in given.items():
+        if name not in names:
+            raise ValueError(f"axis: no site {name!r}; {did_you_mean(name, names)}")
+        if not isinstance(value, Integral):
+            raise ValueError(f"axis: expected an integer, or integers by name of site, got {value!r}")
+    return given
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,10 +271,8 @@ class _Use:
     def site(self, axis: int | None, readings: Mapping[tuple[Place, int], Reading]) -> Site:
         shape, reading = self.shape, readings.get((self.place, self.call))
         named = axis if axis is not None else 1
-        seen = (
-            f"site {self.name!r}: expected an activation (samples, ...) with units on axis {named}, the output for 2 "
-        )
-        seen += f"samples has shape {shape}"
+        expected = f"site {self.name!r}: expected an activation (samples, ...) with units on axis {named}"
+        seen = f"{expected}, the output for 2 samples has shape {shape}"
         if shape[:1] != (2,) or (reading is not None and reading.shape[:1] != (3,)):
             raise ValueError(
                 f"{seen}; samples have to lie on the first axis, batch_first=True in some layers of PyTorch's; or "
@@ -280,10 +286,9 @@ class _Use:
 
     def _axis(self, reading: Reading | None) -> int:
         """Return the axis that the units were read from."""
-        varying = [] if reading is None else reading.axes
-        if len(varying) == 1:
-            return varying[0]
-        if not varying and 1 in self.shape:  # a single unit
+        if reading is not None and len(reading.axes) == 1:
+            return reading.axes[0]
+        if reading is not None and not reading.axes and 1 in self.shape:  # a single unit
             return self.shape.index(1)
         shape = ", ".join(map(str, self.shape[1:]))
         read = [

@@ -91,6 +91,7 @@ def test_each_site_has_its_own_axis():
 ASKED = {
     "positions added": (lambda n, x: torch.relu(n.a(x) + n.position), {"a": linear(4)}, TOKENS),
     "unknown": (lambda n, x: torch.relu(x), {}, TOKENS),
+    "one position": (lambda n, x: torch.relu(n.a(x)[:, :1]) if x.sum() == 0 else None + x, {"a": linear(4)}, TOKENS),
     "loops until": (lambda n, x: torch.relu(n.a(x)) if x.sum() == 0 else None + x, {"a": linear(4)}, TOKENS),
 }
 
@@ -99,13 +100,16 @@ ASKED = {
 def test_what_cannot_be_told_is_asked_with_both_readings(name):
     forward, layers, shape = ASKED[name]
     net = Net(forward, **layers)
-    words = r"site 'relu': cannot tell .*, 7, 4\): axis=1 has 7 units at 4 pos.*, axis=-1 has 4 units at 7 .*'relu': 1}"
+    t = 1 if name.startswith("one") else 7
+    words = rf"site 'relu': cannot tell .*, {t}, 4\): axis=1 has {t} units at 4 pos.*, axis=-1 has 4 .* at {t} .*: 1}}"
     with pytest.raises(ValueError, match=words):
         find_sites(net, shape)
     for axis in (-1, 2, {"relu": -1}):
-        assert find_sites(net, shape, axis=axis)[0].shape == (4, 7)
+        assert find_sites(net, shape, axis=axis)[0].shape == (4, t)
     with pytest.raises(ValueError, match=r"axis: no site 'rely'; did you mean 'relu'\?"):
         find_sites(net, shape, axis={"rely": 1})
+    with pytest.raises(ValueError, match="axis: expected an integer"):
+        find_sites(net, shape, axis=1.0)
 
 
 def test_activations_that_are_none_of_samples_are_no_sites():
