@@ -126,7 +126,8 @@ def watched(
                 modules[path].register_forward_hook(lambda _, inputs, output, place=place: use(place, inputs, output))
             )
         if calls:
-            stack.enter_context(OnFunctions(functions, on_call))
+            mode = stack.enter_context(OnFunctions(functions, on_call))
+            hooks.append(model.register_forward_hook(lambda _module, _inputs, output: mode.current(output)))
         yield
 
 
@@ -149,7 +150,7 @@ class OnFunctions(TorchFunctionMode):
         """Run a function of PyTorch's."""
         kwargs = kwargs or {}
         if self._instead:
-            args, kwargs = self._current(args), {key: self._current(value) for key, value in kwargs.items()}
+            args, kwargs = self.current(args), {key: self.current(value) for key, value in kwargs.items()}
         output = function(*args, **kwargs)
         label = self._labels.get(function)
         if label is None:
@@ -159,13 +160,16 @@ class OnFunctions(TorchFunctionMode):
         if new is None:
             return output
         if any(output is value for value in inputs):
+            if output._is_view():  # of a tensor that the network may go on with
+                output.copy_(new)
             self._instead[output] = new
         return new
 
-    def _current(self, value: object) -> object:
+    def current(self, value: object) -> object:
+        """Return what took a value's place: of a tensor, and of those in a tuple or list."""
         if isinstance(value, Tensor):
             return self._instead.get(value, value)
-        return type(value)(map(self._current, value)) if type(value) in (tuple, list) else value
+        return type(value)(map(self.current, value)) if type(value) in (tuple, list) else value
 
 
 def require_reachable(model: nn.Module) -> None:

@@ -110,6 +110,37 @@ def test_functions_are_found_recorded_and_ablated_as_modules_are(spelling):
     assert modes() == []
 
 
+@pytest.mark.parametrize("where", ["part", "view", "end"])
+def test_what_works_in_place_on_what_others_hold_is_replaced_for_them_too(where):
+    fc, out = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.out = fc, out
+
+        def forward(self, x):
+            h = self.fc(x)
+            if where == "end":
+                h = self.out(h)
+                h.relu_()
+                return h
+            (h[:, 2:4] if where == "part" else h.view(-1, 2, 3)).relu_()
+            return self.out(h)
+
+    model, x, y = InPlace(), torch.randn(8, 4, generator=seeds.generator(0)), torch.arange(8) % 3
+    sites = find_sites(model, (4,), axis=1)
+    impact = unit_impact(model, (x, y), sites)
+    for unit in range(sites.n_units):
+        with torch.no_grad():
+            h = out(fc(x)) if where == "end" else fc(x)
+            shape = h.shape
+            part = {"part": h[:, 2:4], "view": h.view(-1, 2, 3), "end": h}[where]
+            part.relu_()[:, unit] = 0
+            expected = F.cross_entropy(h.view(shape) if where == "end" else out(h), y)
+        assert impact.loss[unit].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_every_activation_module_calls_a_function_that_is_known():
     known = []
     options = {nn.Threshold: (0.1, 20.0)}
