@@ -14,7 +14,14 @@ from torchvision.models import resnet18
 
 from nadkit import seeds
 from nadkit.activations import ablation
-from nadkit.activations.ablation import area_under_curve, cumulative_curve, evaluate_masks, noise_curve, unit_impact
+from nadkit.activations.ablation import (
+    area_under_curve,
+    cumulative_curve,
+    evaluate_masks,
+    layer_curves,
+    noise_curve,
+    unit_impact,
+)
 from nadkit.activations.moments import Moments, unit_moments
 from nadkit.activations.sites import evaluating, find_sites, replaced
 from nadkit.architectures.convnet import ConvNet
@@ -439,6 +446,16 @@ def test_orderings_are_nested_addressed_and_the_same_at_all_steps():
     scaled = uint8[0].float() / 255, data[1]
     a, b = (cumulative_curve(model, d, sites, orderings=1, steps=2).loss for d in (uint8, scaled))
     torch.testing.assert_close(a, b)
+
+
+def test_curves_of_each_layer_are_those_of_its_site_alone():
+    model, data, sites, m = setting("mlp", 30)
+    options = {"orderings": 2, "steps": 3, "value": "mean", "moments": m, "seed": 4}
+    curves = layer_curves(model, data, sites, **options)
+    assert list(curves) == sites.names
+    for i, curve in enumerate(curves.values()):
+        assert torch.equal(curve.loss, cumulative_curve(model, data, sites[i : i + 1], **options).loss)
+    assert not torch.equal(curves["relu1"].loss, curves["relu2"].loss)
 
 
 def test_dead_units_change_nothing_and_cost_nothing():
