@@ -1,217 +1,407 @@
-"""Secants at the cost of what changes: one pixel reaches a small window of a convolution's maps, and only that is computed.
+"""Secants at the cost of what changes: a pixel reaches a window of a convolution's maps, and only that is computed.
 
-A step at pixel i changes the input in one place, the maps of a k x k convolution in k x k, the maps after that in a
-few more. `Touched` is a batch of such inputs, known by one map that all share and by each one's difference from it
-within a window. A convolution is linear, so it takes the differences alone:
+A step at pixel i changes k x k positions of the maps of a k x k convolution, a few more of the maps after that. So a
+batch of such inputs is one map, the base, and each input's difference d from it, in a window. What is linear takes the
+differences alone, and what is not is done in the windows:
 
-    conv(base + d) = conv(base) + conv(d),
+    conv(base + d) = conv(base) + conv(d),      act(base + d) = act(base) + [act(base + d) - act(base)].
 
-and what is not linear, act(base + d) - act(base), is taken in the windows only. Whatever no rule is written for, such
-as a flattening, a mean over all positions, or a window as large as the map, gets the whole maps and goes on with them.
+The rules are exact; only the rounding differs from a plain loop's. They are at work in every network that begins with
+convolutions, batch norms in eval mode, activations and poolings, with residual sums and dense concatenations among
+them. An operation without a rule, such as flattening, or a window as large as the map gets whole maps, and so does all
+that follows; `reach` says where. On a GPU this is unmeasured.
 
-Source: incremental inference, Nakandala, Nagrecha, Kumar and Papakonstantinou 2020 (Krypton, ACM TODS 45).
+Source: the incremental inference of Krypton (Nakandala, Kumar and Papakonstantinou 2019, SIGMOD), there with values in
+place of differences.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+
+from nadkit.inputs.derivatives import BATCH, Network
+
+STEP = 4
+"""Distance of the pixels of one pass: their windows stay on a grid through two halvings of the image."""
 
 aten = torch.ops.aten
 
-STEP = 4
-"""Distance of the pixels of one pass: their windows stay in step through two halvings of the image."""
-
 
 @torch.no_grad()
-def local_secant(f, x: Tensor, scale: float) -> Tensor:
-    g = torch.empty_like(x)
-    for row in range(min(STEP, x.shape[1])):
-        for column in range(min(STEP, x.shape[2])):
-            pixels = g[:, row::STEP, column::STEP]
-            up, down = f(Touched.pixels(x, scale, (row, column))).view(2, *pixels.shape)
-            pixels.copy_((up - down) / (2 * scale))
+def local_secant(f: Network, x: Tensor, scale: float) -> Tensor:
+    """Return `derivatives.secant`, [f(x + scale e_i) - f(x - scale e_i)] / (2 scale), through what each pixel reaches.
+
+    Args:
+        f: (B, C, H, W) -> (B, 1), which must treat its inputs independently, as networks in eval mode do.
+        x: (C, H, W), the point.
+        scale: half the step, in the units of x.
+    """
+    g, passes = torch.empty_like(x), _Passes()
+    for row, column in ((i, j) for i in range(min(STEP, x.shape[1])) for j in range(min(STEP, x.shape[2]))):
+        every = g[:, row::STEP, column::STEP]
+        rows = max(1, BATCH[x.device.type] // (2 * len(x) * every.shape[2]))
+        for i, some in enumerate(every.split(rows, dim=1)):
+            changed = Changed.pixels(x, scale, (row + STEP * rows * i, column), some.shape[1:], passes)
+            up, down = f(changed).reshape(2, *some.shape)
+            some.copy_((up - down) / (2 * scale))
     return g.flatten()
 
 
-class Touched(Tensor):
-    """B = N R Q maps (C, H, W) that differ from one of them, the base, in windows on an R x Q grid.
+@torch.no_grad()
+def reach(f: Network, x: Tensor) -> list[str]:
+    """Return the operations done in windows, each with its window and its map, such as "max_pool2d: 3x3 of 14x14".
 
-    base: (1, C, H, W); delta: (N, R, Q, h, w, C), or 1 for R and Q
+    The list ends with the operation that needs whole maps. A pixel at the corner is as good as any.
+    """
+    passes = _Passes()
+    f(Changed.pixels(x, 1.0, (0, 0), (1, 1), passes))
+    return passes.trail
+
+
+@dataclass(eq=False)
+class _Passes:
+    """What the passes of one secant share: results that are the same for each, and the operations of the first."""
+
+    results: dict[Hashable, tuple[tuple, Any]] = field(default_factory=dict)
+    trail: list[str] = field(default_factory=list)
+
+    def once(self, function: Callable, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Return function(*args, **kwargs), which the first pass computes; tensors are known by identity."""
+        values = [tuple(a) if isinstance(a, list) else id(a) if isinstance(a, Tensor) else a for a in args]
+        key = (function, *values, *kwargs.items())
+        if key not in self.results:  # the arguments are kept, too: an identity lasts as long as its object
+            self.results[key] = args, function(*args, **kwargs)
+        return self.results[key][1]
+
+
+class Changed(Tensor):
+    """A batch of B = N R Q maps (C, H, W) that are all one map, the base, but for a window in each.
+
+    The window of grid cell (i, j) begins at ``start + step (i, j)``; what of it lies beyond the map means nothing. To
+    PyTorch it is a tensor (B, C, H, W) in the format channels_last.
+
+    Attributes:
+        base: (1, C, H, W).
+        delta: (N, R, Q, h, w, C), or 1 in place of R and Q, the maps less the base within the windows.
+        start, step, grid: where the windows are; grid is (R, Q).
+        passes: what this pass shares with others.
     """
 
     @staticmethod
-    def __new__(cls, base, delta, start, step, grid):
-        size = (delta.shape[0] * grid[0] * grid[1], *base.shape[1:])
-        b, c, h, w = size
-        strides = (c * h * w, 1, w * c, c)
-        new = Tensor._make_wrapper_subclass(cls, size, strides=strides, dtype=base.dtype, device=base.device)
-        new.base, new.delta, new.start, new.step, new.grid = base, delta, start, step, grid
+    def __new__(
+        cls,
+        base: Tensor,
+        delta: Tensor,
+        start: tuple[int, int],
+        step: int,
+        grid: tuple[int, int],
+        passes: _Passes,
+    ) -> Self:
+        _, c, h, w = base.shape
+        new = Tensor._make_wrapper_subclass(
+            cls,
+            (len(delta) * math.prod(grid), c, h, w),
+            strides=(c * h * w, 1, w * c, c),
+            dtype=base.dtype,
+            device=base.device,
+        )
+        new.base, new.delta, new.start, new.step, new.grid, new.passes = base, delta, start, step, grid, passes
         return new
 
     @classmethod
-    def pixels(cls, x, scale, start):
-        c = len(x)
-        steps = scale * torch.eye(c, dtype=x.dtype, device=x.device)
-        delta = torch.cat([steps, -steps]).view(2 * c, 1, 1, 1, 1, c)
-        grid = tuple(-(-(n - s) // STEP) for n, s in zip(x.shape[1:], start))
-        return cls(x[None], delta, start, STEP, grid)
-
-    @property
-    def window(self):
-        return self.delta.shape[3:5]
-
-    def padding(self, window=None, start=None):
-        """left, right margins such that all windows lie in the padded map, along both axes."""
-        window, start = window or self.window, start or self.start
-        return [
-            (max(0, -a), max(0, a + (r - 1) * self.step + h - n))
-            for a, r, h, n in zip(start, self.grid, window, self.base.shape[2:])
-        ]
-
-    def seen(self, maps, window=None, start=None, fill=0.0):
-        """Return the map in every window: a view (R, Q, h, w, C)."""
-        window, start = window or self.window, start or self.start
-        (top, bottom), (left, right) = self.padding(window, start)
-        padded = F.pad(maps[0].permute(1, 2, 0), (0, 0, left, right, top, bottom), value=fill).contiguous()
-        padded = padded[start[0] + top:, start[1] + left:]
-        (r, q), (h, w), c = self.grid, window, padded.shape[2]
-        row, column, _ = padded.stride()
-        return padded.as_strided((r, q, h, w, c), (self.step * row, self.step * column, row, column, 1))
-
-    def like(self, base, delta, start=None, step=None):
-        new = Touched(base, delta, start or self.start, step or self.step, self.grid)
-        h, w = new.window
-        return new.whole() if h * w >= base.shape[2] * base.shape[3] else new
-
-    def whole(self) -> Tensor:
-        (top, bottom), (left, right) = self.padding()
-        n, (r, q), (h, w) = self.delta.shape[0], self.grid, self.window
-        padded = F.pad(self.base[0].permute(1, 2, 0), (0, 0, left, right, top, bottom)).contiguous()
-        all_ = padded.expand(n, r, q, *padded.shape).contiguous()
-        sn, sr, sq, row, column, _ = all_.stride()
-        place = all_[..., self.start[0] + top:, self.start[1] + left:, :]
-        place = place.as_strided((n, r, q, h, w, padded.shape[2]), (sn, sr + self.step * row, sq + self.step * column, row, column, 1))
-        place += self.delta
-        height, width = self.base.shape[2:]
-        return all_[..., top:top + height, left:left + width, :].flatten(0, 2).contiguous().permute(0, 3, 1, 2)
-
-    def inside(self):
-        if not any(map(any, self.padding())):
-            return self.delta
-        return self.delta.where(self.seen(torch.ones_like(self.base[:, :1], dtype=torch.bool), fill=False), 0)
+    def pixels(
+        cls, x: Tensor, scale: float, start: tuple[int, int], grid: tuple[int, int], passes: _Passes | None = None
+    ) -> Self:
+        """Return x: (C, H, W) with a step up, then down, in each channel at each of the pixels start + `STEP` (i, j)."""
+        steps = scale * torch.eye(len(x), dtype=x.dtype, device=x.device)
+        delta = torch.cat([steps, -steps]).view(-1, 1, 1, 1, 1, len(x))
+        passes = passes or _Passes()
+        return cls(passes.once(Tensor.unsqueeze, x, 0), delta, start, STEP, grid, passes)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        x = args[0]
-        if rule := RULES.get(func):
-            found = rule(func, *args, **kwargs)
-            if found is not NotImplemented:
-                if str(func).split(".")[1].endswith("_") and isinstance(found, Touched):
-                    vars(x).update(vars(found))
-                    return x
-                return found
-        if LOG is not None: LOG.append((str(func), [ (tuple(t.window), tuple(t.shape)) for t in args if isinstance(t, Touched)]))
-        args = torch.utils._pytree.tree_map_only(Touched, Touched.whole, args)
-        return func(*args, **kwargs)
-LOG = None
+    def __torch_dispatch__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401
+        """Do an operation in the windows if it has a rule, else on whole maps."""
+        kwargs, rule, name = kwargs or {}, RULES.get(func), func.overloadpacket.__name__
+        done = rule(func, *args, **kwargs) if rule else None
+        if done is None:
+            full, options = tree_map_only(Changed, lambda x: x._whole(f"{name}: whole maps"), (args, kwargs))
+            done = func(*full, **options)
+            if func._schema.is_mutable and isinstance(args[0], Changed):
+                return args[0].become(done)
+        out = done[0] if isinstance(done, tuple) else done
+        if isinstance(out, Changed):
+            out._note(f"{name}: {'x'.join(map(str, out.window))} of {'x'.join(map(str, out.shape[2:]))}")
+        return done
 
-def touched(start, size, k, s, p):
-    first = -(-(start + p - k + 1) // s)
-    n = (start + size - 1 + p) // s - first + 1
-    left = start - (first * s - p)
-    return first, n, left, (n - 1) * s + k - left - size
+    @property
+    def window(self) -> tuple[int, int]:
+        """(h, w)."""
+        return tuple(self.delta.shape[3:5])
+
+    def seen(self, maps: Tensor, start: tuple[int, int] | None = None, window: tuple[int, int] | None = None) -> Tensor:
+        """Return maps (1, C, H, W), zero beyond their edges, in this or another window of each cell: (R, Q, h, w, C)."""
+        start, (h, w) = start or self.start, window or self.window
+        margins = self._margins(start, (h, w))
+        padded = self.passes.once(_padded, maps, *margins)
+        row, column, channel = padded.stride()
+        first = (start[0] + margins[0]) * row + (start[1] + margins[2]) * column
+        size, strides = (*self.grid, h, w, padded.shape[2]), (self.step * row, self.step * column, row, column, channel)
+        return padded.as_strided(size, strides, first)
+
+    def inside(self) -> Tensor:
+        """Return delta with zeros beyond the edges of the map: what the next layer's neighbourhoods see there."""
+        if not any(self._margins(self.start, self.window)):
+            return self.delta
+        return self.delta * self.seen(self.passes.once(torch.ones_like, self.base))[..., :1]
+
+    def after(self, base: Tensor, delta: Tensor, start: tuple[int, int], step: int) -> "Changed":
+        """Return the maps after an operation."""
+        return Changed(base, delta, start, step, self.grid, self.passes)
+
+    def settled(self) -> Tensor:
+        """Return these maps, or whole ones if a window is as large."""
+        h, w = self.base.shape[2:]
+        return self._whole(f"windows as large as the maps: {h}x{w}") if math.prod(self.window) >= h * w else self
+
+    def whole(self) -> Tensor:
+        """Return the maps in full: (B, C, H, W)."""
+        top, bottom, left, right = self._margins(self.start, self.window)
+        padded = self.passes.once(_padded, self.base, top, bottom, left, right)
+        maps = padded.expand(len(self.delta), *self.grid, *padded.shape).contiguous()
+        sample, i, j, row, column, channel = maps.stride()
+        size = (len(self.delta), *self.grid, *self.delta.shape[3:])
+        strides = (sample, i + self.step * row, j + self.step * column, row, column, channel)
+        maps.as_strided(size, strides, (self.start[0] + top) * row + (self.start[1] + left) * column).add_(self.delta)
+        h, w = self.base.shape[2:]
+        return maps[..., top : top + h, left : left + w, :].flatten(0, 2).contiguous().permute(0, 3, 1, 2)
+
+    def become(self, other: Tensor) -> Tensor:
+        """Take another's maps: what an operation in place does."""
+        if not isinstance(other, Changed):  # windows that are the map
+            delta = (other - self.base).permute(0, 2, 3, 1)
+            delta = delta.reshape(-1, *self.grid, *delta.shape[1:])
+            other = Changed(self.base, delta, (0, 0), 0, self.grid, self.passes)
+        vars(self).update(vars(other))
+        return self
+
+    def _margins(self, start: tuple[int, int], window: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return by how much windows go beyond the map: top, bottom, left, right."""
+        ends = [a + (n - 1) * self.step + size for a, n, size in zip(start, self.grid, window, strict=True)]
+        (h, w), (top, left) = self.base.shape[2:], (max(0, -a) for a in start)
+        return top, max(0, ends[0] - h), left, max(0, ends[1] - w)
+
+    def _whole(self, why: str) -> Tensor:
+        self._note(why)
+        return self.whole()
+
+    def _note(self, line: str) -> None:
+        self.passes.trail.append(line)
 
 
-def convolution(func, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    if transposed or not isinstance(x, Touched) or any(x.step % s for s in stride) or stride[0] != stride[1] or set(dilation) != {1}:
-        return NotImplemented
-    base = func(x.base, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
-    k = weight.shape[2:]
-    (top, n, up, down), (left_, m, left, right) = (touched(*o) for o in zip(x.start, x.window, k, stride, padding))
-    d = x.inside()
-    flat = d.flatten(0, 2)
-    (h, w), s = x.window, stride[0]
-    if groups == 1 and h * w < k[0] * k[1]:
-        M = weight.new_zeros(n, m, len(weight), up + h + down, left + w + right, weight.shape[1])
-        so, sp, _, sr, sc, _ = M.stride()
-        c_out, c_in = weight.shape[:2]
-        M.as_strided((n, m, c_out, *k, c_in), (so + s * sr, sp + s * sc, M.stride(2), sr, sc, 1)).copy_(weight.permute(0, 2, 3, 1))
-        M = M[..., up:up + h, left:left + w, :].reshape(n * m * c_out, -1)
-        out = (flat.flatten(1) @ M.T).view(*d.shape[:3], n, m, c_out)
-    else:
-        flat = flat.permute(0, 3, 1, 2)
-        if up == down >= 0 and left == right >= 0:
-            pad = (up, left)
-        else:
-            flat, pad = F.pad(flat, (left, right, up, down)), (0, 0)
-        out = func(flat, weight, None, stride, pad, dilation, False, output_padding, groups).permute(0, 2, 3, 1)
-        out = out.reshape(*d.shape[:3], *out.shape[1:])
-    return x.like(base, out, (top, left_), x.step // s)
+def _padded(maps: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """Return maps (1, C, H, W) with zeros around them, channels last: (H + top + bottom, W + left + right, C)."""
+    return F.pad(maps[0].permute(1, 2, 0), (0, 0, left, right, top, bottom)).contiguous()
 
 
-def norm(func, x, weight, bias, mean, var, training, momentum, eps):
-    if training or mean is None:
-        return NotImplemented
-    base = func(x.base, weight, bias, mean, var, training, momentum, eps)
-    scale = (var + eps).rsqrt() * (1 if weight is None else weight)
-    return x.like(base[0], x.delta * scale), *base[1:]
+class _Outputs(NamedTuple):
+    """The windows of a convolution's or pooling's outputs that see a change, and the zeros around it that they see."""
+
+    start: tuple[int, int]
+    size: tuple[int, int]
+    step: int
+    up: int
+    down: int
+    left: int
+    right: int
 
 
-def pointwise(func, x, *args, **kwargs):
-    base = func(x.base.clone(), *args, **kwargs)
-    values = func(x.seen(x.base) + x.delta, *args, **kwargs)
-    return x.like(base, values.sub_(x.seen(base)))
-
-
-def max_pool(func, x, kernel, stride=None, padding=(0, 0), dilation=(1, 1), ceil_mode=False):
-    kernel, stride, padding = ((v[0], v[0]) if len(v) == 1 else v for v in (kernel, stride or kernel, padding))
-    if ceil_mode or set(dilation) != {1} or any(x.step % s for s in stride) or stride[0] != stride[1]:
-        return NotImplemented
-    base, indices = func(x.base, kernel, stride, padding)
-    (top, n, up, down), (left_, m, left, right) = (touched(*o) for o in zip(x.start, x.window, kernel, stride, padding))
-    (h, w) = x.window
-    region, at = (up + h + down, left + w + right), (x.start[0] - up, x.start[1] - left)
-    v = x.seen(x.base, region, at, -math.inf).expand(len(x.delta), *x.grid, *region, -1).contiguous()
-    v[..., up:up + h, left:left + w, :] += x.inside()
-    v = F.max_pool2d(v.flatten(0, 2).permute(0, 3, 1, 2), kernel, stride).permute(0, 2, 3, 1)
-    v = v.reshape(len(x.delta), *x.grid, *v.shape[1:])
-    new = Touched(base, v, (top, left_), x.step // stride[0], x.grid)
-    return x.like(base, v - new.seen(base), (top, left_), x.step // stride[0]), indices
-
-
-def joined(xs):
-    if not all(isinstance(x, Touched) and x.grid == xs[0].grid and x.step == xs[0].step and len(x.delta) == len(xs[0].delta) for x in xs):
+def _outputs(x: Changed, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> _Outputs | None:
+    """Return None where the stride would put the windows off their grid, or past the change."""
+    if stride[0] != stride[1] or x.step % stride[0]:
         return None
-    start = tuple(min(x.start[i] for x in xs) for i in (0, 1))
-    end = tuple(max(x.start[i] + x.window[i] for x in xs) for i in (0, 1))
-    out = []
-    for x in xs:
-        u, l = x.start[0] - start[0], x.start[1] - start[1]
-        d, r = end[0] - x.start[0] - x.window[0], end[1] - x.start[1] - x.window[1]
-        out.append(F.pad(x.delta, (0, 0, l, r, u, d)) if any((u, l, d, r)) else x.delta)
-    return start, out
+    starts, sizes, zeros = [], [], []
+    for a, h, k, s, p in zip(x.start, x.window, kernel, stride, padding, strict=True):
+        first, last = math.ceil((a + p - k + 1) / s), (a + h - 1 + p) // s
+        before = a - (first * s - p)
+        starts.append(first)
+        sizes.append(last - first + 1)
+        zeros += [before, (last - first) * s + k - before - h]
+    return _Outputs(tuple(starts), tuple(sizes), x.step // stride[0], *zeros) if min(sizes) > 0 else None
 
 
-def add(func, x, y, *, alpha=1):
-    if alpha != 1 or not (both := joined([x, y])):
-        return NotImplemented
-    start, (a, b) = both
-    return x.like(x.base + y.base, a + b, start)
+def _convolution(
+    func: Callable,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Tensor | None:
+    if not isinstance(x, Changed) or transposed or set(dilation) != {1}:
+        return None
+    out = _outputs(x, weight.shape[2:], stride, padding)
+    if out is None:
+        return None
+    rest = dilation, transposed, output_padding, groups
+    base, d = x.passes.once(func, x.base, weight, bias, stride, padding, *rest), x.inside()
+    if groups == 1 and math.prod(x.window) < math.prod(weight.shape[2:]):  # one matrix has fewer products
+        matrix = x.passes.once(_as_matrix, weight, stride[0], x.window, out)
+        delta = (d.flatten(0, 2).flatten(1) @ matrix).view(*d.shape[:3], *out.size, len(weight))
+    else:
+        maps, margins = _as_maps(d), (out.up, out.left)
+        if margins != (out.down, out.right) or min(margins) < 0:  # a convolution pads both sides alike
+            maps, margins = F.pad(maps, (out.left, out.right, out.up, out.down)), (0, 0)
+        delta = _as_windows(func(maps, weight, None, stride, margins, *rest), d.shape[1:3])
+    return x.after(base, delta, out.start, out.step).settled()
 
 
-def cat(func, xs, dim=0):
-    if dim != 1 or not (all_ := joined(xs)):
-        return NotImplemented
-    start, deltas = all_
-    grid = torch.broadcast_shapes(*(d.shape[:5] for d in deltas))
-    return xs[0].like(torch.cat([x.base for x in xs], 1), torch.cat([d.expand(*grid, -1) for d in deltas], -1), start)
+def _as_matrix(weight: Tensor, stride: int, window: tuple[int, int], out: _Outputs) -> Tensor:
+    """Return the convolution of a window as a matrix: (h w C, h' w' C')."""
+    (h, w), (c_out, c_in, *kernel) = window, weight.shape
+    matrix = weight.new_zeros(out.up + h + out.down, out.left + w + out.right, c_in, *out.size, c_out)
+    row, column, channel, i, j, one = matrix.stride()
+    size, strides = (*out.size, *kernel, c_in, c_out), (stride * row + i, stride * column + j, row, column, channel, one)
+    matrix.as_strided(size, strides).copy_(weight.permute(2, 3, 1, 0))
+    return matrix[out.up : out.up + h, out.left : out.left + w].reshape(h * w * c_in, -1)
 
 
-RULES = {aten.convolution.default: convolution, aten.native_batch_norm.default: norm, aten.max_pool2d_with_indices.default: max_pool,
-    aten.add.Tensor: add, aten.add_.Tensor: add, aten.cat.default: cat}
-RULES |= {f: pointwise for f in (aten.relu.default, aten.relu_.default, aten.leaky_relu.default, aten.leaky_relu_.default, aten.gelu.default, aten.tanh.default)}
+def _batch_norm(
+    func: Callable,
+    x: Changed,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, ...] | None:
+    if training:
+        return None
+    base, *statistics = x.passes.once(func, x.base, weight, bias, mean, variance, training, momentum, eps)
+    scale = (variance + eps).rsqrt()
+    delta = x.delta * (scale if weight is None else scale * weight)
+    return x.after(base, delta, x.start, x.step), *statistics
+
+
+def _activation(func: Callable, x: Changed, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+    base = x.passes.once(_of_a_copy, x.base, func, *args, **kwargs)
+    values = func(x.seen(x.base) + x.delta, *args, **kwargs)
+    new = x.after(base, values.sub_(x.seen(base)), x.start, x.step)
+    return x.become(new) if func._schema.is_mutable else new
+
+
+def _of_a_copy(maps: Tensor, func: Callable, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+    """Return func(maps), which stay as they are even if func works in place."""
+    return func(maps.clone(), *args, **kwargs)
+
+
+def _max_pool(
+    func: Callable,
+    x: Changed,
+    kernel: list[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor] | None:
+    kernel, stride = _pairs(kernel, stride)
+    if any(padding) or ceil_mode or set(dilation) != {1} or (out := _outputs(x, kernel, stride, (0, 0))) is None:
+        return None
+    base, indices = x.passes.once(func, x.base, kernel, stride)
+    (h, w), start = x.window, (x.start[0] - out.up, x.start[1] - out.left)
+    values = x.seen(x.base, start, (out.up + h + out.down, out.left + w + out.right))
+    values = values.expand(len(x.delta), *values.shape).contiguous()
+    values[..., out.up : out.up + h, out.left : out.left + w, :] += x.delta
+    new = x.after(base, _as_windows(F.max_pool2d(_as_maps(values), kernel, stride), x.grid), out.start, out.step)
+    new.delta -= new.seen(base)
+    return new.settled(), indices
+
+
+def _avg_pool(
+    func: Callable, x: Changed, kernel: list[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), *options: Any
+) -> Tensor | None:
+    kernel, stride = _pairs(kernel, stride)
+    if any(padding) or any(options) or (out := _outputs(x, kernel, stride, (0, 0))) is None:
+        return None
+    d = x.inside()
+    delta = func(F.pad(_as_maps(d), (out.left, out.right, out.up, out.down)), kernel, stride)
+    base = x.passes.once(func, x.base, kernel, stride)
+    return x.after(base, _as_windows(delta, d.shape[1:3]), out.start, out.step).settled()
+
+
+def _add(func: Callable, x: Tensor, y: Tensor, *, alpha: float = 1) -> Tensor | None:
+    if alpha != 1 or (start := _united([x, y])) is None:
+        return None
+    start, (dx, dy) = start
+    new = x.after(x.passes.once(torch.add, x.base, y.base), dx + dy, start, x.step).settled()
+    return x.become(new) if func._schema.is_mutable else new
+
+
+def _cat(func: Callable, parts: list[Tensor], dim: int = 0) -> Tensor | None:
+    if dim not in (1, -3) or (united := _united(parts)) is None:
+        return None
+    (start, deltas), x = united, parts[0]
+    shape = torch.broadcast_shapes(*(d.shape[:-1] for d in deltas))
+    delta = torch.cat([d.expand(*shape, -1) for d in deltas], dim=-1)
+    return x.after(x.passes.once(_side_by_side, *(p.base for p in parts)), delta, start, x.step).settled()
+
+
+def _side_by_side(*maps: Tensor) -> Tensor:
+    return torch.cat(maps, dim=1)
+
+
+def _united(parts: Sequence[Tensor]) -> tuple[tuple[int, int], list[Tensor]] | None:
+    """Return where the window begins that holds those of all parts, and each one's differences in it."""
+    if not all(isinstance(p, Changed) for p in parts) or len({(p.passes, p.step, p.shape[0], *p.shape[2:]) for p in parts}) > 1:
+        return None
+    start = tuple(min(starts) for starts in zip(*(p.start for p in parts), strict=True))
+    end = [max(p.start[axis] + p.window[axis] for p in parts) for axis in (0, 1)]
+    deltas = []
+    for p in parts:
+        (top, left), (h, w) = (a - b for a, b in zip(p.start, start, strict=True)), p.window
+        zeros = (0, 0, left, end[1] - p.start[1] - w, top, end[0] - p.start[0] - h)
+        deltas.append(F.pad(p.delta, zeros) if any(zeros) else p.delta)
+    return start, deltas
+
+
+def _pairs(kernel: Sequence[int], stride: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return both as PyTorch means them: one number is for both axes, and no stride is the kernel's."""
+    return tuple(tuple(v) * 2 if len(v) == 1 else tuple(v) for v in (kernel, stride or kernel))
+
+
+def _as_maps(windows: Tensor) -> Tensor:
+    """(N, R, Q, h, w, C) -> (N R Q, C, h, w)."""
+    return windows.flatten(0, 2).permute(0, 3, 1, 2)
+
+
+def _as_windows(maps: Tensor, grid: Sequence[int]) -> Tensor:
+    """(N R Q, C, h, w) -> (N, R, Q, h, w, C)."""
+    maps = maps.permute(0, 2, 3, 1)
+    return maps.reshape(-1, *grid, *maps.shape[1:])
+
+
+RULES: dict[Callable, Callable] = {
+    aten.convolution.default: _convolution,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.cudnn_batch_norm.default: _batch_norm,
+    aten.max_pool2d_with_indices.default: _max_pool,
+    aten.avg_pool2d.default: _avg_pool,
+    aten.add.Tensor: _add,
+    aten.add_.Tensor: _add,
+    aten.cat.default: _cat,
+}
+"""What is done in windows: operation -> rule, which returns None for a case that needs whole maps."""
+
+for _name in ("relu", "leaky_relu", "elu", "gelu", "silu", "mish", "sigmoid", "tanh", "hardtanh", "hardswish"):
+    RULES |= {getattr(aten, name).default: _activation for name in (_name, f"{_name}_") if hasattr(aten, name)}
