@@ -64,6 +64,11 @@ def reach(f: Network, x: Tensor) -> list[str]:
     return passes.trail
 
 
+def is_local(f: Network, x: Tensor) -> bool:
+    """Say whether anything is done in windows."""
+    return len(reach(f, x)) > 1
+
+
 @dataclass(eq=False)
 class _Passes:
     """What the passes of one secant share: results that are the same for each, and the operations of the first."""
@@ -95,7 +100,7 @@ class Changed(Tensor):
 
     @staticmethod
     def __new__(
-        cls,
+        cls: type[Self],
         base: Tensor,
         delta: Tensor,
         start: tuple[int, int],
@@ -118,7 +123,7 @@ class Changed(Tensor):
     def pixels(
         cls, x: Tensor, scale: float, start: tuple[int, int], grid: tuple[int, int], passes: _Passes | None = None
     ) -> Self:
-        """Return x: (C, H, W) with a step up, then down, in each channel at each of the pixels start + `STEP` (i, j)."""
+        """Return x: (C, H, W) with a step up, then down, in each channel at each pixel start + `STEP` (i, j)."""
         steps = scale * torch.eye(len(x), dtype=x.dtype, device=x.device)
         delta = torch.cat([steps, -steps]).view(-1, 1, 1, 1, 1, len(x))
         passes = passes or _Passes()
@@ -145,7 +150,7 @@ class Changed(Tensor):
         return tuple(self.delta.shape[3:5])
 
     def seen(self, maps: Tensor, start: tuple[int, int] | None = None, window: tuple[int, int] | None = None) -> Tensor:
-        """Return maps (1, C, H, W), zero beyond their edges, in this or another window of each cell: (R, Q, h, w, C)."""
+        """Return maps (1, C, H, W), zero beyond their edges, in these windows or others: (R, Q, h, w, C)."""
         start, (h, w) = start or self.start, window or self.window
         margins = self._margins(start, (h, w))
         padded = self.passes.once(_padded, maps, *margins)
@@ -270,8 +275,8 @@ def _as_matrix(weight: Tensor, stride: int, window: tuple[int, int], out: _Outpu
     (h, w), (c_out, c_in, *kernel) = window, weight.shape
     matrix = weight.new_zeros(out.up + h + out.down, out.left + w + out.right, c_in, *out.size, c_out)
     row, column, channel, i, j, one = matrix.stride()
-    size, strides = (*out.size, *kernel, c_in, c_out), (stride * row + i, stride * column + j, row, column, channel, one)
-    matrix.as_strided(size, strides).copy_(weight.permute(2, 3, 1, 0))
+    diagonals = (stride * row + i, stride * column + j, row, column, channel, one)
+    matrix.as_strided((*out.size, *kernel, c_in, c_out), diagonals).copy_(weight.permute(2, 3, 1, 0))
     return matrix[out.up : out.up + h, out.left : out.left + w].reshape(h * w * c_in, -1)
 
 
@@ -329,7 +334,12 @@ def _max_pool(
 
 
 def _avg_pool(
-    func: Callable, x: Changed, kernel: list[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,), *options: Any
+    func: Callable,
+    x: Changed,
+    kernel: list[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    *options: object,
 ) -> Tensor | None:
     kernel, stride = _pairs(kernel, stride)
     if any(padding) or any(options) or (out := _outputs(x, kernel, stride, (0, 0))) is None:
@@ -341,9 +351,9 @@ def _avg_pool(
 
 
 def _add(func: Callable, x: Tensor, y: Tensor, *, alpha: float = 1) -> Tensor | None:
-    if alpha != 1 or (start := _united([x, y])) is None:
+    if alpha != 1 or (united := _united([x, y])) is None:
         return None
-    start, (dx, dy) = start
+    start, (dx, dy) = united
     new = x.after(x.passes.once(torch.add, x.base, y.base), dx + dy, start, x.step).settled()
     return x.become(new) if func._schema.is_mutable else new
 
@@ -363,7 +373,9 @@ def _side_by_side(*maps: Tensor) -> Tensor:
 
 def _united(parts: Sequence[Tensor]) -> tuple[tuple[int, int], list[Tensor]] | None:
     """Return where the window begins that holds those of all parts, and each one's differences in it."""
-    if not all(isinstance(p, Changed) for p in parts) or len({(p.passes, p.step, p.shape[0], *p.shape[2:]) for p in parts}) > 1:
+    if not all(isinstance(p, Changed) for p in parts):
+        return None
+    if len({(p.passes, p.step, p.grid, len(p.delta), *p.shape[2:]) for p in parts}) > 1:
         return None
     start = tuple(min(starts) for starts in zip(*(p.start for p in parts), strict=True))
     end = [max(p.start[axis] + p.window[axis] for p in parts) for axis in (0, 1)]
