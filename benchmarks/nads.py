@@ -1,8 +1,10 @@
 """NADs: time per network against the plain loop, agreement with it, and memory against the number of networks.
 
-python -m benchmarks.nads [--architecture lenet] [--device cpu] [--networks 20] [--rounds 5] [--compile] [--memory]
+python -m benchmarks.nads [--architecture lenet] [--device cpu] [--networks 20] [--rounds 5] [--memory]
 python -m benchmarks.nads --device cuda --architecture resnet18
 python -m benchmarks.nads --device cuda --architecture torchvision:resnet18 --large [--networks 500]
+
+The last row of the first has as many processes of one thread as torch has threads, as have the workers of a chapter.
 
 The second, on a GPU, takes the secants of ResNet18 (2,048 forward passes a network) at several batch sizes; the plain
 loop's two batches of 1,024 need some 2 GiB of its memory, the largest batch twice that. The third measures the leading
@@ -15,15 +17,18 @@ import math
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 
 from benchmarks import reference
 from benchmarks.timing import in_turns, table
 from nadkit import architectures, seeds
-from nadkit.inputs.covariance import GradientCovariance, compute_nads, gradient_covariance
-from nadkit.inputs.derivatives import BATCH, compiled_once, secant
+from nadkit.inputs.covariance import compute_nads, gradient_covariance, merged
+from nadkit.inputs.derivatives import BATCH
 from nadkit.inputs.gram import leading_nads
+from nadkit.inputs.local import reach
 
 SHAPE = (1, 32, 32)
 LARGE = (3, 224, 224)
@@ -39,9 +44,11 @@ def networks(architecture: str, n: int, device: str) -> list[torch.nn.Module]:
     return built
 
 
-def speed(architecture: str, device: str, n: int, rounds: int, compile: bool) -> None:
-    """Print the time per network of the plain loop and of the library, at several batch sizes."""
+def speed(architecture: str, device: str, n: int, rounds: int) -> None:
+    """Print the time per network of the plain loop and of the library, at several batch sizes and through windows."""
     x = torch.randn(SHAPE, generator=seeds.generator(0, "point")).to(device)
+    print("in windows:", *reach(networks(architecture, 1, device)[0].eval(), x), sep="\n  ")
+    covariance = functools.partial(gradient_covariance, architecture, device=device)
 
     def plain() -> None:
         for model in networks(architecture, n, device):
@@ -49,22 +56,22 @@ def speed(architecture: str, device: str, n: int, rounds: int, compile: bool) ->
 
     def ours(batch: int) -> None:
         BATCH[torch.device(device).type] = batch
-        gradient_covariance(architecture, networks=range(n), device=device, compile=False)
+        covariance(networks=range(n), local=False)
 
-    def compiled() -> None:
-        models = [m.eval().to(memory_format=torch.channels_last) for m in networks(architecture, n, device)]
-        covariance = GradientCovariance.empty(SHAPE, {}, device)
-        covariance.update(torch.stack([secant(fast(model), x, SCALE) for model in models]), (0, n))
+    def on_processes(pool: Executor, processes: int) -> None:
+        shares = [range(i * n // processes, (i + 1) * n // processes) for i in range(processes)]
+        merged(share.result() for share in [pool.submit(covariance, networks=share, local=True) for share in shares])
 
     chosen = BATCH[torch.device(device).type]
     batches = sorted({chosen // 4, chosen // 2, chosen, 2 * chosen} & set(range(16, 2049)))
     contenders = {"plain loop": plain}
     contenders |= {f"nadkit, batch {batch}": functools.partial(ours, batch) for batch in batches}
-    if compile:  # compiled here, once, as `gradient_covariance` does for all networks of a call
-        template = networks(architecture, 1, device)[0].eval().requires_grad_(False)
-        fast = compiled_once(template.to(memory_format=torch.channels_last))
-        contenders["nadkit, compiled"] = compiled
-    seconds = in_turns(contenders, rounds)
+    contenders["nadkit, local"] = functools.partial(covariance, networks=range(n), local=True)
+    processes = torch.get_num_threads() if device == "cpu" else 1
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        if processes > 1:
+            contenders[f"nadkit, local, {processes} processes"] = functools.partial(on_processes, pool, processes)
+        seconds = in_turns(contenders, rounds)
     print(table({name: time / n for name, time in seconds.items()}, reference="plain loop", unit="network"))
     BATCH[torch.device(device).type] = chosen
 
@@ -84,7 +91,7 @@ def peak_memory(architecture: str, device: str, n: int) -> int:
     """Return the peak memory (bytes) of a fresh process that takes ``n`` derivatives: of the GPU, or resident."""
     return _peak(
         "from nadkit.inputs.covariance import gradient_covariance; "
-        f"gradient_covariance({architecture!r}, networks=range({n}), device={device!r}, compile=False).nads()",
+        f"gradient_covariance({architecture!r}, networks=range({n}), device={device!r}).nads()",
         device,
     )
 
@@ -125,7 +132,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--networks", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="time the compiled forward pass too")
     parser.add_argument("--memory", action="store_true", help="peak memory at 100 and 2,000 networks")
     parser.add_argument("--large", action="store_true", help="only the leading NADs of 3 x 224 x 224 inputs")
     options = parser.parse_args()
@@ -134,7 +140,7 @@ def main() -> None:
         large(options.architecture, options.device, options.networks)
         return
     agreement(options.architecture, options.device, options.networks)
-    speed(options.architecture, options.device, options.networks, options.rounds, options.compile)
+    speed(options.architecture, options.device, options.networks, options.rounds)
     if options.memory:
         few, many = (peak_memory(options.architecture, options.device, n) for n in (100, 2000))
         print(f"peak memory: {few / 2**20:.0f} MiB at 100 networks, {many / 2**20:.0f} MiB at 2,000")

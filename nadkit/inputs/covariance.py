@@ -7,7 +7,6 @@ Source: Ortiz-Jimenez, Modas, Moosavi-Dezfooli and Frossard, "Neural Anisotropy 
 
 import functools
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from nadkit import checks, identity, storage
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.inputs.basis import NADs
-from nadkit.inputs.derivatives import compiled_once, exact
+from nadkit.inputs.derivatives import exact
 from nadkit.inputs.population import Method, Population, Settings
 from nadkit.inputs.reproducibility import leading_eigenvectors, overlaps
 from nadkit.training.parallel import gather
@@ -30,8 +29,8 @@ from nadkit.training.parallel import gather
 BLOCK = {"secant": 64, "gradient": 256, "mixed": 1}
 """Networks per update of the covariance: enough that the update costs little beside the derivatives."""
 
-COMPILED_FROM = 2000
-"""Networks for which compiling, some 20 s on a CPU, is soon earned back (``benchmarks/nads.py``)."""
+LOCAL_FROM = 2000
+"""Networks from which on secants are local on a CPU, unless one says; fewer keep the digits they always had."""
 
 PART = {"secant": 128, "gradient": 256, "mixed": 16}
 """Networks per task of a worker and between saves: whole blocks, enough of them to be worth sending their moments.
@@ -222,7 +221,7 @@ def compute_nads(
         architecture: a name or a factory (`nadkit.architectures`).
         n_networks: number N of random networks.
         shape, method, scale, seed, x: what the derivatives are of, see `Population`.
-        run: how to compute: ``device``, ``checkpoint``, ``compile``, ``executor``, ``progress``, see
+        run: how to compute: ``device``, ``checkpoint``, ``local``, ``executor``, ``progress``, see
             `gradient_covariance`.
 
     Raises:
@@ -240,7 +239,7 @@ def gradient_covariance(
     networks: range = range(10_000),
     device: str | torch.device = "auto",
     checkpoint: str | Path | None = None,
-    compile: bool | None = None,
+    local: bool | None = None,
     executor: Executor | None = None,
     progress: bool = False,
     **population: Any,  # noqa: ANN401
@@ -255,8 +254,9 @@ def gradient_covariance(
         device: where to compute; the derivatives are float32, their moments float64. With an executor, ``"auto"`` is
             what its first worker to answer has.
         checkpoint: a file to save to after each `PART` of the networks and on an interrupt, and to continue from.
-        compile: compile the secant's forward pass; by default on a CPU with a C++ compiler, from 2,000 networks on,
-            but not with an executor, each of whose tasks would compile anew.
+        local: take secants through the windows that a pixel reaches, the same up to rounding and several times as
+            fast, of networks that begin with convolutions (`nadkit.inputs.local`, whose `reach` says how far); by
+            default on a CPU, from 2,000 networks on. Other networks stay with the plain loop.
         executor: compute on its workers instead, one `PART` of the networks a task; the moments come back to the CPU.
         progress: show a bar with an estimate.
         population: with a name or factory, the rest of its `Population`: ``shape``, ``method``, ``scale``, ``seed``,
@@ -271,8 +271,8 @@ def gradient_covariance(
     elif population:
         raise TypeError(f"gradient_covariance: a Population has its own {', '.join(population)}")
     if executor is not None:
-        return _on_workers(executor, architecture, networks, device, checkpoint, progress, compile)
-    return _here(architecture, networks, pick(device), checkpoint, progress, compile)
+        return _on_workers(executor, architecture, networks, device, checkpoint, progress, local)
+    return _here(architecture, networks, pick(device), checkpoint, progress, local)
 
 
 def _here(
@@ -281,14 +281,12 @@ def _here(
     device: torch.device,
     checkpoint: str | Path | None = None,
     progress: bool = False,
-    compile: bool | None = None,
+    local: bool | None = None,
 ) -> GradientCovariance:
     """Return `gradient_covariance` computed in this process, part by part."""
     covariance = _start(checkpoint, population.shape, population.settings(device), networks, device)
     left = [i for i in networks if not covariance.has(i)]
-    if compile is None:
-        compile = device.type == "cpu" and len(left) >= COMPILED_FROM and shutil.which("c++") is not None
-    fast = compiled_once(population.network(0, device)) if compile and population.method == "secant" else lambda f: f
+    local = _wants_local(local, networks, device) and population.is_local(device)
     with _bar(networks, left, progress) as bar, exact():
         for part in _blocks(left, PART[population.method]):
             moments = GradientCovariance.empty(covariance.shape, covariance.settings, device)
@@ -296,7 +294,7 @@ def _here(
                 for block in _blocks(range(*part), BLOCK[population.method]):
                     rows = []
                     for i in range(*block):
-                        rows.append(population.derivative(fast(population.network(i, device)), device))
+                        rows.append(population.derivative(population.network(i, device), device, local=local))
                         bar.update()
                     moments.update(torch.stack(rows), block)
             finally:  # by an interrupt, too
@@ -311,11 +309,11 @@ def _on_workers(
     device: str | torch.device,
     checkpoint: str | Path | None,
     progress: bool,
-    compile: bool | None,
+    local: bool | None,
 ) -> GradientCovariance:
     """Return `gradient_covariance` computed in parts, which are summed up in order, whichever comes first."""
     device = next(gather(executor, pick, [(device,)]))
-    task = functools.partial(_part, population, device, compile)
+    task = functools.partial(_part, population, device, _wants_local(local, networks, device))
     none = next(gather(executor, task, [(range(0),)]))  # ask a worker for the settings: only it has the device
     covariance = _start(checkpoint, none.shape, none.settings, networks, torch.device("cpu"))
     left = [i for i in networks if not covariance.has(i)]
@@ -337,8 +335,12 @@ def _on_workers(
     return covariance
 
 
-def _part(population: Population, device: torch.device, compile: bool | None, networks: range) -> GradientCovariance:
-    part = _here(population, networks, pick(device), compile=compile)
+def _wants_local(local: bool | None, networks: range, device: torch.device) -> bool:
+    return device.type == "cpu" and len(networks) >= LOCAL_FROM if local is None else local
+
+
+def _part(population: Population, device: torch.device, local: bool, networks: range) -> GradientCovariance:
+    part = _here(population, networks, pick(device), local=local)
     return replace(part, **{name: moment.cpu() for name, moment in part._moments().items()})
 
 

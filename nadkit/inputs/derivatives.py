@@ -73,14 +73,3 @@ def exact() -> contextlib.AbstractContextManager:
     not be the same every time. Matrix products have all digits unless torch has been told otherwise.
     """
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-
-
-def compiled_once(template: nn.Module) -> Callable[[nn.Module], Network]:
-    """Compile one network; every other of its kind then runs as that one with its weights copied in."""
-    forward = torch.compile(template)
-
-    def fast(model: nn.Module) -> Network:
-        template.load_state_dict(model.state_dict())
-        return forward
-
-    return fast

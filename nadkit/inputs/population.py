@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nadkit import architectures, checks, identity, seeds
 from nadkit.architectures import Architecture, Shape
 from nadkit.inputs.derivatives import Network, exact, gradient, mixed_moment, secant
+from nadkit.inputs.local import is_local, local_secant
 from nadkit.storage import digest
 
 Method = Literal["secant", "gradient", "mixed"]
@@ -75,16 +76,23 @@ class Population:
         """Return network i on a device, in eval mode."""
         return self._built(self.architecture, i, torch.device(device))
 
-    def derivative(self, f: Network, device: str | torch.device = "cpu") -> Tensor:
-        """Return the derivative of a network on a device at the point: (D,), or J J^T (D, D) for ``"mixed"``."""
+    def derivative(self, f: Network, device: str | torch.device = "cpu", *, local: bool = False) -> Tensor:
+        """Return the derivative of a network on a device at the point: (D,), or J J^T (D, D) for ``"mixed"``.
+
+        ``local`` takes a secant through the windows that a pixel reaches (`nadkit.inputs.local`).
+        """
         x = self.x.to(device)
         match self.method:
             case "secant":
-                return secant(f, x, self.scale)
+                return (local_secant if local else secant)(f, x, self.scale)
             case "gradient":
                 return gradient(f, x)
             case "mixed":
                 return mixed_moment(f, x)
+
+    def is_local(self, device: str | torch.device = "cpu") -> bool:
+        """Say whether a pixel's step reaches but a window of what the first layers give, so that local secants pay."""
+        return self.method == "secant" and is_local(self.network(0, device), self.x.to(device))
 
     def settings(self, device: str | torch.device = "cpu") -> Settings:
         """Return what the derivatives are of, network 0 and its outputs included.

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -345,13 +344,24 @@ def test_the_same_seed_gives_the_same_nads():
     assert not torch.equal(nads[0].vectors, nads[2].vectors)
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiling_does_not_change_the_numbers():
-    plain, compiled = (
-        gradient_covariance("lenet", shape=(1, 16, 16), networks=range(3), device="cpu", compile=c).covariance()
-        for c in (False, True)
+def test_windows_do_not_change_the_numbers(two_processes):
+    plain, local, on_workers = (
+        gradient_covariance("lenet", shape=(1, 16, 16), networks=range(3), device="cpu", **options)
+        for options in ({}, {"local": True}, {"local": True, "executor": two_processes})
     )
-    torch.testing.assert_close(plain, compiled, rtol=1e-3, atol=1e-4 * plain.abs().max().item())
+    largest = plain.second.abs().max().item()
+    torch.testing.assert_close(local.second, plain.second, rtol=1e-4, atol=1e-5 * largest)
+    assert not torch.equal(local.second, plain.second)
+    assert torch.equal(local.second, on_workers.second)
+
+
+def test_many_networks_are_taken_in_windows(monkeypatch):
+    def second(**options):
+        return gradient_covariance("lenet", shape=(1, 16, 16), networks=range(3), device="cpu", **options).second
+
+    assert torch.equal(second(), second(local=False))
+    monkeypatch.setattr("nadkit.inputs.covariance.LOCAL_FROM", 3)
+    assert torch.equal(second(), second(local=True))
 
 
 def test_eval_mode_and_no_gradients_in_the_networks():
