@@ -151,13 +151,13 @@ def test_a_stand_in_has_a_column_of_its_own_and_yields_to_the_images_themselves(
     live = run(claim("a", None, same={"images": ("digits", "cifar10")}))
     on_copy, on_itself = recorded("paper", claim("a", 1.0, same=copy)), recorded("cpu", claim("a", 0.1, same=itself))
     (row,) = rows([live], [on_copy], {"a": "waits for x"})
-    assert row.best.verdict == "holds, on a JPEG copy of CIFAR-10"
+    assert row.best[1].verdict == "holds, on a JPEG copy of CIFAR-10"
     assert totals([row])[0].recorded == {HOLDS: 0, FAILS: 0, UNDECIDED: 0, ON_A_STAND_IN: 1}
     assert row.waits == "waits for x"
     (table,) = tables(markdown([row]))
     assert "✓ holds, on a JPEG copy of CIFAR-10" in table.text
     (row,) = rows([live], [on_copy, on_itself])
-    assert row.best.verdict == FAILS
+    assert row.best[1].verdict == FAILS
 
 
 def test_an_undecided_claim_says_which_run_it_waits_for():
