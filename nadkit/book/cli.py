@@ -244,9 +244,10 @@ def _record_plan(options: argparse.Namespace) -> Answer:
             _say(f"{row.name}: {problem or 'recorded'}")
             ended.append({"run": row.name, "recorded": not problem, "problem": problem})
     found = plan.read(root)
+    wanted = [row for row in found.rows if row.device in devices]
     left, failed = found.todo(devices), any(entry["problem"] not in ("", plan.STOPPED) for entry in ended)
-    data = {"ended": ended, "left": [row.name for row in left], "runs": [found.facts(row) for row in found.rows]}
-    return Answer(_plan_text(data, found.rows, left), data, FAILED if failed else OK)
+    data = {"ended": ended, "left": [row.name for row in left], "runs": [found.facts(row) for row in wanted]}
+    return Answer(_plan_text(data, wanted, left), data, FAILED if failed else OK)
 
 
 def _plan_text(data: Mapping[str, Any], rows: Sequence["Row"], left: Sequence["Row"]) -> str:
