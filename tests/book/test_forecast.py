@@ -6,7 +6,7 @@ import pytest
 from toy import make_notebook
 
 from nadkit.book.chapters import find_chapters, load, profile_values
-from nadkit.book.claims import UNDECIDED, Claim
+from nadkit.book.claims import UNDECIDED, UNKNOWN, Claim
 from nadkit.book.forecast import Unknown, expected
 from nadkit.book.records import recorded
 
@@ -122,7 +122,7 @@ def disagreements(chapter, values, made, *, small: bool = False) -> list[str]:
             for name, pair in getattr(rule, which).items():
                 known = isinstance(pair, tuple) and not any(isinstance(side, Unknown) for side in pair)
                 got = getattr(claim, which).get(name, pair)  # some are stated only where a result calls for them
-                if known and tuple(got) != pair:
+                if known and got[0] != UNKNOWN and tuple(got) != pair:  # a record may not state what is asked today
                     wrong.append(f"{claim.id}, {name}: {pair} was foreseen, {got} found")
     return wrong
 
@@ -130,9 +130,9 @@ def disagreements(chapter, values, made, *, small: bool = False) -> list[str]:
 @pytest.mark.parametrize("name", [name for name in find_chapters(ROOT) if recorded(name, ROOT)])
 def test_the_records_are_as_foreseen(name):
     chapter = load(ROOT, name)
-    today = {claim.id for claim in expected(chapter, profile_values(chapter))}
+    rules = {claim.id: claim for claim in expected(chapter, profile_values(chapter))}
     for record in recorded(name, ROOT):
         known = {key: value for key, value in record.parameters.items() if key in chapter.parameters}
         values = profile_values(chapter, record.profile) | known
-        made = [claim for claim in record.claims if claim.id in today]
+        made = [rules[claim.id].judge(claim) for claim in record.claims if claim.id in rules]
         assert disagreements(chapter, values, made) == []
