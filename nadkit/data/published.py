@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nadkit import files
+from nadkit import checks, files
 from nadkit.files import DataError
 from nadkit.inputs.basis import NADs
 from nadkit.names import hint
@@ -63,14 +63,17 @@ class Anchor(NamedTuple):
     noise: dict[float, float]
 
 
+@checks.typed
 def numbers(name: str) -> dict[str, Any]:
     """Return the tables of ``published_numbers/NAME.toml``; keys that are numbers come as numbers.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        ValueError: there is no such file; near misses are suggested.
     """
-    file = resources.files("nadkit.data") / "published_numbers" / f"{name}.toml"
-    return _by_number(tomllib.loads(file.read_text()))
+    folder = resources.files("nadkit.data") / "published_numbers"
+    tables = {file.name.removesuffix(".toml"): file for file in folder.iterdir()}
+    checks.require_one_of("name", name, sorted(tables))
+    return _by_number(tomllib.loads(tables[name].read_text()))
 
 
 def _by_number(value: Any) -> Any:  # noqa: ANN401
@@ -152,6 +155,7 @@ class IndexCurve:
     singular_value: Tensor
 
 
+@checks.typed
 def published_nads(name: str, *, download: bool = True) -> NADs:
     """Return the authors' NADs of a network: 1023 directions of the 1x32x32 input.
 
@@ -180,6 +184,7 @@ def published_nads(name: str, *, download: bool = True) -> NADs:
         raise _damaged(path, f"orthonormal rows of 1024: {error}") from error
 
 
+@checks.typed
 def is_at_hand(name: str) -> bool:
     """Return whether the NADs of that name were published and their files lie in a data folder."""
     network = {network.lower(): network for network in NETWORKS}.get(name.lower())
@@ -189,6 +194,7 @@ def is_at_hand(name: str) -> bool:
     )
 
 
+@checks.typed
 def published_fourier_map(name: str) -> Tensor | None:
     """Return the published test accuracy on D(v) over the Fourier grid: (16, 16) float64, [y, x].
 
@@ -210,6 +216,7 @@ def published_fourier_map(name: str) -> Tensor | None:
     return _fractions(path, table.pivot(index="y", columns="x", values=column))
 
 
+@checks.typed
 def published_index_curve(name: str) -> IndexCurve | None:
     """Return the published test accuracy on D(u_i) against the NAD index i, as far as measured.
 

@@ -63,6 +63,7 @@ class GradientCovariance:
     second: Tensor
 
     @classmethod
+    @checks.typed
     def empty(cls, shape: Shape, settings: Settings, device: str | torch.device = "cpu") -> Self:
         """Return the moments of no networks (on the CPU for MPS, which has no float64)."""
         size = math.prod(shape)
@@ -79,6 +80,7 @@ class GradientCovariance:
         """Say whether a network has been seen."""
         return any(first <= network < last for first, last in self.networks)
 
+    @checks.typed
     def update(self, derivatives: Tensor, networks: tuple[int, int]) -> None:
         """Take in the derivatives of the networks (first, last): (N, D), or (N, D, D) if each is J J^T already.
 
@@ -89,6 +91,7 @@ class GradientCovariance:
         sums = (torch.zeros_like(self.total), g.sum(0)) if g.ndim == 3 else (g.sum(0), g.T @ g)
         self._add(*sums, [networks])
 
+    @checks.typed
     def merge(self, other: "GradientCovariance") -> None:
         """Take in what another run of the same settings saw.
 
@@ -107,6 +110,7 @@ class GradientCovariance:
         total, second = self.total + total, self.second + second
         self.networks, self.total, self.second = ranges, total, second
 
+    @checks.typed
     def covariance(self, *, centred: bool = True) -> Tensor:
         """Return the sample covariance, or with ``centred=False`` the second moment sum g g^T / N: (D, D) float64."""
         n = self.count
@@ -114,6 +118,7 @@ class GradientCovariance:
             return self.second / n
         return (self.second - torch.outer(self.total, self.total) / n) / (n - 1)
 
+    @checks.typed
     def nads(self, *, centred: bool = True) -> NADs:
         """Return the NADs: all D eigenvectors, by descending eigenvalue, on the CPU.
 
@@ -136,12 +141,14 @@ class GradientCovariance:
             settings=self.settings,
         )
 
+    @checks.typed
     def save(self, path: str | Path) -> None:
         """Write the moments to a safetensors file, whole or not at all."""
         facts = {"shape": self.shape, "settings": self.settings, "networks": self.networks}
         storage.write(path, type(self).__name__, {"total": self.total, "second": self.second}, facts)
 
     @classmethod
+    @checks.typed
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote.
 
@@ -157,6 +164,7 @@ class GradientCovariance:
             raise ValueError(f"{path}: a damaged covariance; delete it to start afresh ({error})") from error
 
 
+@checks.typed
 def compute_nads(
     architecture: Architecture,
     *,
@@ -188,6 +196,7 @@ def compute_nads(
     return gradient_covariance(population, networks=range(n_networks), **run).nads(centred=method != "mixed")
 
 
+@checks.typed
 def gradient_covariance(
     architecture: Architecture | Population,
     *,
@@ -224,6 +233,8 @@ def gradient_covariance(
         architecture = Population(architecture, **population)
     elif population:
         raise TypeError(f"gradient_covariance: a Population has its own {', '.join(population)}")
+    if networks.step < 1 or networks.start < 0:
+        raise ValueError(f"networks: expected a range of numbers from 0, in ascending order, got {networks}")
     if executor is not None:
         return _on_workers(executor, architecture, networks, device, checkpoint, progress, compile)
     return _here(architecture, networks, pick(device), checkpoint, progress, compile)
@@ -297,15 +308,14 @@ def _part(population: Population, device: torch.device, compile: bool | None, ne
     return part
 
 
+@checks.typed
 def merged(parts: Iterable[GradientCovariance]) -> GradientCovariance:
     """Return one covariance of all networks of several, which stay as they are.
 
     Raises:
         ValueError: no parts, settings that differ, or a network that is in two parts.
     """
-    parts = list(parts)
-    if not parts:
-        raise ValueError("merged: expected at least one covariance")
+    parts = checks.require_all("parts", parts, GradientCovariance)
     whole = GradientCovariance.empty(parts[0].shape, parts[0].settings, parts[0].total.device)
     for part in parts:
         whole.merge(part)

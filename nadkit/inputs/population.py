@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nadkit import architectures, checks, seeds
 from nadkit.architectures import Architecture, Shape
+from nadkit.devices import pick
 from nadkit.inputs.derivatives import Network, exact, gradient, mixed_moment, secant
 from nadkit.storage import digest
 
@@ -17,6 +18,7 @@ Method = Literal["secant", "gradient", "mixed"]
 Settings = dict[str, str | int | float]
 
 
+@checks.typed
 @dataclass(frozen=True, eq=False)
 class Population:
     """The fresh one-logit networks of an architecture, in eval mode, and their input derivatives at one point x.
@@ -71,13 +73,16 @@ class Population:
         """The architecture's name."""
         return architectures.name_of(self.architecture)
 
+    @checks.typed
     def network(self, i: int, device: str | torch.device = "cpu") -> nn.Module:
         """Return network i on a device, in eval mode."""
-        return self._built(self.architecture, i, torch.device(device))
+        checks.require_integer("i", i, 0)
+        return self._built(self.architecture, i, pick(device))
 
+    @checks.typed
     def derivative(self, f: Network, device: str | torch.device = "cpu") -> Tensor:
         """Return the derivative of a network on a device at the point: (D,), or J J^T (D, D) for ``"mixed"``."""
-        x = self.x.to(device)
+        x = self.x.to(pick(device))
         match self.method:
             case "secant":
                 return secant(f, x, self.scale)
@@ -86,13 +91,15 @@ class Population:
             case "mixed":
                 return mixed_moment(f, x)
 
+    @checks.typed
     def settings(self, device: str | torch.device = "cpu") -> Settings:
         """Return what the derivatives are of, network 0 included: only those of equal settings belong together.
 
         Raises:
             ValueError: the networks have not just one logit.
         """
-        device, first = torch.device(device), self.network(0, device)
+        device = pick(device)
+        first = self.network(0, device)
         if (logits := architectures.n_logits(first, self.shape, device)) != 1:
             raise ValueError(f"architecture {self.name!r}: expected 1 logit, got {logits}")
         if isinstance(self.architecture, _BatchStatistics):  # whose last digits depend on the number of threads
@@ -126,6 +133,7 @@ def _options(layer: nn.Module) -> dict[str, object]:
     return {name: value for name, value in named.items() if isinstance(value, str | int | float | tuple | None)}
 
 
+@checks.typed
 def with_batch_statistics(architecture: Architecture, *, batch: int = 128, seed: int = 0) -> Callable[..., nn.Module]:
     """Return a factory of the same networks whose batch norms normalise in eval mode, too.
 

@@ -58,6 +58,7 @@ class Trained:
     shape: Shape
     classes: int
 
+    @checks.typed
     def network(self, epoch: int | None = None) -> nn.Module:
         """Return the network in eval mode, on the CPU, as it was after an epoch, by default the last that was kept.
 
@@ -73,6 +74,7 @@ class Trained:
         return model.eval()
 
 
+@checks.typed
 def fit_many(
     architecture: Architecture,
     problems: Sequence[Problem],
@@ -138,6 +140,7 @@ def fit_many(
     return [saved.finished[job.number][0] for job in jobs]
 
 
+@checks.typed
 def fit_networks(
     architecture: Architecture | Sequence[Architecture],
     problems: Sequence[Problem],
@@ -291,7 +294,7 @@ def _jobs(
         architectures.factory(factory)  # a wrong name should fail here, not in a worker
         if not isinstance(how, Recipe):
             raise ValueError(f"recipe: expected a training.Recipe, got {how!r}")
-        aim = aim or cross_entropy
+        aim = cross_entropy if aim is None else aim
         fitting.checked(aim)
         jobs.append(
             _Job(

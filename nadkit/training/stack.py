@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from nadkit import seeds
 from nadkit.data.images import to_float
-from nadkit.training.fitting import Data, History, Objective, checked, evaluate, require_finite, require_fit
+from nadkit.training.fitting import Data, History, Objective, checked, loss_and_accuracy, require_finite, require_fit
 from nadkit.training.recipe import Recipe
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -69,7 +69,7 @@ def fit_stack(
                 stack.copy_to(models)
                 after_epoch(epoch + 1)
     for model, data, history in zip(models, test, histories, strict=True):
-        history.tested(*evaluate(model, data))
+        history.tested(*loss_and_accuracy(model, data))
     return histories
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import pickle
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -576,7 +576,7 @@ def test_impossible_requests_are_explained():
         ({"strategy": "vmapp"}, "strategy: expected one of auto, loop, processes, vmap, got 'vmapp'; did you mean"),
         ({"workers": 0}, "workers: expected an integer, at least 1, got 0"),
         (
-            {"strategy": "loop", "executor": object()},
+            {"strategy": "loop", "executor": Executor()},
             "expected 'auto', 'processes' or 'vmap' with an executor",
         ),
     ]:
