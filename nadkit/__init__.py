@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from nadkit.activations.ablation import area_under_curve, cumulative_curve, noise_curve, unit_impact
+    from nadkit.activations.ablation import (
+        area_under_curve,
+        cumulative_curve,
+        layer_curves,
+        noise_curve,
+        unit_impact,
+    )
     from nadkit.activations.activity import record_activity
     from nadkit.activations.selectivity import class_selectivity, mutual_information
     from nadkit.activations.sites import find_sites
@@ -28,7 +34,13 @@ if TYPE_CHECKING:
     from nadkit.training import Recipe, fit, fit_many, fit_networks
 
 _NAMES = {
-    "nadkit.activations.ablation": ("area_under_curve", "cumulative_curve", "noise_curve", "unit_impact"),
+    "nadkit.activations.ablation": (
+        "area_under_curve",
+        "cumulative_curve",
+        "layer_curves",
+        "noise_curve",
+        "unit_impact",
+    ),
     "nadkit.activations.activity": ("record_activity",),
     "nadkit.activations.selectivity": ("class_selectivity", "mutual_information"),
     "nadkit.activations.sites": ("find_sites",),

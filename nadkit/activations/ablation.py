@@ -43,6 +43,7 @@ __all__ = [
     "area_under_curve",
     "cumulative_curve",
     "evaluate_masks",
+    "layer_curves",
     "noise_curve",
     "unit_impact",
 ]
@@ -141,6 +142,15 @@ def cumulative_curve(
         scores = joined(evaluate(masks[r], bases=_random_bases(sites, seed, r)) for r in bars)
     curves = scores.each(lambda part: part.unflatten(0, (orderings, len(counts))))
     return Curve(counts=counts, fraction=counts.double() / sites.n_units, **curves)
+
+
+def layer_curves(model: nn.Module, data: Data, sites: Sites, **options: object) -> dict[str, Curve]:
+    """Return what `cumulative_curve` gives for each site alone, by name of site; it takes the same options.
+
+    Raises:
+        ValueError: what `cumulative_curve` raises.
+    """
+    return {site.name: cumulative_curve(model, data, sites[[site.name]], **options) for site in sites}
 
 
 def _cumulative_masks(n: int, counts: Tensor, seed: int, ordering: int) -> Tensor:
@@ -281,7 +291,7 @@ def noise_curve(
         variants = Variants(model, data, sites, batch_size=batch_size, memory=memory)
 
         def noise(site: Site, r: int, samples: range) -> Tensor:
-            return _noise(site, std[site], samples, (seed, "noise", r), variants.device)
+            return _noise(site, std[site].to(variants.dtype), samples, (seed, "noise", r), variants.device)
 
         scores = _scores(variants, variants.noisy(scale, repeats, noise, progress), repeats * len(scale))
     return NoiseCurve(scale=scale, **scores.each(lambda part: part.unflatten(0, (repeats, len(scale)))))
@@ -320,7 +330,7 @@ def _values(sites: Sites, value: Value, moments: Moments | None) -> dict[Site, T
 
 
 def _per_site(sites: Sites, moments: Moments | None, name: str, purpose: str) -> dict[Site, Tensor]:
-    """Return a moment of each site's units, float32."""
+    """Return a moment of each site's units, float64."""
     if moments is None:
         raise ValueError(
             f"{purpose} needs moments of the training inputs: nadkit.activations.moments.unit_moments(model, x, sites)"
@@ -328,7 +338,7 @@ def _per_site(sites: Sites, moments: Moments | None, name: str, purpose: str) ->
     missing = [site.name for site in sites if site not in moments.sites]
     if missing:
         raise ValueError(f"moments: expected those of {sites.names}, these are of {moments.sites.names}")
-    return {site: getattr(moments[site.name], name).float() for site in sites}
+    return {site: getattr(moments[site.name], name) for site in sites}
 
 
 def _counts(steps: int | Sequence[int], n: int) -> Tensor:

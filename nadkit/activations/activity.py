@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from nadkit import checks
 from nadkit.activations.moments import BATCH, require_finite
-from nadkit.activations.sites import Site, Sites, capture, evaluating, require_sites
-from nadkit.data.images import to_float
+from nadkit.activations.scores import require_logits
+from nadkit.activations.sites import Site, Sites, as_inputs, capture, evaluating, require_sites
 
 __all__ = ["Activity", "activity_at", "activity_of", "over_positions", "record_activity", "require_every_class"]
 
@@ -226,17 +226,18 @@ def record_activity(
     checks.require_integer("batch_size", batch_size, 1)
     if len(x) != len(y) or len(x) == 0 or y.ndim != 1:
         raise ValueError(f"data: expected one label an input, got {len(x)} inputs and labels of {tuple(y.shape)}")
-    device = next((p.device for p in model.parameters()), x.device)
-    require_sites(model, sites, to_float(x[:1].to(device)))
+    first = as_inputs(model, x[:1])
+    device = first.device
+    require_sites(model, sites, first)
     batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
     activity = None
     with evaluating(model), capture(model, sites, activity_at) as averages:
         for inputs, labels in tqdm(batches, unit="batch", disable=not progress, leave=False):
-            logits = model(to_float(inputs.to(device)))
+            logits = model(as_inputs(model, inputs))
             if activity is None:
                 activity = Activity.empty(
                     sites,
-                    logits.shape[1] if classes is None else classes,
+                    require_logits(logits) if classes is None else classes,
                     resolution=resolution,
                     device="cpu" if device.type == "mps" else device,  # which has no float64
                 )

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nadkit import checks
-from nadkit.activations.sites import Site, Sites, capture, evaluating, require_sites
-from nadkit.data.images import to_float
+from nadkit.activations.sites import Site, Sites, as_inputs, capture, evaluating, require_sites
 
 __all__ = ["Moments", "require_finite", "unit_moments"]
 
@@ -58,8 +57,7 @@ def unit_moments(model: nn.Module, x: Tensor, sites: Sites, *, batch_size: int =
     checks.require_integer("batch_size", batch_size, 1)
     if len(x) == 0:
         raise ValueError("moments: expected at least one sample, got none")
-    device = _device(model)
-    require_sites(model, sites, to_float(x[:1].to(device)))
+    require_sites(model, sites, as_inputs(model, x[:1]))
     parts: dict[str, tuple[int, Tensor, Tensor]] = {}
 
     def take_in(site: Site, out: Tensor) -> None:
@@ -72,7 +70,7 @@ def unit_moments(model: nn.Module, x: Tensor, sites: Sites, *, batch_size: int =
 
     with evaluating(model), capture(model, sites, take_in):
         for batch in x.split(batch_size):
-            model(to_float(batch.to(device)))
+            model(as_inputs(model, batch))
     for name, (_, mean, m2) in parts.items():
         require_finite(name, mean + m2)
     mean = torch.cat([parts[name][1] for name in sites.names])
@@ -94,10 +92,6 @@ def require_finite(name: str, values: Tensor) -> None:
             f"site {name!r}: the activation of {len(bad)} of its {len(values)} units (the first is number {bad[0]}) is "
             "NaN or infinite; was the training stable, are the inputs finite?"
         )
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _double(t: Tensor) -> Tensor:

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nadkit.activations.activity import activity_at, over_positions
-from nadkit.activations.sites import ACTIVATIONS, Sites, capture
+from nadkit.activations.axes import LAST
+from nadkit.activations.calls import ACTIVATIONS, FUNCTIONS, Place, watched
+from nadkit.activations.sites import Sites, capture
 
 __all__ = ["SelectivityObjective"]
 
 NON_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 """Activation modules whose output is never negative, as the index needs it."""
+
+NON_NEGATIVE_FUNCTIONS = ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus")
+"""The functions that do the same."""
+
+TOKENS = set(LAST.values())
+"""Functions that make units of tokens, on the last axis."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +38,14 @@ class SelectivityObjective:
 
     Attributes:
         alpha: weight of the selectivity.
-        sites: whose selectivity counts; by default every use of every activation module of the network, units on
-            axis 1.
+        sites: whose selectivity counts; by default every use of every activation of the network, module or function,
+            units on axis 1.
         epochs: (first, end), the epochs in which it counts, from 0 and without the end; by default all.
         epsilon: keeps units that are silent in a batch at index 0.
 
     Raises:
-        ValueError: alpha or epsilon is not finite, or epsilon not positive; epochs that are no range; when called, a
-            network without activation modules, or with some that may be negative (tanh, GELU).
+        ValueError: alpha or epsilon is not finite, or epsilon not positive; epochs that are no range; when called
+            without sites, a network without activations, with some that may be negative (tanh, GELU), or of tokens.
 
     Source: Leavitt and Morcos 2020 (arXiv 2003.01262); in some epochs only, Ranadive et al. 2023.
     """
@@ -80,29 +88,39 @@ class SelectivityObjective:
 
 @contextmanager
 def _every_activation(model: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """Give the activities (B, C) of every use of every activation module in a forward pass, in order.
+    """Give the activities (B, C) of every use of every activation in a forward pass, in order.
 
-    As `capture` with sites that need not be found first, which would take a forward pass of its own.
+    As `capture` with sites that need not be found first, which would take forward passes of its own.
     """
     found: dict[int, Tensor] = {}
-    modules = [module for module in model.modules() if isinstance(module, ACTIVATIONS)]
-    if not modules:
-        raise ValueError(
-            f"no activation module in {type(model).__name__} (functions such as torch.relu leave none); give the sites"
-        )
-    for module in modules:
-        if not isinstance(module, NON_NEGATIVE):
+    modules = dict(model.named_modules())
+    tokens = False
+
+    def note(place: Place, _use: int, _inputs: tuple, output: Tensor) -> None:
+        nonlocal tokens
+        kind = place.function or modules[place.path]
+        if place.function in TOKENS:
+            tokens = tokens or output.ndim > 2
+            return
+        if not place.function and not isinstance(kind, ACTIVATIONS):
+            return
+        if not isinstance(kind, NON_NEGATIVE) and kind not in NON_NEGATIVE_FUNCTIONS:
+            name = place.function or type(kind).__name__
             raise ValueError(
                 f"the selectivity index is defined for activations that are not negative, but {type(model).__name__} "
-                f"has a {type(module).__name__}; give the sites that count"
+                f"has a {name}; give the sites that count"
             )
+        if output.ndim > 2 and tokens:
+            raise ValueError(
+                f"cannot tell units from positions in {type(model).__name__}, whose linear layers work on tokens; give "
+                "the sites, find_sites(model, shape)"
+            )
+        found[len(found)] = over_positions(output)
 
-    def note(_module: nn.Module, _inputs: tuple, out: Tensor) -> None:
-        found[len(found)] = over_positions(out)
-
-    hooks = [module.register_forward_hook(note) for module in modules]
-    try:
+    with watched(model, note, functions=FUNCTIONS | LAST):
         yield found
-    finally:
-        for handle in hooks:
-            handle.remove()
+    if not found:
+        raise ValueError(
+            f"no activation in {type(model).__name__}, neither a module nor a function such as torch.relu; give the "
+            "sites"
+        )

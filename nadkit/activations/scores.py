@@ -1,6 +1,6 @@
 """Scores: how well variants of a network do, counted from their answers batch by batch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -32,6 +32,35 @@ class Scores:
         return {field.name: function(getattr(self, field.name)) for field in fields(Scores)}
 
 
+def require_logits(output: object) -> int:
+    """Return the number of logits that a network gives, of which there are at least two.
+
+    Raises:
+        ValueError: the output is not (B, classes); it says how a network is made to return its logits alone.
+    """
+    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:
+        return output.shape[1]
+    expected = "expected a network with logits (B, classes) of at least two classes"
+    if isinstance(output, Tensor):
+        raise ValueError(f"{expected}, got shape {tuple(output.shape)}")
+    raise ValueError(
+        f"{expected}, got {type(output).__name__}; let it return its logits alone, for instance by a hook: "
+        f"model.register_forward_hook(lambda module, inputs, output: output{_where_logits(output)})"
+    )
+
+
+def _where_logits(output: object) -> str:
+    """Return how to get at the first (B, classes) in an output of several parts."""
+    if isinstance(output, Mapping):
+        parts = {f"[{key!r}]": part for key, part in output.items()}
+    elif isinstance(output, list | tuple) and not hasattr(output, "_fields"):
+        parts = {f"[{i}]": part for i, part in enumerate(output)}
+    else:
+        names = getattr(output, "_fields", None) or getattr(output, "__dict__", {})
+        parts = {f".{name}": getattr(output, name) for name in names}
+    return next((where for where, part in parts.items() if isinstance(part, Tensor) and part.ndim == 2), ".logits")
+
+
 def joined(parts: Iterable[Scores]) -> Scores:
     """Return scores (K,), (L,), ... one after the other, (K + L + ...,)."""
     parts = list(parts)
@@ -48,6 +77,7 @@ def tally(answers: Iterable[Answers], count: int, labels: Tensor, classes: int, 
     right = torch.zeros(count, classes, dtype=torch.int64, device=device)
     for which, logits, y in answers:
         hits = (logits.argmax(-1) == y).float() @ F.one_hot(y, classes).float()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # with samples innermost, which a CPU does several times as fast
         logits, y = logits.transpose(1, 2).contiguous(), y.expand(len(logits), -1)
         loss[which.to(sums)] += F.cross_entropy(logits, y, reduction="none").to(sums).double().sum(1)

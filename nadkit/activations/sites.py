@@ -1,50 +1,51 @@
 """Sites: the places in a network whose activations can be looked at, recorded and replaced.
 
-A *site* is one use of a module whose output is post-activation, (B, C, ...): its C *units* are the single directions
-of Morcos, Barrett, Rabinowitz and Botvinick, "On the importance of single directions for generalization", ICLR 2018,
-section 2: hidden units of an MLP, whole feature maps of a ConvNet.
+A *site* is one use of a module or a function whose output is post-activation, (B, C, ...): its C *units* are the single
+directions of Morcos, Barrett, Rabinowitz and Botvinick, "On the importance of single directions for generalization",
+ICLR 2018, section 2: hidden units of an MLP, whole feature maps of a ConvNet.
 """
 
 import html
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import activation
 
 from nadkit import checks
+from nadkit.activations.axes import Reading, read_axes
+from nadkit.activations.calls import ACTIVATIONS, Place, require_reachable, watched
+from nadkit.data.images import to_float
 from nadkit.names import did_you_mean
 
 __all__ = [
-    "ACTIVATIONS",
     "Site",
     "Sites",
+    "as_inputs",
     "capture",
     "evaluating",
     "find_sites",
     "replaced",
 ]
 
-_NO_UNITS = {"MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax"}
-ACTIVATIONS = tuple(getattr(activation, name) for name in activation.__all__ if name not in _NO_UNITS)
-"""The modules that count as activations: all of torch's but the softmaxes, which are probabilities, and attention."""
-
 
 @dataclass(frozen=True)
 class Site:
-    """One use of a module whose output is an activation, and what that output looks like.
+    """One use of a module or a function whose output is an activation, and what that output looks like.
 
     Attributes:
-        name: the module's path, with the number of the use, ``"layer1.0.relu[1]"``, where it is used several times.
-        path: of the module, as in `torch.nn.Module.named_modules`.
-        call: which of its uses within one forward pass, from 0.
+        name: the module's path, or that of the caller and the function's name, ``"layer1.0.relu"``; with the number of
+            the use, ``"layer1.0.relu[1]"``, where it is used several times.
+        path: of the module or caller, as in `torch.nn.Module.named_modules`.
+        call: which of the uses within one forward pass, from 0.
         shape: of one sample's activation, units first: (C,), or (C, H, W) for feature maps.
         axis: of the units in the activation of a batch: 1 in (B, C, H, W), 2 in tokens (B, T, C).
-        kind: the module's class.
+        kind: the module's class, or ``"relu()"`` for a function.
+        function: name of the function, ``""`` for a module.
     """
 
     name: str
@@ -53,6 +54,12 @@ class Site:
     shape: tuple[int, ...]
     axis: int = 1
     kind: str = ""
+    function: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Where the activation comes from."""
+        return Place(self.path, self.function)
 
     @property
     def units(self) -> int:
@@ -167,97 +174,196 @@ class Sites(Sequence[Site]):
 
 
 @torch.no_grad()
-def find_sites(model: nn.Module, shape: Sequence[int], *, names: Iterable[str] | None = None, axis: int = 1) -> Sites:
-    """Return the activation modules of a network in order of execution, found by running zeros through it.
+def find_sites(
+    model: nn.Module,
+    shape: Sequence[int],
+    *,
+    names: Iterable[str] | None = None,
+    axis: int | Mapping[str, int] | None = None,
+) -> Sites:
+    """Return the activations of a network in order of execution, found by running zeros through it.
 
-    A module that a forward pass uses k times, as torchvision's ResNets do, gives k sites: ``"layer1.0.relu[0]"``,
-    ``"layer1.0.relu[1]"``. The network runs in eval mode and comes back in the modes it was in.
+    They are the outputs of activation modules, and of the functions `torch.relu`, `torch.nn.functional.gelu` and the
+    like, also in place, that modules call: ``"layer1.0.relu"`` is that of ``relu`` in the module ``layer1.0``, with
+    brackets, ``"layer1.0.relu()"``, where a module of that name runs, too. What is used k times in a forward pass
+    is k sites, ``"layer1.0.relu[0]"``, ``"layer1.0.relu[1]"``. Activations that the inputs have no part in, such as
+    those of a position bias, are left out. The network runs in eval mode and comes back in the modes it was in.
+
+    The axis of the units is that of the layer before, the last after linear layers and layer normalisation, 1 after
+    convolutions and batch normalisation, wherever permutations have moved it since (`axes`).
 
     Args:
         model: any network of one input (B, *shape).
         shape: of one input, for instance (C, H, W).
         names: take the outputs of these modules instead, whatever they are: all uses of one, ``"layer1.0.relu"``, or
             a single one, ``"layer1.0.relu[1]"``.
-        axis: of the units in an activation; -1 for tokens (B, T, C).
+        axis: of the units in an activation, -1 for the last, where the one found is not right: of all sites, or by
+            name of site.
 
     Raises:
-        ValueError: the network has no activation module (functions such as `torch.relu` leave none) or does not take
-            such inputs; a name that is not there; an output that is no tensor, or has no such axis.
+        ValueError: the network has no activations, or does not take such inputs; a name that is not there; an output
+            that is no tensor, or has no such axis; units that cannot be told from positions; a scripted, compiled or
+            wrapped network.
     """
+    require_reachable(model)
     uses = _uses(model, shape)
+    given = {} if axis is None or not isinstance(axis, Mapping) else dict(axis)
     if names is None:
-        chosen = [use for use in uses if isinstance(use.module, ACTIVATIONS)]
-        if not chosen:
-            raise ValueError(
-                f"no activation module in {type(model).__name__}: functions such as torch.relu leave none; name "
-                f"modules whose outputs are activations, names=[...], of {_some(use.name for use in uses)}"
-            )
+        chosen = [use for use in uses if use.is_activation]
     else:
         chosen = _named(model, uses, [names] if isinstance(names, str) else list(names))
-    return Sites(use.site(axis) for use in chosen)
+    for name in given:
+        if name not in (known := [use.name for use in chosen]):
+            raise ValueError(f"axis: no site {name!r}; {did_you_mean(name, known)}")
+    if isinstance(axis, int):
+        given = {use.name: axis for use in chosen}
+    if any(use.is_unclear(given) for use in chosen):
+        readings = _readings(model, shape, chosen)
+        chosen = [use for use in chosen if names is not None or not use.is_constant(readings)]
+    else:
+        readings = {}
+    if not chosen and names is None:
+        raise ValueError(
+            f"no activation in {type(model).__name__}, neither a module nor a function such as torch.relu; name "
+            f"modules whose outputs are activations, names=[...], of {_some(use.name for use in uses)}"
+        )
+    return Sites(use.site(given.get(use.name), readings) for use in chosen)
 
 
 @dataclass(frozen=True, eq=False)
 class _Use:
-    """One use of a module in a forward pass of a batch of two."""
+    """One use of a place in a forward pass of a batch of two: its output on the meta device, if it is a tensor.
+
+    The name is that of the place, its title, with the number of the use where there are several.
+    """
 
     name: str
-    path: str
+    title: str
+    place: Place
     call: int
-    module: nn.Module
+    kind: str
+    is_activation: bool
     output: object
 
-    def site(self, axis: int) -> Site:
+    @property
+    def shape(self) -> tuple[int, ...]:
         if not isinstance(self.output, Tensor):
             raise ValueError(f"site {self.name!r}: expected a tensor, its output is a {type(self.output).__name__}")
-        shape, kind = tuple(self.output.shape), type(self.module).__name__
-        if not (-len(shape) <= axis < len(shape) and axis % len(shape)) or shape[0] != 2:
+        return tuple(self.output.shape)
+
+    def is_unclear(self, given: Mapping[str, int]) -> bool:
+        """Say whether the shape alone tells neither units nor samples."""
+        return (len(self.shape) > 2 and self.name not in given) or self.shape[:1] != (2,)
+
+    def is_constant(self, readings: Mapping[tuple[Place, int], Reading]) -> bool:
+        """Say whether the output is as large for three samples as for two: it is none of samples."""
+        reading = readings.get((self.place, self.call))
+        return reading is not None and reading.shape == self.shape
+
+    def site(self, axis: int | None, readings: Mapping[tuple[Place, int], Reading]) -> Site:
+        shape, reading = self.shape, readings.get((self.place, self.call))
+        named = axis if axis is not None else 1
+        first = reading is None or reading.shape[:1] == (3,)
+        if not (-len(shape) <= named < len(shape) and named % len(shape)) or shape[0] != 2 or not first:
             raise ValueError(
-                f"site {self.name!r}: expected an activation (samples, ...) with units on axis {axis}, the output for "
+                f"site {self.name!r}: expected an activation (samples, ...) with units on axis {named}, the output for "
                 f"2 samples has shape {shape}; choose another axis, or other modules with names=[...]"
             )
-        axis %= len(shape)
+        axis = named % len(shape) if axis is not None or len(shape) == 2 else self._axis(reading)
         units_first = (shape[axis], *shape[1:axis], *shape[axis + 1 :])
-        return Site(self.name, self.path, self.call, units_first, axis, kind)
+        return Site(self.name, self.place.path, self.call, units_first, axis, self.kind, self.place.function)
+
+    def _axis(self, reading: Reading | None) -> int:
+        """Return the axis that the units were read from."""
+        varying = [] if reading is None else reading.axes
+        if len(varying) == 1:
+            return varying[0]
+        if not varying and 1 in self.shape:  # a single unit
+            return self.shape.index(1)
+        shape = ", ".join(map(str, self.shape[1:]))
+        read = [
+            f"axis={axis} has {self.shape[axis]} units at {' x '.join(map(str, positions))} positions"
+            for axis, positions in ((1, self.shape[2:]), (-1, self.shape[1:-1]))
+        ]
+        raise ValueError(
+            f"site {self.name!r}: cannot tell units from positions in activations (samples, {shape}): {read[0]}, "
+            f"{read[1]}; say which, axis={{{self.name!r}: 1}} or -1 (axis=1 or axis=-1 for all sites)"
+        )
 
 
 def _uses(model: nn.Module, shape: Sequence[int]) -> list[_Use]:
     """Return what ran in a forward pass, in order."""
-    ran: list[tuple[str, nn.Module, object]] = []
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    ran: list[tuple[Place, int, object]] = []
 
-    def note(path: str) -> Callable:
+    def note(place: Place, use: int, _inputs: tuple, output: object) -> None:
         # the shape is enough, and the numbers may be overwritten in place
-        return lambda module, _, out: ran.append((path, module, out.to("meta") if isinstance(out, Tensor) else out))
+        ran.append((place, use, output.to("meta") if isinstance(output, Tensor) else output))
 
-    hooks = [module.register_forward_hook(note(path)) for path, module in model.named_modules() if path]
     try:
-        with evaluating(model):
-            model(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
+        with evaluating(model), watched(model, note):
+            model(_zeros(model, 2, shape))
     except Exception as error:
         raise ValueError(f"the network does not take inputs of shape (2, {_some(map(str, shape))}): {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    paths = [path for path, _, _ in ran]
+    modules, counts = dict(model.named_modules()), Counter(place for place, _, _ in ran)
     uses = []
-    for i, (path, module, output) in enumerate(ran):
-        call = paths[:i].count(path)
-        uses.append(_Use(f"{path}[{call}]" if paths.count(path) > 1 else path, path, call, module, output))
+    for place, use, output in ran:
+        title = f"{place.path}.{place.function}".strip(".")
+        if place.function and Place(title) in counts:  # a module of that name runs, too
+            title += "()"
+        name = f"{title}[{use}]" if counts[place] > 1 else title
+        kind = f"{place.function}()" if place.function else type(modules[place.path]).__name__
+        is_activation = bool(place.function) or isinstance(modules[place.path], ACTIVATIONS)
+        uses.append(_Use(name, title, place, use, kind, is_activation, output))
     return uses
+
+
+def _readings(model: nn.Module, shape: Sequence[int], uses: Iterable[_Use]) -> dict[tuple[Place, int], Reading]:
+    """Return what is known of the axes; nothing, if the network does not run on numbers made up to learn that."""
+    try:
+        with evaluating(model):
+            return read_axes(model, _zeros(model, 3, shape), {use.place for use in uses})
+    except Exception:
+        return {}
+
+
+def _zeros(model: nn.Module, count: int, shape: Sequence[int]) -> Tensor:
+    like = _like(model)
+    like = torch.empty(0) if like is None else like
+    return torch.zeros(count, *shape, device=like.device, dtype=like.dtype)
 
 
 def _named(model: nn.Module, uses: list[_Use], names: list[str]) -> list[_Use]:
     """Return the uses that were asked for, in order of execution."""
-    modules = {path: module for path, module in model.named_modules(remove_duplicate=False) if path}
-    known = [*modules, *(use.name for use in uses if use.name not in modules)]
+    first = {id(module): path for path, module in model.named_modules()}
+    modules = {path: first[id(module)] for path, module in model.named_modules(remove_duplicate=False) if path}
+    known = list(dict.fromkeys([*modules, *(use.title for use in uses), *(use.name for use in uses)]))
+    chosen = set()
     for name in names:
         if name not in known:
             raise ValueError(f"no module {name!r} in {type(model).__name__}; {did_you_mean(name, known)}")
-        if name in modules and all(modules[name] is not use.module for use in uses):
+        asked = {use for use in uses if modules.get(name, name) in (use.name, use.title)}
+        if not asked:
             raise ValueError(f"module {name!r} of {type(model).__name__} is there but does not run: it has no output")
-    asked = [modules.get(name) for name in names]
-    return [use for use in uses if use.name in names or any(use.module is module for module in asked)]
+        chosen |= asked
+    return [use for use in uses if use in chosen]
+
+
+def as_inputs(model: nn.Module, x: Tensor) -> Tensor:
+    """Return inputs (B, ...) as a network takes them: on its device, in its type, uint8 scaled to [0, 1].
+
+    Raises:
+        ValueError: the inputs are neither uint8 nor float.
+    """
+    like = _like(model)
+    if like is None:
+        return to_float(x)
+    x = x.to(like.device)
+    return (x if x.is_floating_point() else to_float(x)).to(like.dtype)
+
+
+def _like(model: nn.Module) -> Tensor | None:
+    """Return the first tensor of numbers that a network holds."""
+    return next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), None)
 
 
 @contextmanager
@@ -314,42 +420,25 @@ def _hooked(
     functions: Mapping[Site, Callable[[Site, Tensor], Tensor | None]],
     begin: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Call a function at each site, which replaces the output by what it returns unless that is None.
-
-    The uses of a module are counted from the start of the network's forward pass, whatever became of the last one.
-    """
-    calls: dict[str, int] = {}
-    at = {(site.path, site.call): site for site in functions}
-
-    def start(*_: object) -> None:
-        calls.clear()
-        begin()
-
-    def hook(path: str) -> Callable:
-        def run(_module: nn.Module, _inputs: tuple, out: Tensor) -> Tensor | None:
-            call = calls.get(path, 0)
-            calls[path] = call + 1
-            site = at.get((path, call))
-            return None if site is None else functions[site](site, out)
-
-        return run
-
+    """Call a function at each site, which replaces the output by what it returns unless that is None."""
+    at = {(site.place, site.call): site for site in functions}
     modules = dict(model.named_modules())
     for site in functions:
         if site.path not in modules:
             found = did_you_mean(site.path, modules)
             raise ValueError(f"site {site.name!r}: no such module in {type(model).__name__}; {found}")
-    hooks = [model.register_forward_pre_hook(start)]
-    try:
-        hooks += [modules[path].register_forward_hook(hook(path)) for path in {site.path: None for site in functions}]
+
+    def see(place: Place, use: int, _inputs: tuple, output: Tensor) -> Tensor | None:
+        site = at.get((place, use))
+        return None if site is None else functions[site](site, output)
+
+    with watched(model, see, {place for place, _ in at}, begin=begin):
         yield
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 def require_sites(model: nn.Module, sites: Sites, x: Tensor) -> None:
-    """Raise ValueError unless the network, run on inputs (B, ...) float32, has these sites, as large as they say."""
+    """Raise ValueError unless the network, run on inputs (B, ...), has these sites, as large as they say."""
+    require_reachable(model)
     with evaluating(model), capture(model, sites, lambda _, out: out) as seen:
         try:
             model(x.clone())

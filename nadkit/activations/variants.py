@@ -5,6 +5,7 @@ that is changed: what comes before is the same in all of them.
 """
 
 import functools
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nadkit import checks
-from nadkit.activations.scores import Answers
-from nadkit.activations.sites import Site, Sites, replaced, require_sites
-from nadkit.data.images import to_float
+from nadkit.activations.scores import Answers, require_logits
+from nadkit.activations.sites import Site, Sites, as_inputs, replaced, require_sites
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """What variants do at a site: (activations (..., B, C, positions...), parameters (..., P)) -> other activations.
@@ -73,13 +73,16 @@ class Variants:
         _require_data(self.x, self.y)
         self.memory = MEMORY.get(self.device.type, MEMORY["cpu"]) if memory is None else memory
         checks.require_integer("memory", self.memory, 1)
-        first = to_float(self.x[:1].to(self.device))
+        first = as_inputs(model, self.x[:1])
+        # what units are clamped to, and noise: rounded to the network's type where they meet its activations
+        self.dtype = torch.promote_types(first.dtype, torch.float32)
         _require_independent_samples(model)
         require_sites(model, sites, first)
         self.parts, self.place = _chain(model, sites)
         sizes, out = _sizes(self.parts, first.clone())
         self.sizes = [max(sizes[i:]) for i in range(len(sizes))]
-        self.classes = _require_logits(out, self.y)
+        self.classes = require_logits(out)
+        _require_labels(self.y, self.classes)
         if batch_size is None:
             batch_size = max(1, min(BATCH, self.memory // max(sizes)))
         self.batch_size = checks.require_integer("batch_size", batch_size, 1)
@@ -145,7 +148,7 @@ class Variants:
             for r in range(repeats):
                 edits = {site: add(site, noise(site, r, samples)) for site in self.sites}
                 for chunk in self._split(numbers, first, len(x)):
-                    scale = scales[chunk, None].to(self.device, torch.float32)
+                    scale = scales[chunk, None].to(self.dtype).to(self.device)
                     logits = self._logits(known, first, edits, dict.fromkeys(self.sites, scale))
                     yield r * len(scales) + chunk, logits, y
 
@@ -155,13 +158,13 @@ class Variants:
         return list(self.sites) if self.place is None else sorted(self.sites, key=lambda s: self.place[s.name])
 
     def _on_device(self, values: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        return {site: v.to(self.device) for site, v in values.items()}
+        return {site: v.to(self.dtype).to(self.device) for site, v in values.items()}
 
     def _batches(self, progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Run through the data: float32 inputs and labels on the device."""
+        """Run through the data: inputs as the network takes them, and labels on the device."""
         with tqdm(total=len(self.x), unit="sample", disable=not progress, leave=False) as bar:
             for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
-                yield to_float(x.to(self.device)), y.to(self.device)
+                yield as_inputs(self.model, x), y.to(self.device)
                 bar.update(len(x))
 
     def _split(self, variants: Tensor, first: Site, batch: int) -> Iterator[Tensor]:
@@ -258,7 +261,7 @@ def clamp(site: Site, values: Tensor) -> Edit:
     def edit(a: Tensor, mask: Tensor) -> Tensor:
         # in numbers four times as fast on a CPU as by `torch.where`, and as exact: 0 h + v and 1 h + 0 do not round
         mask = mask.to(a.dtype)
-        return torch.addcmul((mask * values).unflatten(-1, shape), a, (1 - mask).unflatten(-1, shape))
+        return torch.addcmul((mask * values.to(a.dtype)).unflatten(-1, shape), a, (1 - mask).unflatten(-1, shape))
 
     return edit
 
@@ -268,9 +271,9 @@ def clamp_in(site: Site, values: Tensor, basis: Tensor) -> Edit:
     axis, values = -len(site.shape), basis @ values
 
     def edit(a: Tensor, mask: Tensor) -> Tensor:
-        rows = a.movedim(axis, -1)
-        mask = mask.to(a.dtype).unflatten(-1, (*[1] * len(site.shape), site.units))
-        return (rows + (values - rows @ basis.T) * mask @ basis).movedim(-1, axis)
+        rows = a.movedim(axis, -1).to(basis.dtype)
+        mask = mask.to(basis.dtype).unflatten(-1, (*[1] * len(site.shape), site.units))
+        return (rows + (values - rows @ basis.T) * mask @ basis).movedim(-1, axis).to(a.dtype)
 
     return edit
 
@@ -278,7 +281,7 @@ def clamp_in(site: Site, values: Tensor, basis: Tensor) -> Edit:
 def add(site: Site, noise: Tensor) -> Edit:
     """Return the edit that adds noise (B, C, positions...) times a scale (..., 1)."""
     shape = [1] * (1 + len(site.shape))
-    return lambda a, scale: torch.addcmul(a, scale.unflatten(-1, shape), noise)
+    return lambda a, scale: torch.addcmul(a, scale.to(a.dtype).unflatten(-1, shape), noise.to(a.dtype))
 
 
 def _by_first(order: Sequence[Site], masks: Mapping[Site, Tensor]) -> dict[Site | None, Tensor]:
@@ -303,7 +306,10 @@ def _vmapped(model: nn.Module, x: Tensor, edits: Mapping[Site, Edit], parameters
         with replaced(model, functions):
             return model(x.clone())
 
-    return torch.vmap(one)(dict(parameters))
+    with warnings.catch_warnings():
+        # a pooling of channels-last maps, of the size of a few numbers a map
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        return torch.vmap(one)(dict(parameters))
 
 
 def _expanded(model: nn.Module, x: Tensor, edits: Mapping[Site, Edit], parameters: Mapping[Site, Tensor]) -> Tensor:
@@ -369,7 +375,7 @@ def _change(parts: list[nn.Module], place: int, site: Site, h: Tensor, values: T
     if any(part._forward_hooks for part in (*between, m)):  # of the user, which may do anything to an output
         return None
     before = between(h.clone())
-    after = between(values.view(1, -1, *[1] * (h.ndim - 2)).expand(1, *h.shape[1:]).contiguous())
+    after = between(values.to(h.dtype).view(1, -1, *[1] * (h.ndim - 2)).expand(1, *h.shape[1:]).contiguous())
     difference = after - before
     if type(m) is nn.Linear and before.ndim == 2:
         difference = difference.unflatten(1, (site.units, -1))
@@ -401,7 +407,7 @@ def _chain(model: nn.Module, sites: Sites) -> tuple[list[nn.Module], dict[str, i
         path = paths[id(part)]
         places[path, calls[path]] = i
         calls[path] += 1
-    if any((site.path, site.call) not in places for site in sites):
+    if any(site.function or (site.path, site.call) not in places for site in sites):
         return [model], None
     return parts, {site.name: places[site.path, site.call] for site in sites}
 
@@ -453,14 +459,10 @@ def _require_data(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"labels: expected (N,) torch.int64, got {tuple(y.shape)} {y.dtype}")
 
 
-def _require_logits(out: object, y: Tensor) -> int:
-    if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[1] < 2:
-        found = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"expected a network with logits (B, classes) of at least two classes, got {found}")
-    low, high, classes = y.min().item(), y.max().item(), out.shape[1]
+def _require_labels(y: Tensor, classes: int) -> None:
+    low, high = y.min().item(), y.max().item()
     if low < 0 or high >= classes:
         raise ValueError(f"labels: expected 0 to {classes - 1} for {classes} logits, got {low} to {high}")
-    return classes
 
 
 def _require_independent_samples(model: nn.Module) -> None:

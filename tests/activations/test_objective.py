@@ -29,14 +29,28 @@ def batch(classes: int = 3, seed: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(12, 1, 8, 8, generator=generator), torch.randint(classes, (12,), generator=generator)
 
 
-def selectivity_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor, present: list[int]) -> torch.Tensor:
+class Functional(nn.Module):
+    """An MLP of two hidden layers whose ReLUs are functions, one of them in place."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.out = mlp.fc1, mlp.fc2, mlp.out
+
+    def forward(self, x):
+        return self.out(torch.relu(self.fc2(F.relu(self.fc1(x.flatten(1)), inplace=True))))
+
+
+def selectivity_of(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, present: list[int], axis: int = 1
+) -> torch.Tensor:
     """Mean over sites of the mean over units of the index, by the function for recorded means; silent units count 0."""
     found_sites = find_sites(model, (1, 8, 8))
     with capture(model, found_sites) as found:
         model(x)
     sites = []
     for activation in found.values():
-        activity = activation.flatten(2).mean(2) if activation.ndim > 2 else activation
+        maps = activation.movedim(axis, 1) if activation.ndim > 2 else activation
+        activity = maps.flatten(2).mean(2) if activation.ndim > 2 else activation
         sites.append(class_selectivity(torch.stack([activity[y == k].mean(0) for k in present], dim=1)).nan_to_num())
     return torch.stack([site.mean() for site in sites]).mean()
 
@@ -68,6 +82,24 @@ def test_a_batch_of_one_class_has_no_selectivity():
     y = torch.ones(12, dtype=torch.int64)
     loss, logits = SelectivityObjective(5.0)(model, x, y, 0)
     torch.testing.assert_close(loss, F.cross_entropy(logits, y))
+
+
+def test_activations_that_are_functions_count_as_modules_do():
+    torch.manual_seed(1)
+    model, (x, y) = ARCHITECTURES["mlp"](), batch()
+    torch.testing.assert_close(
+        SelectivityObjective(3.0)(Functional(model), x, y, 0), SelectivityObjective(3.0)(model, x, y, 0)
+    )
+
+
+def test_units_of_tokens_are_not_guessed():
+    model = nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(40, 3))
+    x, y = batch()
+    with pytest.raises(ValueError, match="cannot tell units from positions in Sequential"):
+        SelectivityObjective(1.0)(model, x, y, 0)
+    sites = find_sites(model, (1, 8, 8))
+    expected = F.cross_entropy(model(x), y) - selectivity_of(model, x, y, [0, 1, 2], axis=2).float()
+    torch.testing.assert_close(SelectivityObjective(1.0, sites)(model, x, y, 0)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_some_epochs_and_some_sites_only():
@@ -186,7 +218,7 @@ def test_objectives_that_cannot_be():
         SelectivityObjective(1.0, epochs=(5, 5))
     with pytest.raises(ValueError, match="epsilon: expected a positive"):
         SelectivityObjective(1.0, epsilon=0.0)
-    with pytest.raises(ValueError, match="no activation module in Sequential"):
+    with pytest.raises(ValueError, match="no activation in Sequential, neither a module nor a function"):
         SelectivityObjective(1.0)(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), x, y, 0)
     signed = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 3))
     with pytest.raises(ValueError, match="Sequential has a Tanh; give the sites"):

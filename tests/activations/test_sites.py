@@ -107,7 +107,7 @@ def test_parametrised_activations_count_and_softmax_and_attention_do_not():
 
 def test_units_of_tokens_lie_on_the_last_axis():
     model = architectures.build("vit", shape=(1, 16, 16), classes=2)
-    sites = find_sites(model, (1, 16, 16), axis=-1)
+    sites = find_sites(model, (1, 16, 16))
     assert {(site.shape, site.axis) for site in sites} == {((128, 16), 2)}
     with capture(model, sites) as found:
         model(torch.zeros(3, 1, 16, 16))
@@ -144,10 +144,10 @@ def test_wrong_names_are_answered(residual):
         find_sites(residual, (3, 32, 32), names=[])
 
 
-def test_a_network_without_activation_modules_is_told_what_to_do():
-    model = architectures.build("lenet", shape=(1, 16, 16), classes=2)
-    with pytest.raises(ValueError, match=r"no activation module in LeNet: functions such as torch.relu.*names=.*conv1"):
-        find_sites(model, (1, 16, 16))
+def test_a_network_without_activations_is_told_what_to_do():
+    model = nn.Sequential(OrderedDict(flatten=nn.Flatten(), fc=nn.Linear(4, 2)))
+    with pytest.raises(ValueError, match=r"no activation in Sequential, neither.* torch.relu; .*names=.*flatten, fc"):
+        find_sites(model, (1, 2, 2))
 
 
 def test_what_does_not_fit_is_said(residual):
