@@ -50,6 +50,12 @@ def require_between(name: str, value: float, least: float, most: float = math.in
         raise ValueError(f"{name}: expected {span}, got {found(value)}")
 
 
+def require_finite_number(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number."""
+    if not (_is(value, float) and math.isfinite(value)):
+        raise ValueError(f"{name}: expected a finite number, got {found(value)}")
+
+
 def require_one_of(name: str, value: object, options: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is one of the options; near misses are suggested."""
     if not (isinstance(value, str) and value in options):
@@ -71,38 +77,43 @@ def require_numbers(name: str, value: object) -> "Tensor":
 
 def require_finite(name: str, values: "Tensor") -> None:
     """Raise ValueError if a tensor holds NaN or infinity."""
-    if not values.isfinite().all():
+    # by its ends, which NaN is among: several times as fast as looking at each number
+    if values.numel() and not all(end.isfinite() for end in values.aminmax()):
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
 
 
 def require_axes(name: str, values: "Tensor", axes: str) -> None:
     """Raise ValueError unless a tensor has the axes, ``"(N, C, H, W)"`` for instance, and none of them is empty."""
     if values.ndim != axes.count(",") + (not axes.endswith(",)")) or not values.numel():
-        raise ValueError(f"{name}: expected numbers of shape {axes}, got {found(values)}")
+        raise ValueError(f"{name}: expected numbers of shape {axes}, at least one, got {found(values)}")
 
 
 def require_samples(x: "Tensor", y: "Tensor", name: str = "data", labels: str = "labels") -> None:
     """Raise ValueError unless there are inputs (N, ...), uint8 or finite floats, and one int64 label for each."""
+    require_label_each(x, y, name, labels)
+    require_inputs(name, x)
+
+
+def require_label_each(x: "Tensor", y: "Tensor", name: str = "data", labels: str = "labels") -> None:
+    """Raise ValueError unless there is at least one sample, and one int64 label (N,) for each."""
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"{name}: expected one label an input, got {len(x)} inputs and {len(y)} labels")
     if str(y.dtype) != "torch.int64" or y.ndim != 1:
-        raise ValueError(f"{labels}: expected (N,) torch.int64, got {tuple(y.shape)} {y.dtype}")
-    require_inputs(name, x)
+        raise ValueError(f"{labels}: expected torch.int64 of shape (N,), got {tuple(y.shape)} {y.dtype}")
 
 
 def require_inputs(name: str, x: "Tensor") -> None:
     """Raise ValueError unless there are inputs (N, ...), uint8 or finite floats."""
     if x.ndim < 2 or not x.numel():
-        raise ValueError(f"{name}: expected inputs (N, ...), at least one, got {found(x)}")
+        raise ValueError(f"{name}: expected inputs (N, ...) of at least one sample, got {found(x)}")
     if str(x.dtype) != "torch.uint8" and not x.is_floating_point():
         raise ValueError(f"{name}: expected inputs in uint8 (from 0 to 255) or float, got {x.dtype}")
-    if x.is_floating_point() and not x.isfinite().all():
-        raise ValueError(f"{name}: expected finite inputs, got NaN or infinity")
+    require_finite(name, x)
 
 
 def require_labels(name: str, y: "Tensor", classes: int, of: str = "logits") -> None:
     """Raise ValueError unless labels (N,) are numbers of classes, from 0."""
-    low, high = y.min().item(), y.max().item()
+    low, high = (end.item() for end in y.aminmax())
     if low < 0 or high >= classes:
         raise ValueError(f"{name}: expected 0 to {classes - 1} for {classes} {of}, got {low} to {high}")
 
@@ -249,7 +260,7 @@ def _words(kind: Any) -> str:  # noqa: ANN401
         return f"{_NUMERALS[len(args)]} {_noun(args[0])}s" if alike else f"({', '.join(map(_words, args))})"
     if origin is tuple:
         return f"a tuple of {_noun(args[0])}s"
-    if origin in (list, collections.abc.Sequence, collections.abc.Iterable):
+    if origin in (list, collections.abc.Sequence, collections.abc.Iterable) or kind is Sequence:
         return "a list"
     if kind in (None, types.NoneType):
         return "None"

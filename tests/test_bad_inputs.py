@@ -13,12 +13,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nadkit import HOME, architectures, training
+from nadkit.activations import ablation, activity, moments, objective, selectivity, sites
 from nadkit.data import images, interventions, published, synthetic
 from nadkit.files import DataError
 from nadkit.inputs import basis, covariance, fourier, gram, population, spectra, theory
 
 MODULES = [
     *(architectures, training, images, interventions, published, synthetic),
+    *(ablation, activity, moments, objective, selectivity, sites),
     *(basis, covariance, fourier, gram, population, spectra, theory),
 ]
 SHAPE = (3, 4, 4)
@@ -54,7 +56,12 @@ BASIS, GREY = basis.random_basis(SHAPE), basis.random_basis((1, 4, 4))
 POPULATION = population.Population(tiny, SHAPE, "gradient")
 MOMENTS, OTHERS = (covariance.gradient_covariance(POPULATION, networks=range(i, i + 4)) for i in (0, 4))
 TAPS = torch.rand(1, 3)
+NETWORK = network()
+SITES = sites.find_sites(NETWORK, SHAPE)
+UNITS = moments.unit_moments(NETWORK, X, SITES)
+ACTIVITY = activity.record_activity(NETWORK, DATA, SITES)
 CPU = {"device": "cpu"}
+ABLATION = {"batch_size": 5, "memory": 1000, "progress": False}
 
 CALLS = {
     images.ImageSet: dict(vars(IMAGES)),
@@ -79,6 +86,48 @@ CALLS = {
     synthetic.Separable: dict(v=V, shape=SHAPE, sigma=1.0, epsilon=1.0, convention="code", n_train=8, n_test=8, seed=0),
     synthetic.Separable.sample: dict(self=PROBLEM, split="train", device="cpu"),
     synthetic.corrupt_labels: dict(labels=Y, fraction=0.5, seed=0),
+    sites.find_sites: dict(model=NETWORK, shape=SHAPE, names=None, axis=None),
+    sites.Sites: dict(sites=[*SITES]),
+    sites.Sites.last: dict(self=SITES, k=1),
+    sites.Sites.split: dict(self=SITES, values=torch.rand(5)),
+    moments.unit_moments: dict(model=NETWORK, x=X, sites=SITES, batch_size=5),
+    activity.record_activity: dict(
+        model=NETWORK, data=DATA, sites=SITES, classes=2, resolution=8, batch_size=5, progress=False
+    ),
+    activity.activity_of: dict(values=torch.rand(12, 3), labels=Y, classes=2, resolution=8),
+    selectivity.class_selectivity: dict(activity=ACTIVITY),
+    selectivity.mutual_information: dict(activity=ACTIVITY, bins=4, kind="width"),
+    selectivity.class_auroc: dict(activity=ACTIVITY),
+    selectivity.auroc: dict(activity=ACTIVITY),
+    objective.SelectivityObjective: dict(alpha=0.5, sites=SITES, epochs=(0, 1), epsilon=0.1),
+    ablation.area_under_curve: dict(fraction=torch.tensor([0.0, 1.0]), accuracy=torch.rand(2), normalised=False),
+    ablation.unit_impact: dict(model=NETWORK, data=DATA, sites=SITES, value="mean", moments=UNITS, **ABLATION),
+    ablation.evaluate_masks: dict(
+        model=NETWORK,
+        data=DATA,
+        sites=SITES,
+        masks=torch.eye(5) > 0,
+        value="mean",
+        moments=UNITS,
+        bases=None,
+        **ABLATION,
+    ),
+    ablation.cumulative_curve: dict(
+        model=NETWORK,
+        data=DATA,
+        sites=SITES,
+        orderings=1,
+        steps=2,
+        value="mean",
+        moments=UNITS,
+        basis="units",
+        seed=0,
+        **ABLATION,
+    ),
+    ablation.layer_curves: dict(model=NETWORK, data=DATA, sites=SITES),
+    ablation.noise_curve: dict(
+        model=NETWORK, data=DATA, sites=SITES, scales=[0.5], repeats=1, moments=UNITS, relative=True, seed=0, **ABLATION
+    ),
     training.Recipe: dict(vars(RECIPE)),
     training.fit: dict(
         model=network(),
@@ -169,7 +218,8 @@ CALLS = {
 CALLED = {
     "checkpoint": "a file|a folder",
     "data": "labels",
-    "model": "network",
+    "model": "network|module",
+    "names": "module",
     "name": "image set|NADs|architecture|model",
     "size": "kernel",
     "test": "test data|test labels",
@@ -177,6 +227,7 @@ CALLED = {
     "then": "taps",
     "train": "train data|train labels",
     "train_labels": "train",
+    "values": "activation",
     "vectors": "vector",
     "x": "inputs",
 }
@@ -186,17 +237,20 @@ ACCEPTED = {
     "None": "clip",
     "text": "checkpoint source ImageSet.name Basis.name name_of.architecture is_at_hand.name",
     "fraction": "stop_at_loss",
-    "-1": "fx fy mean seed shift",
-    "0": "channel compile fraction fx fy index label mean momentum seed share shift sigma steps weight_decay",
+    "-1": "alpha axis fx fy mean seed shift",
+    "0": "alpha channel compile fraction fx fy index label mean momentum seed share shift sigma steps weight_decay",
     "empty list": "problems",
     "network": "after_epoch",  # it takes one argument
     "class": "architecture",  # networks are built when they are needed
     "function": "architecture",
     "empty tensors": "x images labels",
-    "flat tensors": "v images marchenko_pastur_cdf.x",
-    # NaN stays NaN where inputs are not averaged
-    "NaN in tensors": "coordinates.x flip.x images",
-    "infinity in tensors": "coordinates.x flip.x images",
+    "flat tensors": "v images accuracy split.values marchenko_pastur_cdf.x",
+    # NaN stays NaN where numbers are not averaged
+    "NaN in tensors": "coordinates.x flip.x split.values images",
+    "infinity in tensors": "coordinates.x flip.x split.values images",
+    # activations need no logits
+    "tuple output": "find_sites.model",
+    "dict output": "find_sites.model",
 }
 
 # ---- what takes the place of a good argument, made of it; `GOOD` where that would not make it bad ----
@@ -297,7 +351,9 @@ def optional(function, name):
 # What has no good call above.
 OTHERS = """
     Carrier Ceiling Cell FourierBasis Frequency GradientCovariance History IndexCurve NADs Trained  (results)
-    Anchor Flipping Reported union  (of the book's and of our own)
+    Activity Curve Impact Moments MutualInformation NoiseCurve Scores Site  (more of them)
+    Anchor Flipping Reported union activity_at over_positions require_every_class require_finite require_sites as_inputs
+    capture evaluating replaced  (what other modules are made of)
     ConvNeXt ConvNet DenseNet121 LeNet LogReg MLP Mixer ResNet18 VGG11 ViT  (`build` checks shape and classes)
     Diverged Problem cross_entropy  (an error, and what users give)
 """
@@ -313,3 +369,40 @@ def test_every_public_function_is_here(module):
 
 def test_every_name_of_the_package_is_here():
     assert {*HOME.values()} <= {module.__name__ for module in MODULES}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: training.evaluate(NETWORK, (X[:0], Y[:0])), "data: expected one label an input, got 0 inputs"),
+        (lambda: training.evaluate(NETWORK, (X * torch.nan, Y)), "data: expected finite numbers, got NaN"),
+        (lambda: training.evaluate(NETWORK, (X, Y + 1)), "labels: expected 0 to 1 for 2 logits, got 1 to 2"),
+        (
+            lambda: training.fit(NETWORK, DATA, DATA, training.Recipe),
+            "recipe: expected a Recipe, got the class Recipe; ",
+        ),
+        (lambda: training.fit_many(NETWORK, [PROBLEM]), "architecture: expected .* a factory .*, got a Sequential"),
+        (lambda: covariance.compute_nads("logreg", x=[1, 2]), r"x: expected a tensor or None, got \(1, 2\)"),
+        (
+            lambda: activity.record_activity(NETWORK, (X.numpy(), Y), SITES),
+            r"data: expected two tensors, got \(ndarray, ",
+        ),
+        (
+            lambda: activity.record_activity(NETWORK, DataLoader(X), SITES),
+            "data: expected two tensors, got a DataLoader",
+        ),
+        (lambda: ablation.unit_impact(NETWORK, SITES, DATA), "data: expected two tensors, got a Sites"),
+        (
+            lambda: ablation.unit_impact(NETWORK, DATA, SITES, value="men"),
+            "value: expected 'zero' or 'mean', got 'men'; d",
+        ),
+        (lambda: sites.find_sites(NETWORK, 8), "shape: expected a list, got 8"),
+        (lambda: images.load("folder:"), "image set 'folder:': expected folder:PATH, got no path"),
+        (lambda: images.ImageSet(X, Y, PIXELS, Y, ("a", "b"), "", ""), "train: expected uint8 from 0 to 255"),
+        (lambda: images.ImageSet(PIXELS, Y, PIXELS, Y, ("a",), "", ""), "train_labels: expected 0 to 0 for 1 classes"),
+        (lambda: synthetic.Separable(v="all"), "v: expected a tensor or a list, got 'all'"),
+    ],
+)
+def test_what_is_wrong_and_what_to_do_is_said(call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()

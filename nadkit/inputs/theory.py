@@ -250,7 +250,7 @@ def hessian(phi: Tensor, v: Tensor, *, shift: float = 1.0, sigma: float = 3.0) -
         ValueError: v is zero; Phi is no (K, D), or not finite; shift or sigma is out of range.
     """
     _require_layer(phi)
-    checks.require_between("shift", shift, -math.inf)
+    checks.require_finite_number("shift", shift)
     checks.require_between("sigma", sigma, 0)
     phi = phi.double()
     signal = phi @ _unit(v)
