@@ -221,8 +221,8 @@ def _require_strategy(strategy: Strategy, workers: int | None) -> None:
 
 
 def _require_problems(problems: Sequence[Problem]) -> None:
-    """A forgotten pair of brackets, or a direction in place of its D(v), should be told by name."""
-    if isinstance(problems, Problem) or not isinstance(problems, Sequence):
+    """A direction in place of its D(v), for one, should be told by name."""
+    if not isinstance(problems, Sequence):
         raise ValueError(f"problems: expected a list of problems, got one {type(problems).__name__}")
     for i, problem in enumerate(problems):
         if not isinstance(problem, Problem):

@@ -566,7 +566,7 @@ def test_impossible_requests_are_explained():
         ({"keep": [-1]}, "keep: expected an integer, at least 0, got -1"),
         ({"keep": [0.5]}, "keep: expected an integer"),
         ({"keep": []}, r"keep: expected a list of epochs, 0 for the initialisation, got \[\]"),
-        ({"keep": 3}, "keep: expected a list of epochs"),
+        ({"keep": 3}, "keep: expected a list"),
         ({"recipe": {"epochs": 3}}, "recipe: expected a training.Recipe, got {'epochs': 3}"),
         ({"objective": "cross-entropy"}, "objective: expected a function .* got 'cross-entropy'"),
         ({"architecture": "logrep"}, "did you mean 'logreg'"),

@@ -379,7 +379,7 @@ def test_what_is_no_problem_is_explained():
             "problem 1: expected a training.Problem .* got a Tensor, which lacks n_classes, sam",
         ),
         ([basis], "problem 0: .* got a Basis, which lacks n_classes, sample, checksum"),
-        (problems(1)[0], "problems: expected a list of problems, got one Separable"),
+        (problems(1)[0], "problems: expected a list, got a Separable"),
         (basis[0], "problems: expected a list of problems, got one Tensor"),
     ]:
         with pytest.raises(ValueError, match=message):
