@@ -567,7 +567,7 @@ def test_impossible_requests_are_explained():
         ({"keep": [0.5]}, "keep: expected an integer"),
         ({"keep": []}, r"keep: expected a list of epochs, 0 for the initialisation, got \[\]"),
         ({"keep": 3}, "keep: expected a list"),
-        ({"recipe": {"epochs": 3}}, "recipe: expected a training.Recipe, got {'epochs': 3}"),
+        ({"recipe": {"epochs": 3}}, "recipe: expected a Recipe or a list, got a dict"),
         ({"objective": "cross-entropy"}, "objective: expected a function .* got 'cross-entropy'"),
         ({"architecture": "logrep"}, "did you mean 'logreg'"),
         ({"architecture": ["logreg", "lenett"]}, "did you mean 'lenet'"),
