@@ -571,7 +571,7 @@ def test_impossible_requests_are_explained():
         ({"objective": "cross-entropy"}, "objective: expected a function .* got 'cross-entropy'"),
         ({"architecture": "logrep"}, "did you mean 'logreg'"),
         ({"architecture": ["logreg", "lenett"]}, "did you mean 'lenet'"),
-        ({"problems": two[0]}, "expected a list of problems, got one Stripes"),
+        ({"problems": two[0]}, "problems: expected a list, got a Stripes"),
         ({"problems": [two[0], "mnist"]}, "problem 1: expected a training.Problem .* got a str"),
         ({"strategy": "vmapp"}, "strategy: expected one of auto, loop, processes, vmap, got 'vmapp'; did you mean"),
         ({"workers": 0}, "workers: expected an integer, at least 1, got 0"),
