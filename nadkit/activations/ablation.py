@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ from nadkit.activations.scores import Answers, Scores, joined, tally
 from nadkit.activations.sites import Site, Sites, evaluating
 from nadkit.activations.variants import BATCH, Variants
 from nadkit.inputs.basis import random_basis
-from nadkit.names import hint
 from nadkit.training import Data
 
 __all__ = [
@@ -90,6 +89,7 @@ class NoiseCurve(Scores):
     scale: Tensor
 
 
+@checks.typed
 def cumulative_curve(
     model: nn.Module,
     data: Data,
@@ -129,7 +129,6 @@ def cumulative_curve(
     Source: Morcos et al. 2018, figure 1 (zero, 10 orderings), figure A1 (mean).
     """
     orderings = checks.require_integer("orderings", orderings, 1)
-    _require_choice("basis", basis, Basis)
     evaluate = functools.partial(
         evaluate_masks, model, data, sites, value=value, moments=moments, batch_size=batch_size, memory=memory
     )
@@ -144,6 +143,7 @@ def cumulative_curve(
     return Curve(counts=counts, fraction=counts.double() / sites.n_units, **curves)
 
 
+@checks.typed
 def layer_curves(model: nn.Module, data: Data, sites: Sites, **options: object) -> dict[str, Curve]:
     """Return what `cumulative_curve` gives for each site alone, by name of site; it takes the same options.
 
@@ -159,15 +159,19 @@ def _cumulative_masks(n: int, counts: Tensor, seed: int, ordering: int) -> Tenso
     return order.argsort() < counts[:, None]
 
 
-def area_under_curve(fraction: Tensor, accuracy: Tensor, *, normalised: bool = False) -> Tensor:
+@checks.typed
+def area_under_curve(
+    fraction: Tensor | Sequence[float], accuracy: Tensor | Sequence[float], *, normalised: bool = False
+) -> Tensor:
     """Return the area under accuracy (..., S) over the fraction (S,) ablated, by trapezoids: (...) float64.
 
     ``normalised`` divides by the accuracy with none ablated, the first.
 
     Raises:
-        ValueError: sizes do not match, or the fraction does not rise from 0 to 1.
+        ValueError: sizes do not match, numbers are not finite, or the fraction does not rise from 0 to 1.
     """
-    fraction, accuracy = torch.as_tensor(fraction).double(), torch.as_tensor(accuracy).double()
+    fraction = checks.require_numbers("fraction", fraction).double()
+    accuracy = checks.require_numbers("accuracy", accuracy).double()
     if fraction.ndim != 1 or accuracy.ndim < 1 or accuracy.shape[-1] != len(fraction):
         raise ValueError(
             f"expected fraction (S,) and accuracy (..., S), got {tuple(fraction.shape)} and {tuple(accuracy.shape)}"
@@ -178,6 +182,7 @@ def area_under_curve(fraction: Tensor, accuracy: Tensor, *, normalised: bool = F
     return area / accuracy[..., 0] if normalised else area
 
 
+@checks.typed
 @torch.no_grad()
 def evaluate_masks(
     model: nn.Module,
@@ -222,6 +227,7 @@ def evaluate_masks(
         return _scores(variants, variants.clamped(masks, values, bases, progress), len(masks))
 
 
+@checks.typed
 @torch.no_grad()
 def unit_impact(
     model: nn.Module,
@@ -248,6 +254,7 @@ def unit_impact(
     return Impact(baseline=baseline, **scores.each(lambda part: part[:n]))
 
 
+@checks.typed
 @torch.no_grad()
 def noise_curve(
     model: nn.Module,
@@ -323,7 +330,6 @@ def _random_bases(sites: Sites, seed: int, ordering: int) -> dict[str, Tensor]:
 
 
 def _values(sites: Sites, value: Value, moments: Moments | None) -> dict[Site, Tensor]:
-    _require_choice("value", value, Value)
     if value == "zero":
         return {site: torch.zeros(site.units) for site in sites}
     return _per_site(sites, moments, "mean", "value='mean'")
@@ -366,9 +372,3 @@ def _scores(variants: Variants, answers: Iterator[Answers], count: int) -> Score
         unit_moments(variants.model, variants.x, variants.sites)  # says at which site, if the network is to blame
         raise ValueError(f"the loss of {nan} of {count} variants is NaN")
     return scores
-
-
-def _require_choice(name: str, value: str, options: object) -> None:
-    known = get_args(options)
-    if value not in known:
-        raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {value!r}{hint(str(value), known)}")

@@ -58,6 +58,7 @@ class Activity:
     counts: Tensor
 
     @classmethod
+    @checks.typed
     def empty(
         cls, sites: Sites, classes: int, *, resolution: int = RESOLUTION, device: str | torch.device = "cpu"
     ) -> Self:
@@ -83,6 +84,7 @@ class Activity:
             counts=torch.zeros(sites.n_units, classes, 1 + resolution, dtype=torch.int32, device=device),
         )
 
+    @checks.typed
     def update(self, values: Tensor, labels: Tensor) -> None:
         """Take in activities (B, n_units) and their labels (B,) int64.
 
@@ -196,6 +198,7 @@ class Activity:
             yield slice(start, start + size)
 
 
+@checks.typed
 @torch.no_grad()
 def record_activity(
     model: nn.Module,
@@ -219,13 +222,12 @@ def record_activity(
         progress: show a bar that counts batches.
 
     Raises:
-        ValueError: no samples, labels that do not match or are outside, one class only, a class without samples,
-            an activity that is NaN or infinite, sites of another network.
+        ValueError: no samples, inputs that are not finite, labels that do not match or are outside, one class only, a
+            class without samples, an activity that is NaN or infinite, sites of another network.
     """
     x, y = data
     checks.require_integer("batch_size", batch_size, 1)
-    if len(x) != len(y) or len(x) == 0 or y.ndim != 1:
-        raise ValueError(f"data: expected one label an input, got {len(x)} inputs and labels of {tuple(y.shape)}")
+    checks.require_samples(x, y)
     first = as_inputs(model, x[:1])
     device = first.device
     require_sites(model, sites, first)
@@ -247,6 +249,7 @@ def record_activity(
     return activity.cpu()
 
 
+@checks.typed
 def activity_of(
     values: Tensor, labels: Tensor, *, classes: int | None = None, resolution: int = RESOLUTION
 ) -> Activity:
@@ -255,8 +258,8 @@ def activity_of(
     Raises:
         ValueError: as `record_activity`; by default the classes are 0 to the largest label.
     """
-    if values.ndim != 2 or not values.numel():
-        raise ValueError(f"expected activities (N, C) of at least one unit and sample, got {tuple(values.shape)}")
+    checks.require_axes("values", values, "(N, C)")
+    checks.require_label_each(values, labels, "values")
     sites = Sites([Site("units", "units", 0, (values.shape[1],))])
     classes = int(labels.max()) + 1 if classes is None else classes
     activity = Activity.empty(sites, classes, resolution=resolution, device=values.device)

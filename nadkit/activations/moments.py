@@ -35,6 +35,7 @@ class Moments:
         return Moments(self.sites[[name]], self.sites.split(self.mean)[name], self.sites.split(self.std)[name])
 
 
+@checks.typed
 @torch.no_grad()
 def unit_moments(model: nn.Module, x: Tensor, sites: Sites, *, batch_size: int = BATCH) -> Moments:
     """Return each unit's mean and standard deviation over samples and positions, in one pass and in eval mode.
@@ -52,11 +53,11 @@ def unit_moments(model: nn.Module, x: Tensor, sites: Sites, *, batch_size: int =
         batch_size: samples per forward pass.
 
     Raises:
-        ValueError: no samples, a unit that is NaN or infinite at some sample, sites of another network.
+        ValueError: no samples, inputs that are not finite, a unit that is NaN or infinite at some sample, sites of
+            another network.
     """
     checks.require_integer("batch_size", batch_size, 1)
-    if len(x) == 0:
-        raise ValueError("moments: expected at least one sample, got none")
+    checks.require_inputs("x", x)
     require_sites(model, sites, as_inputs(model, x[:1]))
     parts: dict[str, tuple[int, Tensor, Tensor]] = {}
 

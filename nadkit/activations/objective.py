@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nadkit import checks
 from nadkit.activations.activity import activity_at, over_positions
 from nadkit.activations.axes import LAST
 from nadkit.activations.calls import ACTIVATIONS, FUNCTIONS, Place, watched
@@ -26,6 +27,7 @@ TOKENS = set(LAST.values())
 """Functions that make units of tokens, on the last axis."""
 
 
+@checks.typed
 @dataclass(frozen=True)
 class SelectivityObjective:
     """A training objective that rewards (alpha > 0) or punishes (alpha < 0) class selectivity.
@@ -56,10 +58,8 @@ class SelectivityObjective:
     epsilon: float = 1e-7
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.alpha):
-            raise ValueError(f"alpha: expected a finite number, got {self.alpha}")
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise ValueError(f"epsilon: expected a positive finite number, got {self.epsilon}")
+        checks.require_finite_number("alpha", self.alpha)
+        checks.require_positive("epsilon", self.epsilon)
         if self.epochs is not None and not (len(self.epochs) == 2 and 0 <= self.epochs[0] < self.epochs[1]):
             raise ValueError(f"epochs: expected (first, end) with 0 <= first < end, got {self.epochs}")
 

@@ -76,6 +76,7 @@ class Site:
         return values.reshape(*[1] * self.axis, self.units, *[1] * (len(self.shape) - self.axis))
 
 
+@checks.typed
 class Sites(Sequence[Site]):
     """Sites in the order in which a network runs through them, their units numbered through.
 
@@ -86,9 +87,7 @@ class Sites(Sequence[Site]):
     """
 
     def __init__(self, sites: Iterable[Site]) -> None:
-        self._sites = tuple(sites)
-        if not self._sites:
-            raise ValueError("sites: expected at least one, got none")
+        self._sites = tuple(checks.require_all("sites", sites, Site))
         if len(set(self.names)) < len(self):
             raise ValueError(f"sites: expected each once, got {', '.join(self.names)}")
 
@@ -107,6 +106,7 @@ class Sites(Sequence[Site]):
         """Number of each site's first unit, and at the end the number of all units."""
         return list(accumulate((site.units for site in self), initial=0))
 
+    @checks.typed
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """Return what there is of each unit, (..., n_units), site by site: a view (..., C) under each site's name.
 
@@ -114,9 +114,12 @@ class Sites(Sequence[Site]):
             ValueError: there are not as many numbers as units.
         """
         if values.ndim == 0 or values.shape[-1] != self.n_units:
-            raise ValueError(f"expected (..., {self.n_units}), a number for each unit, got {tuple(values.shape)}")
+            raise ValueError(
+                f"values: expected (..., {self.n_units}), a number for each unit, got {tuple(values.shape)}"
+            )
         return dict(zip(self.names, values.split([site.units for site in self], dim=-1), strict=True))
 
+    @checks.typed
     def last(self, k: int) -> "Sites":
         """Return the last k sites.
 
@@ -174,6 +177,7 @@ class Sites(Sequence[Site]):
         return f"<table>{caption}<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>"
 
 
+@checks.typed
 @torch.no_grad()
 def find_sites(
     model: nn.Module,
@@ -211,7 +215,7 @@ def find_sites(
     if names is None:
         chosen = [use for use in uses if use.is_activation]
     else:
-        chosen = _named(model, uses, [names] if isinstance(names, str) else list(names))
+        chosen = _named(model, uses, checks.require_all("names", [names] if isinstance(names, str) else names, str))
     given = _axes(axis, [use.name for use in chosen])
     readings = {}
     if any(use.is_unclear(given) for use in chosen):
@@ -388,6 +392,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@checks.typed
 @contextmanager
 def capture(
     model: nn.Module, sites: Iterable[Site], reduce: Callable[[Site, Tensor], Tensor] | None = None
@@ -410,6 +415,7 @@ def capture(
         yield kept
 
 
+@checks.typed
 @contextmanager
 def replaced(model: nn.Module, functions: Mapping[Site, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Run a block in which the output of each of these sites is ``function(activation)``.

@@ -48,6 +48,7 @@ CHANNELWISE = (
 """Modules that, in eval mode, make each number from those of one unit or feature map alone."""
 
 
+@checks.typed
 class Variants:
     """A network on its device, in eval mode, about to be run on some data in many variants.
 
@@ -70,7 +71,7 @@ class Variants:
         self.model, self.sites, (self.x, self.y) = model, sites, data
         parameter = next(model.parameters(), None)
         self.device = torch.device("cpu") if parameter is None else parameter.device
-        _require_data(self.x, self.y)
+        checks.require_samples(self.x, self.y)
         self.memory = MEMORY.get(self.device.type, MEMORY["cpu"]) if memory is None else memory
         checks.require_integer("memory", self.memory, 1)
         first = as_inputs(model, self.x[:1])
@@ -82,7 +83,7 @@ class Variants:
         sizes, out = _sizes(self.parts, first.clone())
         self.sizes = [max(sizes[i:]) for i in range(len(sizes))]
         self.classes = require_logits(out)
-        _require_labels(self.y, self.classes)
+        checks.require_labels("labels", self.y, self.classes)
         if batch_size is None:
             batch_size = max(1, min(BATCH, self.memory // max(sizes)))
         self.batch_size = checks.require_integer("batch_size", batch_size, 1)
@@ -448,21 +449,6 @@ def _can_vmap(model: nn.Module, sites: Sites, x: Tensor) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _require_data(x: Tensor, y: Tensor) -> None:
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-        raise ValueError(f"data: expected two tensors, got {type(x).__name__} and {type(y).__name__}")
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"data: expected one label an input and at least one, got {len(x)} inputs, {len(y)} labels")
-    if y.dtype != torch.int64 or y.ndim != 1:
-        raise ValueError(f"labels: expected (N,) torch.int64, got {tuple(y.shape)} {y.dtype}")
-
-
-def _require_labels(y: Tensor, classes: int) -> None:
-    low, high = y.min().item(), y.max().item()
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels: expected 0 to {classes - 1} for {classes} logits, got {low} to {high}")
 
 
 def _require_independent_samples(model: nn.Module) -> None:

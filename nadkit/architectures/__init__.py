@@ -13,11 +13,12 @@ An *architecture* is one of
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
+from nadkit import checks
 from nadkit.architectures.convnet import ConvNet
 from nadkit.architectures.convnext import ConvNeXt
 from nadkit.architectures.densenet import DenseNet121
@@ -28,6 +29,7 @@ from nadkit.architectures.pretrained import IMAGENET_STATISTICS, pretrained
 from nadkit.architectures.resnet import ResNet18
 from nadkit.architectures.vgg import VGG11
 from nadkit.architectures.vit import ViT
+from nadkit.devices import pick
 from nadkit.names import hint
 
 __all__ = [
@@ -83,6 +85,7 @@ NAMES = tuple(_REGISTRY)
 later families; those of the work on single directions."""
 
 
+@checks.typed
 def build(architecture: Architecture, *, shape: Shape, classes: int) -> nn.Module:
     """Return a freshly initialised network: (B, C, H, W) float -> (B, classes) logits.
 
@@ -93,10 +96,7 @@ def build(architecture: Architecture, *, shape: Shape, classes: int) -> nn.Modul
         ValueError: an unknown name, a shape the network cannot take, or a factory that does not take ``shape`` and
             ``classes`` or does not return a module.
     """
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"shape: expected (channels, height, width), all positive, got {shape}")
-    if classes < 1:
-        raise ValueError(f"classes: expected at least 1, got {classes}")
+    checks.require_integer("classes", classes, 1)
     make = factory(architecture)
     try:
         model = make(shape=tuple(shape), classes=classes)
@@ -111,14 +111,15 @@ def build(architecture: Architecture, *, shape: Shape, classes: int) -> nn.Modul
     return model
 
 
+@checks.typed
 @torch.no_grad()
-def n_logits(model: nn.Module, shape: Shape, device: str | torch.device = "cpu") -> int:
+def n_logits(model: nn.Module, shape: Sequence[int], device: str | torch.device = "cpu") -> int:
     """Return the number K of logits of a network, which is left in eval mode, by trying it on zeros.
 
     Raises:
         ValueError: it does not map (2, C, H, W) to (2, K).
     """
-    inputs = (2, *shape)
+    inputs, device = (2, *shape), pick(device)
     try:
         out = model.eval()(torch.zeros(inputs, device=device))
     except Exception as error:
@@ -129,6 +130,7 @@ def n_logits(model: nn.Module, shape: Shape, device: str | torch.device = "cpu")
     return out.shape[1]
 
 
+@checks.typed
 def factory(architecture: Architecture) -> Callable[..., nn.Module]:
     """Return the factory behind an architecture: ``factory(shape=(C, H, W), classes=K)`` -> module.
 
@@ -148,11 +150,13 @@ def factory(architecture: Architecture) -> Callable[..., nn.Module]:
     raise ValueError(f"unknown architecture {architecture!r}{hint(architecture, NAMES)}; known: {known}")
 
 
+@checks.typed
 def check(name: str) -> None:
     """Raise ValueError, saying what is wrong, unless ``name`` names an architecture."""
     factory(name)
 
 
+@checks.typed
 def name_of(architecture: Architecture) -> str:
     """Return a name for records and plots: the string itself, or the factory's own name, with a partial's options."""
     if isinstance(architecture, str):

@@ -2,12 +2,14 @@
 
 from torch import nn
 
+from nadkit import checks
 from nadkit.architectures.chain import Chain, require_dropout, scaled
 
 MAPS = (64, 64, 128, 128, 128, 256, 256, 256, 512, 512, 512)
 STRIDES = (1, 1, 2, 1, 1, 2, 1, 1, 2, 1, 1)
 
 
+@checks.typed
 class ConvNet(Chain):
     """Eleven 3x3 convolutions with ReLUs, three of them of stride 2, the mean over positions, the logits.
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from nadkit import checks
 from nadkit.architectures.patches import FeedForward, require_multiple
 
 WIDTHS = (24, 48, 96)
@@ -9,6 +10,7 @@ DEPTHS = (1, 1, 1)
 PATCH = 4
 
 
+@checks.typed
 class ConvNeXt(nn.Module):
     """A 4x4 convolution of stride 4, three stages of a block each (24, 48, 96 feature maps), the mean, the logits.
 

@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from nadkit import checks
+
 GROWTH = 32
 BLOCKS = (6, 12, 24, 16)
 
 
+@checks.typed
 class DenseNet121(nn.Module):
     """A 3x3 stem, four dense blocks (6, 12, 24, 16 layers, growth 32) joined by halving transitions, then the logits.
 

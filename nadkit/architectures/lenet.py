@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@checks.typed
 class LogReg(nn.Module):
     """Logistic regression: one linear layer on the pixels, logits = W x + b."""
 
@@ -42,6 +43,7 @@ class LogReg(nn.Module):
         return self.linear(x.flatten(1))
 
 
+@checks.typed
 class LeNet(nn.Module):
     """Two 5x5 convolutions (6 and 16 feature maps), each followed by 2x2 max pooling, then 120, 84 and the logits.
 

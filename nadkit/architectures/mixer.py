@@ -6,6 +6,7 @@ from nadkit import checks
 from nadkit.architectures.patches import FeedForward, PatchEmbedding
 
 
+@checks.typed
 class Mixer(nn.Module):
     """Patches of 4x4 as tokens of 32 numbers, two pre-norm blocks, the mean token after a last norm, the logits.
 

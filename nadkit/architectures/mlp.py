@@ -8,6 +8,7 @@ from nadkit import checks
 from nadkit.architectures.chain import Chain, require_dropout
 
 
+@checks.typed
 class MLP(Chain):
     """The pixels, ``depth`` hidden layers of ``width`` ReLU units, the logits: h_i = ReLU(W_i h_(i-1) + b_i).
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nadkit import files
+from nadkit import checks, files
 from nadkit.files import DataError
 from nadkit.names import hint
 
@@ -22,6 +22,7 @@ expect their inputs to be standardised."""
 _CONVERTED = ("densenet", "googlenet", "inception")
 
 
+@checks.typed
 def pretrained(name: str = "resnet50", *, weights: str | Path | None = None, download: bool = False) -> nn.Module:
     """Return a torchvision network with ImageNet weights, in eval mode: (B, 3, H, W) float32 -> (B, 1000) logits.
 

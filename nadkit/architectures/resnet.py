@@ -5,12 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nadkit import checks
 from nadkit.architectures.pooling import Blur
 from nadkit.names import hint
 
 POOLING = ("stride", "blur", "none")
 
 
+@checks.typed
 class ResNet18(nn.Module):
     """A 3x3 stem of 64 feature maps and four stages of two basic blocks (64, 128, 256, 512), then the logits.
 

@@ -2,9 +2,12 @@
 
 from torch import Tensor, nn
 
+from nadkit import checks
+
 WIDTHS = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 
 
+@checks.typed
 class VGG11(nn.Module):
     """Eight 3x3 convolutions with batch normalisation and ReLU, five 2x2 max poolings, then 512, 512 and the logits.
 

@@ -7,6 +7,7 @@ from nadkit import checks
 from nadkit.architectures.patches import FeedForward, PatchEmbedding
 
 
+@checks.typed
 class ViT(nn.Module):
     """Patches of 4x4 as tokens of 32 numbers, learned positions, two pre-norm blocks, the mean token, the logits.
 

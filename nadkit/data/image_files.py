@@ -175,8 +175,10 @@ def folder_path(name: str) -> Path:
     """Return the folder that ``folder:PATH`` names, relative to the working directory or to a data folder.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: no path, or there is no such folder.
     """
+    if not name.removeprefix("folder:").strip():
+        raise ValueError(f"image set {name!r}: expected folder:PATH, got no path")
     given = Path(name.removeprefix("folder:")).expanduser()
     tried = [given, *(folder / given for folder in files.data_folders() if not given.is_absolute())]
     found = next((path for path in tried if path.is_dir()), None)

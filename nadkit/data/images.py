@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nadkit import devices, seeds
+from nadkit import checks, devices, seeds
 from nadkit.data.image_files import TORCHVISION, Splits, folder_path, folder_set, in_float, resized, torchvision_set
 from nadkit.names import hint
 
 NAMES = ("digits", *TORCHVISION)
 
 
+@checks.typed
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Train and test images of one data set, on one device.
@@ -26,6 +27,10 @@ class ImageSet:
         classes: name of each class.
         name: what `load` was called with.
         source: where the images come from and what was done to them, in words.
+
+    Raises:
+        ValueError: images that are not uint8, of no samples, or of another shape in ``test`` than in ``train``; labels
+            that are not int64, not one an image, or not the number of a class.
     """
 
     train: Tensor = field(repr=False)
@@ -35,6 +40,17 @@ class ImageSet:
     classes: tuple[str, ...]
     name: str
     source: str
+
+    def __post_init__(self) -> None:
+        for name in ("train", "test"):
+            images, labels = getattr(self, name), getattr(self, f"{name}_labels")
+            checks.require_axes(name, images, "(N, C, H, W)")
+            if images.dtype != torch.uint8:
+                raise ValueError(f"{name}: expected uint8 from 0 to 255, got {images.dtype}")
+            checks.require_samples(images, labels, name, f"{name}_labels")
+            checks.require_labels(f"{name}_labels", labels, len(self.classes), "classes")
+        if self.test.shape[1:] != self.train.shape[1:]:
+            raise ValueError(f"test: expected images of shape {self.shape} as in train, got {self.test.shape[1:]}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -46,6 +62,7 @@ class ImageSet:
         """Number of classes."""
         return len(self.classes)
 
+    @checks.typed
     def to(self, device: str | torch.device) -> "ImageSet":
         """Return the same set with its tensors on ``device``.
 
@@ -61,6 +78,7 @@ class ImageSet:
             test_labels=self.test_labels.to(device),
         )
 
+    @checks.typed
     def subset(self, n_train: int | None = None, n_test: int | None = None, *, seed: int = 0) -> "ImageSet":
         """Return ``n_train`` and ``n_test`` images drawn at random, from all classes alike.
 
@@ -81,6 +99,7 @@ class ImageSet:
             source=f"{self.source}, {len(train):,} and {len(test):,} of them (seed {seed})",
         )
 
+    @checks.typed
     def tested_on_the_rest(self, n_train: int, n_test: int | None = None, *, seed: int = 0) -> "ImageSet":
         """Return ``n_train`` random training images, and the test images with all other training images to test on.
 
@@ -89,8 +108,9 @@ class ImageSet:
         Raises:
             ValueError: more images are asked for than there are, or fewer than one.
         """
-        if not 0 < n_train <= len(self.train):
-            raise ValueError(f"n_train: expected 1 to {len(self.train)} images, got {n_train}")
+        _require_count("n_train", n_train, len(self.train))
+        if n_test is not None:
+            _require_count("n_test", n_test, len(self.test) + len(self.train) - n_train)
         full = self.subset(len(self.train), seed=seed)
         return replace(
             full,
@@ -102,6 +122,7 @@ class ImageSet:
         )
 
 
+@checks.typed
 def check(name: str) -> None:
     """Raise ValueError, saying what is wrong, unless ``name`` names an image set; load nothing.
 
@@ -116,6 +137,7 @@ def check(name: str) -> None:
         raise ValueError(f"unknown image set {name!r}{_suggest(name)}; known: {known}")
 
 
+@checks.typed
 def load(
     name: str,
     *,
@@ -152,10 +174,11 @@ def load(
     return _formed(ImageSet(name=name, **found._asdict()), size, channels).to(device)
 
 
+@checks.typed
 def to_float(
     images: Tensor,
-    mean: float | Sequence[float] | Tensor | None = None,
-    std: float | Sequence[float] | Tensor | None = None,
+    mean: Tensor | float | Sequence[float] | None = None,
+    std: Tensor | float | Sequence[float] | None = None,
 ) -> Tensor:
     """Return a batch in float32, uint8 scaled to [0, 1] and float as it is, then standardised.
 
@@ -165,22 +188,32 @@ def to_float(
         std: to divide by, likewise.
 
     Raises:
-        ValueError: the images are neither uint8 nor float.
+        ValueError: the images are neither uint8 nor float; there is not one number, or one a channel; they are not
+            finite, or a deviation is not positive.
     """
     if images.dtype == torch.uint8:
         images = images.float().div_(255)
     elif not images.is_floating_point():
-        raise ValueError(f"expected uint8 images from 0 to 255, or float ones, got {images.dtype}")
+        raise ValueError(f"images: expected uint8 images from 0 to 255, or float ones, got {images.dtype}")
     images = images.float()
     if mean is not None:
-        images = images - _per_channel(mean, images)
+        images = images - _per_channel("mean", mean, images)
     if std is not None:
-        images = images / _per_channel(std, images)
+        images = images / _per_channel("std", std, images)
     return images
 
 
-def _per_channel(value: float | Sequence[float] | Tensor, images: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+def _per_channel(name: str, value: Tensor | float | Sequence[float], images: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        value = checks.require_numbers(name, value)
+        if name == "std" and not (value > 0).all():
+            raise ValueError(f"std: expected positive numbers, got {value.tolist()}")
+    value = value.to(images.device, images.dtype).view(-1, 1, 1)
+    if images.ndim < 3 or len(value) not in (1, images.shape[-3]):
+        raise ValueError(
+            f"{name}: expected one number or one a channel of images {tuple(images.shape)}, got {len(value)}"
+        )
+    return value
 
 
 def _suggest(name: str) -> str:
@@ -196,12 +229,16 @@ def _check_form(size: int | None, channels: int | None) -> None:
         raise ValueError(f"channels: expected 1 (grey) or 3 (colour), got {channels!r}")
 
 
+def _require_count(name: str, n: int, available: int) -> None:
+    if not 1 <= n <= available:
+        raise ValueError(f"{name}: expected 1 to {available} images, got {n}")
+
+
 def _balanced(labels: Tensor, n: int | None, split: str, seed: int) -> Tensor:
     """Return ``n`` indices, drawn in rounds that take one image of every class with any left."""
     if n is None:
         return torch.arange(len(labels), device=labels.device)
-    if not 1 <= n <= len(labels):
-        raise ValueError(f"n_{split}: expected 1 to {len(labels)} images, got {n}")
+    _require_count(f"n_{split}", n, len(labels))
     order = torch.randperm(len(labels), generator=seeds.generator(seed, "subset", split))
     shuffled = labels.cpu()[order]
     rounds = F.one_hot(shuffled).cumsum(0).gather(1, shuffled[:, None]).squeeze(1)

@@ -16,6 +16,7 @@ from nadkit import checks
 from nadkit.architectures import Shape
 from nadkit.data.images import ImageSet, to_float
 from nadkit.data.synthetic import corrupt_labels
+from nadkit.devices import pick
 from nadkit.inputs.basis import Basis
 from nadkit.storage import described, digest
 
@@ -35,6 +36,7 @@ CIFAR-10 do not.
 """
 
 
+@checks.typed
 def statistics_of(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each channel: (N, C, H, W) uint8 -> two (C,) float64, in units of [0, 1].
 
@@ -44,6 +46,7 @@ def statistics_of(images: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the images are not uint8, or a channel is constant.
     """
+    checks.require_axes("images", images, "(N, C, H, W)")
     if images.dtype != torch.uint8:
         raise ValueError(f"images: expected uint8 from 0 to 255, got {images.dtype}")
     mean, std = [], []
@@ -63,7 +66,7 @@ class _OfImages(ABC):
     """A problem made of real images, standardised by statistics of the clean training split."""
 
     images: ImageSet
-    statistics: tuple[Tensor | Sequence[float], Tensor | Sequence[float]] | None = None
+    statistics: tuple[Tensor | float | Sequence[float], Tensor | float | Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         own = statistics_of(self.images.train)
@@ -98,18 +101,20 @@ class _OfImages(ABC):
         """Number of classes."""
         return self.images.n_classes
 
+    @checks.typed
     def sample(self, split: Split, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """Return inputs (N, C, H, W) float32 and labels (N,) int64, on ``device``; nothing is drawn at random.
 
         Raises:
-            ValueError: an unknown split.
+            ValueError: an unknown split or device.
         """
         checks.require_one_of("split", split, get_args(Split))
         raw, labels = {
             "train": (self.images.train, self.images.train_labels),
             "test": (self.images.test, self.images.test_labels),
         }[split]
-        change = self._change(split, torch.device(device))
+        device = pick(device)
+        change = self._change(split, device)
         x, y = torch.empty(raw.shape, dtype=torch.float32, device=device), labels.to(device)
         for out, pixels, classes in zip(x.split(CHUNK), raw.split(CHUNK), y.split(CHUNK), strict=True):
             out.copy_(change(to_float(pixels.to(device)), classes))
@@ -138,6 +143,7 @@ class _OfImages(ABC):
         return to_float(pixels, *self.statistics)
 
 
+@checks.typed
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clean(_OfImages):
     """Images as they are: scaled to [0, 1], then standardised in each channel.
@@ -154,6 +160,7 @@ class Clean(_OfImages):
         return lambda pixels, labels: self._standardised(pixels)
 
 
+@checks.typed
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Corrupted(Clean):
     """Images as in `Clean`, with the labels of a random fraction of the training examples permuted; test labels stay.
@@ -182,6 +189,7 @@ class Corrupted(Clean):
         """The labels to train on, corrupted: (N,) int64, where the images are."""
         return corrupt_labels(self.images.train_labels, self.fraction, seed=self.seed)
 
+    @checks.typed
     def sample(self, split: Split, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         x, y = super().sample(split, device)
         return x, self.train_labels.to(device) if split == "train" else y
@@ -198,6 +206,7 @@ class Carrier(NamedTuple):
     sign: int
 
 
+@checks.typed
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Poisoned(_OfImages):
     """Training images that give their class away along a direction; test images stay clean.
@@ -256,6 +265,7 @@ class Poisoned(_OfImages):
         checks.require_positive("epsilon", self.epsilon)
         super().__post_init__()
 
+    @checks.typed
     def carrier(self, label: int) -> Carrier:
         """Return what marks class ``label``.
 
@@ -318,6 +328,7 @@ class _Mapped(_OfImages, ABC):
         return (self.basis.vectors,)
 
 
+@checks.typed
 class Flipped(_Mapped):
     """Both splits with the order of their coordinates reversed, x' = U^T flip(U x), in each channel.
 
@@ -339,6 +350,7 @@ class Flipped(_Mapped):
         return lambda pixels, labels: self.basis.flip(self._standardised(pixels))
 
 
+@checks.typed
 class Rotated(_Mapped):
     """Both splits with their coordinates in place of their pixels, x' = U x, in each channel.
 

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nadkit import files
+from nadkit import checks, files
 from nadkit.files import DataError
 from nadkit.inputs.basis import NADs
 from nadkit.names import hint
@@ -61,14 +61,17 @@ class Anchor(NamedTuple):
     noise: dict[float, float]
 
 
+@checks.typed
 def numbers(name: str) -> dict[str, Any]:
     """Return the tables of ``published_numbers/NAME.toml``; keys that are numbers come as numbers.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        ValueError: there is no such file; near misses are suggested.
     """
-    file = resources.files("nadkit.data") / "published_numbers" / f"{name}.toml"
-    return _by_number(tomllib.loads(file.read_text()))
+    folder = resources.files("nadkit.data") / "published_numbers"
+    tables = {file.name.removesuffix(".toml"): file for file in folder.iterdir()}
+    checks.require_one_of("name", name, sorted(tables))
+    return _by_number(tomllib.loads(tables[name].read_text()))
 
 
 def _by_number(value: Any) -> Any:  # noqa: ANN401
@@ -155,6 +158,7 @@ class IndexCurve:
     singular_value: Tensor
 
 
+@checks.typed
 def published_nads(name: str, *, download: bool = True) -> NADs:
     """Return the authors' NADs of a network: 1023 directions of the 1x32x32 input.
 
@@ -182,6 +186,7 @@ def published_nads(name: str, *, download: bool = True) -> NADs:
         raise _damaged(path, f"orthonormal rows of 1024: {error}") from error
 
 
+@checks.typed
 def is_at_hand(name: str) -> bool:
     """Return whether the NADs of that name were published and their files lie in a data folder."""
     network = {network.lower(): network for network in NETWORKS}.get(name.lower())
@@ -191,12 +196,14 @@ def is_at_hand(name: str) -> bool:
     )
 
 
+@checks.typed
 def find(relative: str | Path) -> Path | None:
     """Return the published file at ``relative`` in a data folder, else the one that comes with nadkit, else None."""
     shipped = SHIPPED / relative
     return files.find(relative) or (shipped if shipped.is_file() else None)
 
 
+@checks.typed
 def origin(*relative: str | Path) -> str:
     """Return words for readers: where the published files of these names are read from."""
     of = {path is not None and path.is_relative_to(SHIPPED) for path in map(find, relative)}
@@ -204,6 +211,7 @@ def origin(*relative: str | Path) -> str:
     return " and ".join(words[shipped] for shipped in sorted(of))
 
 
+@checks.typed
 def known_nads(name: str) -> NADs | None:
     """Return what is at hand of a network's published NADs: all 1023, else those that come with nadkit, else None.
 
@@ -231,6 +239,7 @@ def known_nads(name: str) -> NADs | None:
     )
 
 
+@checks.typed
 def published_spectrum(name: str) -> Tensor | None:
     """Return the eigenvalues of a network's 1023 published NADs, s^2 / (N - 1): (1023,) float64, never downloaded.
 
@@ -245,6 +254,7 @@ def published_spectrum(name: str) -> Tensor | None:
     return None if path is None else _eigenvalues(network, _singular_values(path, 1023))
 
 
+@checks.typed
 def published_fourier_map(name: str) -> Tensor | None:
     """Return the published test accuracy on D(v) over the Fourier grid: (16, 16) float64, [y, x].
 
@@ -265,6 +275,7 @@ def published_fourier_map(name: str) -> Tensor | None:
     return _fractions(path, table.pivot(index="y", columns="x", values=column))
 
 
+@checks.typed
 def published_index_curve(name: str) -> IndexCurve | None:
     """Return the published test accuracy on D(u_i) against the NAD index i, as far as measured.
 

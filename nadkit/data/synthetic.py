@@ -1,8 +1,8 @@
 """Synthetic data whose only signal lies along one direction, and labels that are partly noise."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from nadkit import checks, seeds
 from nadkit.architectures import Shape
+from nadkit.devices import pick
 from nadkit.storage import described, digest
 
 SIGMA = {"map": 3.0, "index": 1.0}
 """Noise levels of the paper's experiments: the Fourier map (figure 1) and the accuracy by NAD index."""
 
 
+@checks.typed
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Separable:
     """D(v): linearly separable data, x = shift y v + w with y = +-1 and w ~ N(0, sigma^2 (I - v v^T)).
@@ -41,7 +43,7 @@ class Separable:
             range.
     """
 
-    v: Tensor
+    v: Tensor | Sequence
     shape: Shape = (1, 32, 32)
     sigma: float = SIGMA["map"]
     epsilon: float = 1.0
@@ -52,18 +54,16 @@ class Separable:
 
     def __post_init__(self) -> None:
         # A copy: pickled on its way to a worker, a row of a basis would take the whole basis along.
-        object.__setattr__(self, "v", torch.as_tensor(self.v).detach().cpu().clone())
+        object.__setattr__(self, "v", checks.require_numbers("v", self.v).detach().cpu().clone())
         if self.v.numel() != math.prod(self.shape):
             raise ValueError(
                 f"v: expected {math.prod(self.shape)} numbers for inputs of shape {tuple(self.shape)}, "
                 f"got shape {tuple(self.v.shape)}"
             )
-        checks.require_finite("v", self.v)
         if not self.v.double().norm() > 0:
             raise ValueError("v: expected a direction, got the zero vector")
         checks.require_one_of("convention", self.convention, ("paper", "code"))
-        if not (self.sigma >= 0 and math.isfinite(self.sigma)):
-            raise ValueError(f"sigma: expected a finite number, at least 0, got {self.sigma}")
+        checks.require_between("sigma", self.sigma, 0)
         checks.require_positive("epsilon", self.epsilon)
         for name, least in (("n_train", 2), ("n_test", 2), ("seed", 0)):
             checks.require_integer(name, getattr(self, name), least)
@@ -83,13 +83,15 @@ class Separable:
         facts = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "v"]
         return digest(repr(facts), *described([self.v.double()]))
 
+    @checks.typed
     def sample(self, split: Literal["train", "test"], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """Return inputs (n, C, H, W) float32 and labels (n,) int64, where 1 stands for y = +1 and 0 for y = -1.
 
         Raises:
-            ValueError: an unknown split.
+            ValueError: an unknown split or device.
         """
         checks.require_one_of("split", split, ("train", "test"))
+        device = pick(device)
         n = {"train": self.n_train, "test": self.n_test}[split]
         generator = seeds.generator(self.seed, "separable", split, device=device)
         v = self.v.flatten().double()
@@ -100,6 +102,7 @@ class Separable:
         return torch.addmm(self.sigma * noise, along[:, None], v[None, :]).unflatten(1, self.shape), labels
 
 
+@checks.typed
 def corrupt_labels(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
     """Return labels (N,), same type and device, in which those of a random fraction of the examples are permuted.
 
@@ -109,14 +112,16 @@ def corrupt_labels(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
     a larger one; the labels that they get are drawn anew.
 
     Raises:
-        ValueError: the labels are no vector, the fraction is outside [0, 1], or the seed is out of range.
+        ValueError: the labels are not a vector of integers, the fraction is outside [0, 1], or the seed is out of
+            range.
 
     Source: Morcos et al. 2018 (partially corrupted labels).
     """
     if labels.ndim != 1:
         raise ValueError(f"labels: expected a vector (N,), got shape {tuple(labels.shape)}")
-    if not (isinstance(fraction, Real) and 0 <= fraction <= 1):
-        raise ValueError(f"fraction: expected a number from 0 to 1, got {fraction!r}")
+    if labels.is_floating_point():
+        raise ValueError(f"labels: expected integers, got {labels.dtype}")
+    checks.require_between("fraction", fraction, 0, 1)
     n = round(fraction * len(labels))
     examples = torch.randperm(len(labels), generator=seeds.generator(seed, "corruption", "examples"))[:n]
     order = torch.randperm(n, generator=seeds.generator(seed, "corruption", "labels"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self, overload
 import torch
 from torch import Tensor
 
-from nadkit import seeds, storage
+from nadkit import checks, seeds, storage
 from nadkit.architectures import Shape
 from nadkit.inputs.reproducibility import REPRODUCIBLE, NotReproducibleWarning, expected_overlap
 
@@ -28,6 +28,7 @@ EIGENVALUE_NOISE = 1e-6
 """Rounding accepted in the sign and the order of eigenvalues, relative to the first."""
 
 
+@checks.typed
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Basis:
     """K orthonormal directions of an input space of D dimensions, the most important first.
@@ -119,6 +120,7 @@ class Basis:
         """The directions as images: (K, C, H, W) float64."""
         return self.vectors.unflatten(1, self.shape)
 
+    @checks.typed
     def coordinates(self, x: Tensor) -> Tensor:
         """Return the coordinates <u_k, x>: (..., C, H, W) -> (..., K), in the dtype of ``x``.
 
@@ -128,6 +130,7 @@ class Basis:
         found = rows.reshape(-1, rows.shape[-1]) @ self.vectors.to(rows).T
         return found.reshape(*rows.shape[:-1], len(self))
 
+    @checks.typed
     def flip(self, x: Tensor) -> Tensor:
         """Return U^T flip(U x): coordinate k takes the place of coordinate D - 1 - k, in the shape of ``x``.
 
@@ -152,6 +155,7 @@ class Basis:
                 f"{self.name}: expected all {dimensions} directions, this basis has {len(self)}; call .complete() first"
             )
 
+    @checks.typed
     def leading(self, k: int) -> Self:
         """Return the basis of the first ``k`` directions.
 
@@ -172,6 +176,7 @@ class Basis:
             eigenvalues = torch.cat([eigenvalues, eigenvalues.new_zeros(dimensions - count)])
         return replace(self, vectors=vectors, eigenvalues=eigenvalues)
 
+    @checks.typed
     def overlap(self, other: "Basis", k: int) -> float:
         """Return how much the leading k-dimensional subspaces share: |A_k B_k^T|_F^2 / k, from 0 to 1.
 
@@ -187,6 +192,7 @@ class Basis:
         a, b = self.vectors[:k].double().cpu(), other.vectors[:k].double().cpu()
         return ((a @ b.T).square().sum() / k).item()
 
+    @checks.typed
     def save(self, path: str | Path) -> None:
         """Write the basis to a safetensors file, whole or not at all.
 
@@ -199,6 +205,7 @@ class Basis:
         storage.write(path, type(self).__name__, tensors, facts)
 
     @classmethod
+    @checks.typed
     def load(cls, path: str | Path) -> Self:
         """Read a basis that `save` wrote.
 
@@ -241,6 +248,7 @@ class Basis:
             raise ValueError(f"{self.name}: expected k from 1 to {len(self)}, got {k}")
 
 
+@checks.typed
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NADs(Basis):
     """Neural anisotropy directions: eigenvectors of E_theta[grad_x f grad_x f^T], in descending order.
@@ -308,11 +316,13 @@ class NADs(Basis):
             )
 
 
+@checks.typed
 def pixel_basis(shape: Shape = (1, 32, 32)) -> Basis:
     """Return the basis of single pixels, e_0 ... e_{D-1}."""
     return Basis(vectors=torch.eye(math.prod(shape), dtype=torch.float64), shape=shape, name="pixel")
 
 
+@checks.typed
 def random_basis(shape: Shape = (1, 32, 32), *, seed: int = 0) -> Basis:
     """Return a basis drawn from the uniform (Haar) distribution on rotations: the Q factor of a Gaussian matrix.
 

@@ -73,6 +73,7 @@ class GradientCovariance:
     even_second: Tensor | None = None
 
     @classmethod
+    @checks.typed
     def empty(cls, shape: Shape, settings: Settings, device: str | torch.device = "cpu") -> Self:
         """Return the moments of no networks (on the CPU for MPS, which has no float64)."""
         size = math.prod(shape)
@@ -90,6 +91,7 @@ class GradientCovariance:
         """Say whether a network has been seen."""
         return any(first <= network < last for first, last in self.networks)
 
+    @checks.typed
     def update(self, derivatives: Tensor, networks: tuple[int, int]) -> None:
         """Take in the derivatives of the networks (first, last): (N, D), or (N, D, D) if each is J J^T already.
 
@@ -103,6 +105,7 @@ class GradientCovariance:
     def _sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
         return (torch.zeros_like(self.total), g.sum(0)) if g.ndim == 3 else (g.sum(0), g.T @ g)
 
+    @checks.typed
     def merge(self, other: "GradientCovariance") -> None:
         """Take in what another run of the same settings saw.
 
@@ -129,6 +132,7 @@ class GradientCovariance:
         sums = {name: mine[name] + moments[name].to(mine[name]) for name in mine if name in moments}
         vars(self).update(networks=ranges, **dict.fromkeys(MOMENTS) | sums)
 
+    @checks.typed
     def covariance(self, *, centred: bool = True) -> Tensor:
         """Return the sample covariance, or with ``centred=False`` the second moment sum g g^T / N: (D, D) float64."""
         return _covariance(self.total, self.second, self.count, centred)
@@ -145,6 +149,7 @@ class GradientCovariance:
         odd = self.total - self.even_total, self.second - self.even_second
         return _covariance(self.even_total, self.even_second, n_even, centred), _covariance(*odd, n_odd, centred)
 
+    @checks.typed
     def nads(self, *, centred: bool = True) -> NADs:
         """Return the NADs: all D eigenvectors, by descending eigenvalue, on the CPU.
 
@@ -169,12 +174,14 @@ class GradientCovariance:
             overlap_of_halves=overlaps(*map(leading_eigenvectors, halves)) if halves else None,
         )
 
+    @checks.typed
     def save(self, path: str | Path) -> None:
         """Write the moments to a safetensors file, whole or not at all."""
         facts = {"shape": self.shape, "settings": self.settings, "networks": self.networks}
         storage.write(path, type(self).__name__, self._moments(), facts)
 
     @classmethod
+    @checks.typed
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote.
 
@@ -202,6 +209,7 @@ def require_directions(variance: Tensor, square: Tensor, n_networks: int) -> Non
         )
 
 
+@checks.typed
 def compute_nads(
     architecture: Architecture,
     *,
@@ -233,6 +241,7 @@ def compute_nads(
     return gradient_covariance(population, networks=range(n_networks), **run).nads(centred=method != "mixed")
 
 
+@checks.typed
 def gradient_covariance(
     architecture: Architecture | Population,
     *,
@@ -270,6 +279,8 @@ def gradient_covariance(
         architecture = Population(architecture, **population)
     elif population:
         raise TypeError(f"gradient_covariance: a Population has its own {', '.join(population)}")
+    if networks.step < 1 or networks.start < 0:
+        raise ValueError(f"networks: expected a range of numbers from 0, in ascending order, got {networks}")
     if executor is not None:
         return _on_workers(executor, architecture, networks, device, checkpoint, progress, local)
     return _here(architecture, networks, pick(device), checkpoint, progress, local)
@@ -344,15 +355,14 @@ def _part(population: Population, device: torch.device, local: bool, networks: r
     return replace(part, **{name: moment.cpu() for name, moment in part._moments().items()})
 
 
+@checks.typed
 def merged(parts: Iterable[GradientCovariance]) -> GradientCovariance:
     """Return one covariance of all networks of several, which stay as they are.
 
     Raises:
         ValueError: no parts, settings that differ, or a network that is in two parts.
     """
-    parts = list(parts)
-    if not parts:
-        raise ValueError("merged: expected at least one covariance")
+    parts = checks.require_all("parts", parts, GradientCovariance)
     whole = GradientCovariance.empty(parts[0].shape, parts[0].settings, parts[0].total.device)
     for part in parts:
         whole.merge(part)

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ class Frequency(NamedTuple):
     channel: int = 0
 
 
+@checks.typed
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FourierBasis(Basis):
     """The complete real Fourier basis of C x H x W images; see `fourier_basis`."""
@@ -35,6 +35,7 @@ class FourierBasis(Basis):
         return _frequencies(self.shape)
 
 
+@checks.typed
 def fourier_basis(shape: Shape = (1, 32, 32)) -> FourierBasis:
     """Return the complete real Fourier basis, one row a cell of the centred spectrum.
 
@@ -48,6 +49,7 @@ def fourier_basis(shape: Shape = (1, 32, 32)) -> FourierBasis:
     return FourierBasis(vectors=torch.block_diag(*[waves] * channels), shape=shape, name="Fourier")
 
 
+@checks.typed
 def fourier_direction(fx: int, fy: int, *, shape: Shape = (1, 32, 32), part: str = "real", channel: int = 0) -> Tensor:
     """Return the unit vector of one wave: (D,) float64.
 
@@ -56,8 +58,9 @@ def fourier_direction(fx: int, fy: int, *, shape: Shape = (1, 32, 32), part: str
     Raises:
         ValueError: a frequency that is no integer, an unknown part or channel, or a sine that is zero on every pixel.
     """
-    _require_wave(Frequency(fx, fy, part, channel), shape)
     channels, height, width = shape
+    checks.require_one_of("part", part, PARTS)
+    checks.require_integer("channel", channel, 0, channels - 1)
     x, y = torch.arange(width), torch.arange(height)
     turns = (fx * height * x[None, :] + fy * width * y[:, None]) % (height * width)
     phase = turns.double() * (2 * math.pi / (height * width))
@@ -78,6 +81,7 @@ class Cell(NamedTuple):
     fy: int
 
 
+@checks.typed
 def map_cells(*, step: int = 1) -> list[Cell]:
     """Return the cells of the published map that were trained, every ``step``-th along both axes.
 
@@ -102,15 +106,6 @@ def _frequencies(shape: Shape) -> list[Frequency]:
         for fy in range(-(height // 2), height - height // 2)
         for fx in range(-(width // 2), width - width // 2)
     ]
-
-
-def _require_wave(wave: Frequency, shape: Shape) -> None:
-    fx, fy, part, channel = wave
-    if not (isinstance(fx, Integral) and isinstance(fy, Integral)):
-        raise ValueError(f"frequency: expected integers, in cycles per image, got ({fx}, {fy})")
-    checks.require_one_of("part", part, PARTS)
-    if channel not in range(shape[0]):
-        raise ValueError(f"channel: expected 0 to {shape[0] - 1}, got {channel}")
 
 
 def _wrap(frequency: int, size: int) -> int:

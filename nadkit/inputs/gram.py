@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ GRAM_CHUNK = 2**22
 """Numbers of the derivatives (32 MB in float64) that `leading_nads` looks at at a time."""
 
 
+@checks.typed
 def leading_nads(
     architecture: Architecture,
     k: int,
@@ -66,7 +66,7 @@ def leading_nads(
         raise ValueError("leading_nads: expected method 'gradient' or 'secant', got 'mixed'; compute_nads takes it")
     drawn, device = Population(architecture, shape, method, **population), pick(device)
     rank = min(n_networks - 1, math.prod(shape))
-    if not (isinstance(k, Integral) and 1 <= k <= rank):
+    if not 1 <= k <= rank:
         raise ValueError(
             f"k: expected 1 to {rank}, the rank that {n_networks} centred derivatives of {math.prod(shape)} numbers "
             f"can have, got {k}; take more networks"

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nadkit import architectures, checks, identity, seeds
 from nadkit.architectures import Architecture, Shape
+from nadkit.devices import pick
 from nadkit.inputs.derivatives import Network, exact, gradient, mixed_moment, secant
 from nadkit.inputs.local import is_local, local_secant
 from nadkit.storage import digest
@@ -18,6 +19,7 @@ Method = Literal["secant", "gradient", "mixed"]
 Settings = dict[str, str | int | float | identity.Rows]
 
 
+@checks.typed
 @dataclass(frozen=True, eq=False)
 class Population:
     """The fresh one-logit networks of an architecture, in eval mode, and their input derivatives at one point x.
@@ -72,16 +74,19 @@ class Population:
         """The architecture's name."""
         return architectures.name_of(self.architecture)
 
+    @checks.typed
     def network(self, i: int, device: str | torch.device = "cpu") -> nn.Module:
         """Return network i on a device, in eval mode."""
-        return self._built(self.architecture, i, torch.device(device))
+        checks.require_integer("i", i, 0)
+        return self._built(self.architecture, i, pick(device))
 
+    @checks.typed
     def derivative(self, f: Network, device: str | torch.device = "cpu", *, local: bool = False) -> Tensor:
         """Return the derivative of a network on a device at the point: (D,), or J J^T (D, D) for ``"mixed"``.
 
         ``local`` takes a secant through the windows that a pixel reaches (`nadkit.inputs.local`).
         """
-        x = self.x.to(device)
+        x = self.x.to(pick(device))
         match self.method:
             case "secant":
                 return (local_secant if local else secant)(f, x, self.scale)
@@ -90,10 +95,13 @@ class Population:
             case "mixed":
                 return mixed_moment(f, x)
 
+    @checks.typed
     def is_local(self, device: str | torch.device = "cpu") -> bool:
         """Say whether a pixel's step reaches but a window of what the first layers give, so that local secants pay."""
+        device = pick(device)
         return self.method == "secant" and is_local(self.network(0, device), self.x.to(device))
 
+    @checks.typed
     def settings(self, device: str | torch.device = "cpu") -> Settings:
         """Return what the derivatives are of, network 0 and its outputs included.
 
@@ -102,7 +110,8 @@ class Population:
         Raises:
             ValueError: the networks have not just one logit.
         """
-        device, first = torch.device(device), self.network(0, device)
+        device = pick(device)
+        first = self.network(0, device)
         if (logits := architectures.n_logits(first, self.shape, device)) != 1:
             raise ValueError(f"architecture {self.name!r}: expected 1 logit, got {logits}")
         with exact():
@@ -139,6 +148,7 @@ def _options(layer: nn.Module) -> dict[str, object]:
     return {name: value for name, value in named.items() if isinstance(value, str | int | float | tuple | None)}
 
 
+@checks.typed
 def with_batch_statistics(architecture: Architecture, *, batch: int = 128, seed: int = 0) -> Callable[..., nn.Module]:
     """Return a factory of the same networks whose batch norms normalise in eval mode, too.
 

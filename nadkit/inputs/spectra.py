@@ -13,25 +13,36 @@ from nadkit import checks, seeds
 from nadkit.inputs.covariance import GradientCovariance, union
 
 
+@checks.typed
 def marchenko_pastur_edges(dimensions: int, n: int) -> tuple[float, float]:
     """Return (1 -+ sqrt(D / N))^2, between which the non-zero eigenvalues of an isotropic sample covariance lie.
 
     In units of the true eigenvalue, which is the mean of all D sample eigenvalues.
 
+    Raises:
+        ValueError: a number below 1.
+
     Source: Marchenko and Pastur 1967.
     """
+    checks.require_integer("dimensions", dimensions, 1)
+    checks.require_integer("n", n, 1)
     root = math.sqrt(dimensions / n)
     return (1 - root) ** 2, (1 + root) ** 2
 
 
+@checks.typed
 def marchenko_pastur_cdf(x: Tensor, dimensions: int, n: int) -> Tensor:
     """Return the share of an isotropic sample covariance's non-zero eigenvalues up to x: (K,) -> (K,) float64.
 
     The density is sqrt((x_+ - x) (x - x_-)) / x up to a factor, integrated on a fine grid; x is in units of the true
     eigenvalue.
 
+    Raises:
+        ValueError: a number below 1, or x is not finite.
+
     Source: Marchenko and Pastur 1967.
     """
+    checks.require_finite("x", x)
     low, high = marchenko_pastur_edges(dimensions, n)
     # denser towards the edges, where the density has its square roots
     grid = low + (high - low) * (0.5 - 0.5 * torch.linspace(0, math.pi, 20_001, dtype=torch.float64).cos())
@@ -41,6 +52,7 @@ def marchenko_pastur_cdf(x: Tensor, dimensions: int, n: int) -> Tensor:
     return mass[index] / mass[-1]
 
 
+@checks.typed
 def effective_dimension(eigenvalues: Tensor) -> float:
     """Return the participation ratio (sum_k lambda_k)^2 / sum_k lambda_k^2: how many directions share the variance.
 
@@ -54,11 +66,13 @@ def effective_dimension(eigenvalues: Tensor) -> float:
         ValueError: they are not finite, or negative, or all zero.
     """
     spectrum = torch.as_tensor(eigenvalues).double()
+    checks.require_axes("eigenvalues", spectrum, "(K,)")
     if not torch.isfinite(spectrum).all() or (spectrum < 0).any() or not spectrum.sum() > 0:
         raise ValueError("eigenvalues: expected finite numbers, not negative, not all zero")
     return (spectrum.sum().square() / spectrum.square().sum()).item()
 
 
+@checks.typed
 def population_effective_dimension(one: GradientCovariance, other: GradientCovariance) -> float:
     """Return the effective dimension of the true covariance C, estimated from two independent sets of networks.
 
@@ -92,6 +106,7 @@ class Ceiling(NamedTuple):
     spread: float
 
 
+@checks.typed
 def overlap_ceiling(
     eigenvalues: Tensor, k: int, *, n_networks: tuple[int, int], repeats: int = 8, seed: int = 0
 ) -> Ceiling:
@@ -112,11 +127,13 @@ def overlap_ceiling(
         repeats: number of simulated pairs.
 
     Raises:
-        ValueError: k is not from 1 to K; fewer than two networks a run, or fewer than two repeats.
+        ValueError: eigenvalues that are not finite; k is not from 1 to K; fewer than two networks a run, or fewer than
+            two repeats.
     """
     return overlap_ceilings(eigenvalues, [k], n_networks=n_networks, repeats=repeats, seed=seed)[k]
 
 
+@checks.typed
 def overlap_ceilings(
     eigenvalues: Tensor, ks: Sequence[int], *, n_networks: tuple[int, int], repeats: int = 8, seed: int = 0
 ) -> dict[int, Ceiling]:
@@ -125,6 +142,8 @@ def overlap_ceilings(
     Raises:
         ValueError: as `overlap_ceiling`.
     """
+    checks.require_axes("eigenvalues", eigenvalues, "(K,)")
+    checks.require_finite("eigenvalues", eigenvalues)
     for k in ks:
         if k not in range(1, len(eigenvalues) + 1):
             raise ValueError(f"overlap_ceiling: expected k from 1 to {len(eigenvalues)}, got {k}")

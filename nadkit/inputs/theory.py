@@ -32,6 +32,7 @@ Part = Literal["real", "imaginary"]
 # ---- the layer ------------------------------------------------------------------------------------------------------
 
 
+@checks.typed
 def aliases(frequency: Sequence[int], *, size: Size, stride: int) -> list[Size]:
     """Return the frequencies that coincide with this one once every S-th position is kept, itself first.
 
@@ -50,18 +51,21 @@ def aliases(frequency: Sequence[int], *, size: Size, stride: int) -> list[Size]:
     return list(itertools.product(*axes))
 
 
+@checks.typed
 def transfer(taps: Tensor, *, size: Size) -> Tensor:
     """Return the factors m_k = sum_t h_t exp(2 pi i k t / N) of every frequency: (C, *kernel) -> (C, *size) complex.
 
     Entry k belongs to frequency k modulo N, as in `torch.fft`; the conjugate of the DFT, for a cross-correlation.
 
     Raises:
-        ValueError: the taps are not (C, *kernel) with a kernel that fits into the size.
+        ValueError: the taps are not (C, *kernel) with a kernel that fits into the size, or not finite.
     """
+    _require_filters("taps", taps)
     _require_kernel(tuple(taps.shape[1:]), size)
     return torch.fft.fftn(taps.double(), s=size, dim=_axes(size)).conj()
 
 
+@checks.typed
 def composed(first: Tensor, second: Tensor) -> Tensor:
     """Return the taps of a filter behind another: (C, *kernel_1), (E, *kernel_2) -> (C E, *(kernel_1 + kernel_2 - 1)).
 
@@ -69,8 +73,10 @@ def composed(first: Tensor, second: Tensor) -> Tensor:
     factors of the two are multiplied: m_k = m1_k m2_k.
 
     Raises:
-        ValueError: the kernels differ in their number of axes.
+        ValueError: the kernels differ in their number of axes, or are not finite.
     """
+    _require_filters("first", first)
+    _require_filters("second", second)
     if first.ndim != second.ndim:
         raise ValueError(f"taps: expected kernels of as many axes, got {tuple(first.shape)} and {tuple(second.shape)}")
     kernel = tuple(a + b - 1 for a, b in zip(first.shape[1:], second.shape[1:], strict=True))
@@ -82,6 +88,7 @@ def composed(first: Tensor, second: Tensor) -> Tensor:
 # ---- what it lets through -------------------------------------------------------------------------------------------
 
 
+@checks.typed
 def folded_share(taps: Tensor, v: Tensor, *, size: Size, stride: int) -> Tensor:
     """Return |P v|^2 / |v|^2, P the projection onto the row space of Phi: (C, *kernel), (..., D) -> (...), from 0 to 1.
 
@@ -102,6 +109,7 @@ def folded_share(taps: Tensor, v: Tensor, *, size: Size, stride: int) -> Tensor:
     return seen.abs().square().flatten(-len(size) - 1).sum(-1).clamp(max=1)
 
 
+@checks.typed
 def wave_shares(taps: Tensor, *, size: Size, stride: int, part: Part = "real") -> Tensor:
     """Return the share of every cosine (or sine) that one filter lets through: (1, *kernel) -> (*size).
 
@@ -133,6 +141,7 @@ def wave_shares(taps: Tensor, *, size: Size, stride: int, part: Part = "real") -
     return torch.where(is_dark, 0, passed / total.where(~is_dark, 1)).clamp(max=1)
 
 
+@checks.typed
 def best_accuracy(share: Tensor | float, *, shift: float = 1.0, sigma: float = 3.0) -> Tensor:
     """Return the largest accuracy on D(v) of any classifier that sees Phi x: shares |P v|^2 (...) -> (...), 0.5 to 1.
 
@@ -153,16 +162,17 @@ def best_accuracy(share: Tensor | float, *, shift: float = 1.0, sigma: float = 3
     Raises:
         ValueError: a share is not from 0 to 1, the shift is not positive or sigma negative.
     """
-    share = torch.as_tensor(share, dtype=torch.float64)
+    share = checks.require_numbers("share", share).double()
     if not ((share >= 0) & (share <= 1)).all():
         raise ValueError(f"share: expected numbers from 0 to 1, got {share.min().item()} to {share.max().item()}")
-    if not (shift > 0 and sigma >= 0):
-        raise ValueError(f"expected shift > 0 and sigma >= 0, got {shift} and {sigma}")
+    checks.require_positive("shift", shift)
+    checks.require_between("sigma", sigma, 0)
     clear = (1 - share <= RANK_TOLERANCE**2) | torch.tensor(sigma == 0)
     d = shift / (sigma or 1) * (share / (1 - share).where(~clear, 1)).sqrt()
     return torch.special.ndtr(torch.where(clear & (share > 0), torch.inf, d))
 
 
+@checks.typed
 def best_filter(
     frequency: Sequence[int],
     kernel: Size,
@@ -215,18 +225,21 @@ def best_filter(
 # ---- what it prefers ------------------------------------------------------------------------------------------------
 
 
+@checks.typed
 def nads(phi: Tensor, *, shape: Shape) -> Basis:
     """Return the NADs of f = theta^T Phi x for theta ~ N(0, I): eigenvectors of E[grad f grad f^T] = Phi^T Phi.
 
     They are the right singular vectors of Phi, as many as its rank, with the squared singular values as eigenvalues.
 
     Raises:
-        ValueError: Phi does not take inputs of that shape, or is zero.
+        ValueError: Phi does not take inputs of that shape, is zero, or is not finite.
     """
+    _require_layer(phi)
     values, rows = _singular_vectors(phi)
     return Basis(vectors=rows, shape=shape, name="NADs of a linear network", eigenvalues=values.square())
 
 
+@checks.typed
 def hessian(phi: Tensor, v: Tensor, *, shift: float = 1.0, sigma: float = 3.0) -> Tensor:
     """Return the Hessian in theta of the loss E (y - theta^T Phi x)^2 / 2 on D(v): (K, D), (D,) -> (K, K).
 
@@ -234,13 +247,17 @@ def hessian(phi: Tensor, v: Tensor, *, shift: float = 1.0, sigma: float = 3.0) -
     -shift Phi v. The direction v is normalised.
 
     Raises:
-        ValueError: v is zero.
+        ValueError: v is zero; Phi is no (K, D), or not finite; shift or sigma is out of range.
     """
+    _require_layer(phi)
+    checks.require_finite_number("shift", shift)
+    checks.require_between("sigma", sigma, 0)
     phi = phi.double()
     signal = phi @ _unit(v)
     return sigma**2 * phi @ phi.T + (shift**2 - sigma**2) * torch.outer(signal, signal)
 
 
+@checks.typed
 def descent(
     phi: Tensor, v: Tensor, steps: int, *, learning_rate: float, shift: float = 1.0, sigma: float = 3.0
 ) -> Tensor:
@@ -254,7 +271,7 @@ def descent(
     direction v is normalised: (K, D), (D,) -> (steps + 1,).
 
     Raises:
-        ValueError: v is zero; the learning rate is not positive, or so large that the loss would grow.
+        ValueError: as `hessian`; the learning rate is not positive, or so large that the loss would grow.
     """
     steps = checks.require_integer("steps", steps, 0)
     curvatures, axes = torch.linalg.eigh(hessian(phi, v, shift=shift, sigma=sigma))
@@ -293,10 +310,22 @@ def _mirrored(size: Size, *, modulo: Size) -> Tensor:
 
 def _unit(v: Tensor) -> Tensor:
     """Return directions (..., D) at length 1, in float64."""
+    checks.require_finite("v", v)
     norm = v.double().norm(dim=-1, keepdim=True)
     if not (norm > 0).all():
         raise ValueError("v: expected a direction, got the zero vector")
     return v.double() / norm
+
+
+def _require_layer(phi: Tensor) -> None:
+    checks.require_axes("phi", phi, "(K, D)")
+    checks.require_finite("phi", phi)
+
+
+def _require_filters(name: str, taps: Tensor) -> None:
+    if taps.ndim < 2 or not taps.numel():
+        raise ValueError(f"{name}: expected filters (C, *kernel), got {checks.found(taps)}")
+    checks.require_finite(name, taps)
 
 
 def _require_kernel(kernel: Size, size: Size) -> None:
@@ -315,5 +344,5 @@ def _require_one(taps: Tensor) -> None:
 
 def _require_stride(size: Size, stride: int) -> None:
     checks.require_integer("stride", stride, 1)
-    if not size or any(n % stride for n in size):
+    if not size or any(n < 1 or n % stride for n in size):
         raise ValueError(f"stride: expected a divisor of the size {tuple(size)}, got {stride}")

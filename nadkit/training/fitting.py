@@ -1,7 +1,7 @@
 """Training one network: `fit`, what it makes small and measures, and `evaluate`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -110,6 +110,7 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor, epoch: int) -> tuple[T
     return F.cross_entropy(logits, y), logits
 
 
+@checks.typed
 def fit(
     model: nn.Module,
     train: Data,
@@ -147,7 +148,10 @@ def fit(
     device = pick(device)
     objective = checked(objective)
     after_epoch = after_epoch or (lambda epoch: None)
+    checks.require_takes("after_epoch", after_epoch, "epoch")
     checks.require_integer("evaluate_every", evaluate_every, 1)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("model: expected a network with weights to train, it has none that require a gradient")
     (x, y), test = on_device(train, device, "train"), on_device(test, device, "test")
     # channels_last halves the time of convolutions with few channels on one CPU thread
     model.to(device, memory_format=torch.channels_last)
@@ -182,7 +186,7 @@ def fit(
                 history.steps_to_loss = _steps_to_loss(batch_losses, recipe.stop_at_loss)
             done = history.steps_to_loss is not None
             if done or (epoch + 1) % evaluate_every == 0 or epoch + 1 == recipe.epochs:
-                loss, accuracy = evaluate(model, test)
+                loss, accuracy = loss_and_accuracy(model, test)
                 if history.has_diverged(loss, epoch, recipe):  # by the epoch's last step
                     raise Diverged(history.diverged, history)
                 history.tested(loss, accuracy)
@@ -231,13 +235,32 @@ def _step(
     return torch.stack([loss.detach().float(), (logits.argmax(1) == y).sum()])
 
 
-@torch.no_grad()
+@checks.typed
 def evaluate(model: nn.Module, data: Data, *, batch_size: int = EVALUATION_BATCH) -> tuple[float, float]:
-    """Return mean cross-entropy (nats) and accuracy (0 to 1) of ``model`` in eval mode, on the device it lives on."""
-    device = next(model.parameters()).device
-    x, y = data[0].to(device), data[1].to(device)
+    """Return mean cross-entropy (nats) and accuracy (0 to 1) of ``model`` in eval mode, on the device it lives on.
+
+    Args:
+        model: any network of logits (B, classes); it is left in eval mode.
+        data: inputs (N, ...), uint8 or float, as in training, and labels (N,) int64.
+        batch_size: samples a forward pass.
+
+    Raises:
+        ValueError: no data; inputs and labels do not match, hold NaN, or a label has no logit; the network does not
+            accept the inputs.
+    """
+    checks.require_integer("batch_size", batch_size, 1)
+    device = next((p.device for p in model.parameters()), data[0].device)
+    x, y = on_device(data, device)
+    require_logits(model, x, {"labels": y})
+    return loss_and_accuracy(model, (x, y), batch_size)
+
+
+@torch.no_grad()
+def loss_and_accuracy(model: nn.Module, data: Data, batch_size: int = EVALUATION_BATCH) -> tuple[float, float]:
+    """Return what `evaluate` does, of data that have been checked and are on the network's device."""
+    x, y = data
     model.eval()
-    sums = torch.zeros(2, device=device)
+    sums = torch.zeros(2, device=x.device)
     for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         logits = model(to_float(batch))
         loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -260,8 +283,10 @@ def checked(objective: Objective) -> Objective:
             )
         return answer
 
-    if not callable(objective):
-        raise ValueError(f"objective: expected a function (network, x, y, epoch) -> loss, logits, got {objective!r}")
+    if not callable(objective) or isinstance(objective, type):
+        came = checks.found(objective)
+        raise ValueError(f"objective: expected a function (network, x, y, epoch) -> loss, logits, got {came}")
+    checks.require_takes("objective", objective, "network", "x", "y", "epoch")
     return answer_of
 
 
@@ -271,27 +296,26 @@ def name_of(function: object) -> str:
     return architectures.name_of(function) if " at 0x" in described else described
 
 
-def on_device(data: Data, device: torch.device, split: str) -> Data:
+def on_device(data: Data, device: torch.device, split: str = "") -> Data:
     """Move a split to the device, having checked that training on it can mean anything."""
     x, y = data
+    named = f"{split} " if split else ""
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-        raise ValueError(f"{split} data: expected two tensors, got {type(x).__name__} and {type(y).__name__}")
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"{split} data: expected one label an input, got {len(x)} inputs and {len(y)} labels")
-    if y.dtype != torch.int64 or y.ndim != 1:
-        raise ValueError(f"{split} labels: expected (N,) torch.int64, got {tuple(y.shape)} {y.dtype}")
-    if x.is_floating_point() and not torch.isfinite(x).all():
-        raise ValueError(f"{split} data: expected finite inputs, got NaN or infinity")
+        raise ValueError(f"{named}data: expected two tensors, got {type(x).__name__} and {type(y).__name__}")
+    checks.require_samples(x, y, f"{named}data", f"{named}labels")
     return x.to(device), y.to(device)
 
 
 def require_fit(model: nn.Module, train: Data, test: Data) -> None:
-    """A label without a logit, for one, would otherwise end in an unreadable error on the device."""
+    """Raise ValueError unless the network takes the inputs and has a logit for every label of both splits."""
     shape = train[0].shape[1:]
     if test[0].shape[1:] != shape:
         raise ValueError(f"test data: expected inputs of shape {tuple(shape)} as in training, got {test[0].shape[1:]}")
-    classes = architectures.n_logits(model, shape, train[0].device)
-    for split, (_, y) in (("train", train), ("test", test)):
-        low, high = y.min().item(), y.max().item()
-        if low < 0 or high >= classes:
-            raise ValueError(f"{split} labels: expected 0 to {classes - 1} for {classes} logits, got {low} to {high}")
+    require_logits(model, train[0], {"train labels": train[1], "test labels": test[1]})
+
+
+def require_logits(model: nn.Module, x: Tensor, labels: Mapping[str, Tensor]) -> None:
+    """A label without a logit, for one, would otherwise end in an unreadable error on the device."""
+    classes = architectures.n_logits(model, x.shape[1:], x.device)
+    for name, y in labels.items():
+        checks.require_labels(name, y, classes)

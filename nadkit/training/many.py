@@ -62,6 +62,7 @@ class Trained:
     shape: Shape
     classes: int
 
+    @checks.typed
     def network(self, epoch: int | None = None) -> nn.Module:
         """Return the network in eval mode, on the CPU, as it was after an epoch, by default the last that was kept.
 
@@ -81,6 +82,7 @@ class Trained:
         return model.eval()
 
 
+@checks.typed
 def fit_many(
     architecture: Architecture,
     problems: Sequence[Problem],
@@ -150,6 +152,7 @@ def fit_many(
     return [saved.finished[job.number][0] for job in jobs]
 
 
+@checks.typed
 def fit_networks(
     architecture: Architecture | Sequence[Architecture],
     problems: Sequence[Problem],
@@ -245,8 +248,8 @@ def _require_strategy(strategy: Strategy, workers: int | None) -> None:
 
 
 def _require_problems(problems: Sequence[Problem]) -> None:
-    """A forgotten pair of brackets, or a direction in place of its D(v), should be told by name."""
-    if isinstance(problems, Problem) or not isinstance(problems, Sequence):
+    """A direction in place of its D(v), for one, should be told by name."""
+    if not isinstance(problems, Sequence):
         raise ValueError(f"problems: expected a list of problems, got one {type(problems).__name__}")
     for i, problem in enumerate(problems):
         if not isinstance(problem, Problem):
@@ -323,7 +326,7 @@ def _jobs(
         architectures.factory(factory)  # a wrong name should fail here, not in a worker
         if not isinstance(how, Recipe):
             raise ValueError(f"recipe: expected a training.Recipe, got {how!r}")
-        aim = aim or cross_entropy
+        aim = cross_entropy if aim is None else aim
         fitting.checked(aim)
         jobs.append(
             _Job(

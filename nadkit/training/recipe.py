@@ -1,12 +1,9 @@
 """Recipes: how to train, and the two of the NAD paper."""
 
-import math
 from dataclasses import dataclass
-from numbers import Real
-from typing import Literal, get_args
+from typing import Literal
 
 from nadkit import checks
-from nadkit.names import hint
 
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["linear", "constant"]
@@ -15,6 +12,7 @@ STOP_WINDOW = 10
 """Consecutive batches whose mean loss decides when a loss is reached; a single batch's is too noisy."""
 
 
+@checks.typed
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train: by default stochastic gradient descent, learning rate falling linearly to zero with every step.
@@ -51,28 +49,16 @@ class Recipe:
         for name in ("epochs", "batch_size"):
             checks.require_integer(name, getattr(self, name), 1)
         for name in ("learning_rate", "clip", "stop_at_loss"):
-            value = getattr(self, name)
-            if not (value is None and name != "learning_rate") and not (_is_finite(value) and value > 0):
-                raise ValueError(f"{name}: expected a positive finite number, got {value!r}")
+            if (value := getattr(self, name)) is not None:
+                checks.require_positive(name, value)
         for name in ("momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not (_is_finite(value) and value >= 0):
-                raise ValueError(f"{name}: expected a finite number, at least 0, got {value!r}")
-        for name, options in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
-            value = getattr(self, name)
-            if value not in options:
-                known = " or ".join(map(repr, options))
-                raise ValueError(f"{name}: expected {known}, got {value!r}{hint(str(value), options)}")
+            checks.require_between(name, getattr(self, name), 0)
         if self.optimizer == "adam" and self.momentum:
             raise ValueError(f"momentum: expected 0 with 'adam', which has moments of its own, got {self.momentum}")
 
     def rate(self, step: int, total: int) -> float:
         """Return the learning rate of ``step`` out of ``total``."""
         return self.learning_rate * (1 - step / total) if self.schedule == "linear" else self.learning_rate
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
 
 
 SEPARABLE = Recipe()

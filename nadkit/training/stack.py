@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from nadkit import seeds
 from nadkit.data.images import to_float
-from nadkit.training.fitting import Data, History, Objective, checked, evaluate, require_fit
+from nadkit.training.fitting import Data, History, Objective, checked, loss_and_accuracy, require_fit
 from nadkit.training.recipe import Recipe
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -73,7 +73,7 @@ def fit_stack(
                 after_epoch(epoch + 1)
     for model, data, history, recipe in zip(models, test, histories, recipes, strict=True):
         if history.diverged is None:
-            loss, accuracy = evaluate(model, data)
+            loss, accuracy = loss_and_accuracy(model, data)
             if not history.has_diverged(loss, epochs - 1, recipe):
                 history.tested(loss, accuracy)
     return histories

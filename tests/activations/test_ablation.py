@@ -573,7 +573,7 @@ def test_bad_masks_data_and_sites_say_what_is_wrong():
         ("masks", evaluate_masks, model, (x, y), sites, masks[0]),
         ("masks", evaluate_masks, model, (x, y), sites, masks[:0]),
         ("no such module", unit_impact, model, (x, y), other[2]),
-        ("at least one, got 0", unit_impact, model, (x[:0], y[:0]), sites),
+        ("one label an input, got 0", unit_impact, model, (x[:0], y[:0]), sites),
         ("one label an input", unit_impact, model, (x, y[:5]), sites),
         ("int64", unit_impact, model, (x, y.float()), sites),
         ("tensors", unit_impact, model, (x.numpy(), y), sites),
@@ -636,7 +636,7 @@ def test_nan_activations_and_statistics_of_the_batch_are_refused():
         with pytest.raises(ValueError, match=r"site 'relu2': .* NaN"):
             run(broken, (x, y), sites)
     x[3] = math.nan
-    with pytest.raises(ValueError, match=r"site 'relu1': .* NaN"):
+    with pytest.raises(ValueError, match="data: expected finite numbers, got NaN"):
         unit_impact(model, (x, y), sites)
     norm = nn.BatchNorm1d(4, track_running_stats=False)
     batchwise = chain(fc=nn.Linear(3, 4), norm=norm, relu=nn.ReLU(), out=nn.Linear(4, 2))

@@ -135,7 +135,7 @@ def test_bad_activities_and_labels(random):
         activity_of(x, y, resolution=100)
     with pytest.raises(ValueError, match=r"expected activities \(B, 7\) and labels \(B,\)"):
         activity_of(x, y).update(x[:, :3], y)
-    with pytest.raises(ValueError, match="at least one unit and sample"):
+    with pytest.raises(ValueError, match=r"values: expected numbers of shape \(N, C\), at least one"):
         activity_of(x[:0], y[:0])
     x[3, 2] = math.nan
     with pytest.raises(ValueError, match=r"site 'units'.*1 of its 7 units \(the first is number 2\) is NaN"):
@@ -231,8 +231,13 @@ def test_data_that_does_not_fit(trained):
         record_activity(model, (x, torch.zeros_like(y)), sites)
     with pytest.raises(ValueError, match="needs at least 2, got 1"):
         record_activity(model, (x, torch.zeros_like(y)), sites, classes=1)
-    with pytest.raises(ValueError, match=r"site 'relu1'.*NaN or infinite"):
+    with pytest.raises(ValueError, match="data: expected finite numbers, got NaN"):
         record_activity(model, (torch.where(torch.rand(60, 1, 1, 1) < 0.1, math.nan, x), y), sites)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        next(broken.parameters()).view(-1)[0] = math.nan
+    with pytest.raises(ValueError, match=r"site 'relu1'.*NaN or infinite"):
+        record_activity(broken, (x, y), sites)
     with pytest.raises(ValueError, match="site 'relu1': expected activations of shape"):
         record_activity(model, (x[..., :2], y), sites)
     with pytest.raises(ValueError, match=r"site 'relu1\[1\]': .* does not run it"):

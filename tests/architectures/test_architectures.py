@@ -671,7 +671,7 @@ def test_the_number_of_logits_is_found_by_trying():
         ),
         (
             {"architecture": functools.partial(ResNet18, pooling="max"), "shape": (1, 32, 32), "classes": 2},
-            "expected stride, blur, none",
+            "one of stride, blur, none",
         ),
         ({"architecture": functools.partial(LeNet, widht=2), "shape": (1, 32, 32), "classes": 2}, "'widht'"),
         ({"architecture": "vit", "shape": (1, 32, 30), "classes": 2}, "multiples of 4, got 32x30"),
@@ -684,11 +684,11 @@ def test_the_number_of_logits_is_found_by_trying():
             ({"architecture": functools.partial(family, **option), "shape": (1, 8, 8), "classes": 2}, message)
             for family, option, message in [
                 (MLP, {"width": 0}, "width: expected an integer, at least 1"),
-                (MLP, {"width": 0.5}, "width: expected an integer, at least 1"),
+                (MLP, {"width": 0.5}, "width: expected an integer, got 0.5"),
                 (MLP, {"depth": 0}, "depth: expected an integer, at least 1"),
                 (MLP, {"dropout": 1.0}, "dropout: expected a probability"),
                 (MLP, {"dropout": -0.1}, "dropout: expected a probability"),
-                (MLP, {"dropout": "half"}, "dropout: expected a probability"),
+                (MLP, {"dropout": "half"}, "dropout: expected a number, got 'half'"),
                 (ConvNet, {"dropout": float("nan")}, "dropout: expected a probability"),
                 (ConvNet, {"width": 0}, "width: expected a positive finite factor"),
                 (ConvNet, {"width": float("inf")}, "width: expected a positive finite factor"),

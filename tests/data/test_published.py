@@ -289,7 +289,7 @@ def test_a_new_number_needs_no_code(tmp_path, monkeypatch):
     write(tmp_path / "published_numbers" / "new.toml", 'table = { 3 = 0.5, "0.25" = 1.0, lenet = { 0 = 0.9 } }\n')
     monkeypatch.setattr(published.resources, "files", lambda package: tmp_path)
     assert published.numbers("new") == {"table": {3: 0.5, 0.25: 1.0, "lenet": {0: 0.9}}}
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="name: expected 'new', got 'none'"):
         published.numbers("none")
 
 

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +111,7 @@ def backwards(executor, function, tasks):
 
 def test_it_does_not_matter_which_worker_is_first(monkeypatch, small_parts):
     monkeypatch.setattr(covariances, "gather", backwards)
-    assert equal(covariance(range(9), executor=object()), covariance(range(9)))
+    assert equal(covariance(range(9), executor=Executor()), covariance(range(9)))
 
 
 def test_an_interrupt_keeps_what_workers_have_finished(tmp_path, monkeypatch, small_parts):
@@ -126,10 +126,10 @@ def test_an_interrupt_keeps_what_workers_have_finished(tmp_path, monkeypatch, sm
 
     monkeypatch.setattr(covariances, "gather", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        covariance(range(9), executor=object(), checkpoint=path)
+        covariance(range(9), executor=Executor(), checkpoint=path)
     assert GradientCovariance.load(path).networks == [(4, 9)]
     asked.extend(["later"] * 9)
-    resumed = covariance(range(9), executor=object(), checkpoint=path)
+    resumed = covariance(range(9), executor=Executor(), checkpoint=path)
     assert asked[-2:] == [range(2, 4), range(2)]
     assert equal(GradientCovariance.load(path), resumed)
     whole = covariance(range(9))
@@ -145,7 +145,7 @@ def test_workers_save_when_the_parts_before_are_there_too(tmp_path, monkeypatch,
     counts, save = [], GradientCovariance.save
     monkeypatch.setattr(GradientCovariance, "save", lambda self, p: (counts.append(self.count), save(self, p)))
     monkeypatch.setattr(covariances, "gather", shuffled)
-    covariance(range(8), executor=object(), checkpoint=tmp_path / "moments.safetensors")
+    covariance(range(8), executor=Executor(), checkpoint=tmp_path / "moments.safetensors")
     assert counts == [0, 4, 8]
 
 

@@ -369,7 +369,7 @@ def test_a_frequency_that_a_filter_stops_with_its_aliases_has_no_share():
         (lambda: theory.folded_share(torch.ones(1, 2), torch.zeros(8), size=(8,), stride=2), "the zero vector"),
         (lambda: theory.hessian(torch.eye(3), torch.zeros(3)), "the zero vector"),
         (lambda: theory.best_accuracy(1.5), "from 0 to 1, got 1.5"),
-        (lambda: theory.best_accuracy(0.5, shift=0), "shift > 0"),
+        (lambda: theory.best_accuracy(0.5, shift=0), "shift: expected a positive"),
         (lambda: theory.descent(torch.eye(3), torch.ones(3), 2, learning_rate=0.3), r"from 0 to 2 / 9, .* got 0.3"),
         (lambda: theory.descent(torch.eye(3), torch.ones(3), -1, learning_rate=0.1), "steps: expected an integer"),
     ],

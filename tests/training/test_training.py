@@ -5,7 +5,7 @@ import functools
 import json
 import multiprocessing
 import pickle
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -300,7 +300,7 @@ def backwards(executor, function, tasks):
 
 def test_it_does_not_matter_which_worker_is_first(monkeypatch):
     monkeypatch.setattr(many, "gather", backwards)
-    histories = fit_many("logreg", problems(4), RECIPE, device="cpu", executor=object())
+    histories = fit_many("logreg", problems(4), RECIPE, device="cpu", executor=Executor())
     assert histories == fit_many("logreg", problems(4), RECIPE, device="cpu", strategy="loop")
 
 
@@ -356,7 +356,7 @@ def test_a_test_split_that_does_not_fit_is_explained_before_training(strategy):
             x, y = super().sample(split, device)
             return (x, y) if split == "train" else (x.float() / torch.tensor(torch.nan), y)
 
-    with pytest.raises(ValueError, match="test data: expected finite inputs"):
+    with pytest.raises(ValueError, match="test data: expected finite numbers"):
         fit_many("logreg", [Wrong()], RECIPE, device="cpu", strategy=strategy)
 
 
@@ -379,7 +379,7 @@ def test_what_is_no_problem_is_explained():
             "problem 1: expected a training.Problem .* got a Tensor, which lacks n_classes, sam",
         ),
         ([basis], "problem 0: .* got a Basis, which lacks n_classes, sample, checksum"),
-        (problems(1)[0], "problems: expected a list of problems, got one Separable"),
+        (problems(1)[0], "problems: expected a list, got a Separable"),
         (basis[0], "problems: expected a list of problems, got one Tensor"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -577,11 +577,11 @@ def test_bad_data_are_explained():
         ((x, y + 1), "labels: expected 0 to 2 for 3 logits, got 1 to 3"),
         ((x, y.float()), "torch.int64"),
         ((x, y[:, None]), r"got \(200, 1\)"),
-        ((x.numpy(), y), "expected two tensors, got ndarray and Tensor"),
+        ((x.numpy(), y), r"expected two tensors, got \(ndarray, Tensor\)"),
     ]:
-        with pytest.raises(ValueError, match=f"^train .*{message}"):
+        with pytest.raises(ValueError, match=f"^train.*{message}"):
             fit(model, bad, test, RECIPE, device="cpu")
-        with pytest.raises(ValueError, match=f"^test .*{message}"):
+        with pytest.raises(ValueError, match=f"^test.*{message}"):
             fit(model, test, bad, RECIPE, device="cpu")
     with pytest.raises(ValueError, match=r"test data: expected inputs of shape \(1, 6, 6\)"):
         fit(model, test, (x[..., 1:], y), RECIPE, device="cpu")

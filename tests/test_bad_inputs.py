@@ -1,0 +1,408 @@
+"""Every public function refuses bad input with an error for people: it names the argument, and says what was expected.
+
+`CALLS` has a good call of each function, `BAD` twenty inputs, each of which takes the place of each argument in turn.
+"""
+
+import inspect
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nadkit import HOME, architectures, training
+from nadkit.activations import ablation, activity, moments, objective, selectivity, sites
+from nadkit.data import images, interventions, published, synthetic
+from nadkit.files import DataError
+from nadkit.inputs import basis, covariance, fourier, gram, population, spectra, theory
+
+MODULES = [
+    *(architectures, training, images, interventions, published, synthetic),
+    *(ablation, activity, moments, objective, selectivity, sites),
+    *(basis, covariance, fourier, gram, population, spectra, theory),
+]
+SHAPE = (3, 4, 4)
+
+
+def network(classes=2):
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, classes))
+
+
+def tiny(shape, classes):
+    return network(classes)
+
+
+class Output(nn.Module):
+    """A network whose output is what ``form`` makes of its logits."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.network, self.form = network(), form
+
+    def forward(self, x):
+        return self.form(self.network(x))
+
+
+X, Y = torch.rand(12, *SHAPE), torch.arange(12) % 2
+DATA = (X, Y)
+PIXELS = (255 * X).byte()
+IMAGES = images.ImageSet(PIXELS, Y, PIXELS, Y, ("a", "b"), "toy", "random")
+V = torch.ones(48)
+PROBLEM = synthetic.Separable(v=V, shape=SHAPE, n_train=8, n_test=8)
+RECIPE = training.Recipe(epochs=1)
+BASIS, GREY = basis.random_basis(SHAPE), basis.random_basis((1, 4, 4))
+POPULATION = population.Population(tiny, SHAPE, "gradient")
+MOMENTS, OTHERS = (covariance.gradient_covariance(POPULATION, networks=range(i, i + 4)) for i in (0, 4))
+TAPS = torch.rand(1, 3)
+NETWORK = network()
+SITES = sites.find_sites(NETWORK, SHAPE)
+UNITS = moments.unit_moments(NETWORK, X, SITES)
+ACTIVITY = activity.record_activity(NETWORK, DATA, SITES)
+CPU = {"device": "cpu"}
+ABLATION = {"batch_size": 5, "memory": 1000, "progress": False}
+
+CALLS = {
+    images.ImageSet: dict(vars(IMAGES)),
+    images.ImageSet.subset: dict(self=IMAGES, n_train=4, n_test=4, seed=0),
+    images.ImageSet.tested_on_the_rest: dict(self=IMAGES, n_train=4, n_test=4, seed=0),
+    images.ImageSet.to: dict(self=IMAGES, device="cpu"),
+    images.check: dict(name="digits"),
+    images.load: dict(name="digits", size=8, channels=1, device="cpu", progress=False),
+    images.to_float: dict(images=PIXELS, mean=0.5, std=0.5),
+    interventions.statistics_of: dict(images=PIXELS),
+    interventions.Clean: dict(images=IMAGES, statistics=None),
+    interventions.Corrupted: dict(images=IMAGES, statistics=None, fraction=0.5, seed=0),
+    interventions.Poisoned: dict(images=IMAGES, statistics=None, basis=GREY, index=0, epsilon=0.1),
+    interventions.Poisoned.carrier: dict(self=interventions.Poisoned(images=IMAGES, basis=GREY, index=0), label=0),
+    interventions.Flipped: dict(images=IMAGES, statistics=None, basis=BASIS),
+    interventions.Rotated: dict(images=IMAGES, statistics=None, basis=BASIS),
+    published.published_nads: dict(name="lenet", download=False),
+    published.numbers: dict(name="arrays"),
+    published.is_at_hand: dict(name="lenet"),
+    published.published_fourier_map: dict(name="lenet"),
+    published.published_index_curve: dict(name="lenet"),
+    synthetic.Separable: dict(v=V, shape=SHAPE, sigma=1.0, epsilon=1.0, convention="code", n_train=8, n_test=8, seed=0),
+    synthetic.Separable.sample: dict(self=PROBLEM, split="train", device="cpu"),
+    synthetic.corrupt_labels: dict(labels=Y, fraction=0.5, seed=0),
+    sites.find_sites: dict(model=NETWORK, shape=SHAPE, names=None, axis=None),
+    sites.Sites: dict(sites=[*SITES]),
+    sites.Sites.last: dict(self=SITES, k=1),
+    sites.Sites.split: dict(self=SITES, values=torch.rand(5)),
+    moments.unit_moments: dict(model=NETWORK, x=X, sites=SITES, batch_size=5),
+    activity.record_activity: dict(
+        model=NETWORK, data=DATA, sites=SITES, classes=2, resolution=8, batch_size=5, progress=False
+    ),
+    activity.activity_of: dict(values=torch.rand(12, 3), labels=Y, classes=2, resolution=8),
+    selectivity.class_selectivity: dict(activity=ACTIVITY),
+    selectivity.mutual_information: dict(activity=ACTIVITY, bins=4, kind="width"),
+    selectivity.class_auroc: dict(activity=ACTIVITY),
+    selectivity.auroc: dict(activity=ACTIVITY),
+    objective.SelectivityObjective: dict(alpha=0.5, sites=SITES, epochs=(0, 1), epsilon=0.1),
+    ablation.area_under_curve: dict(fraction=torch.tensor([0.0, 1.0]), accuracy=torch.rand(2), normalised=False),
+    ablation.unit_impact: dict(model=NETWORK, data=DATA, sites=SITES, value="mean", moments=UNITS, **ABLATION),
+    ablation.evaluate_masks: dict(
+        model=NETWORK,
+        data=DATA,
+        sites=SITES,
+        masks=torch.eye(5) > 0,
+        value="mean",
+        moments=UNITS,
+        bases=None,
+        **ABLATION,
+    ),
+    ablation.cumulative_curve: dict(
+        model=NETWORK,
+        data=DATA,
+        sites=SITES,
+        orderings=1,
+        steps=2,
+        value="mean",
+        moments=UNITS,
+        basis="units",
+        seed=0,
+        **ABLATION,
+    ),
+    ablation.layer_curves: dict(model=NETWORK, data=DATA, sites=SITES),
+    ablation.noise_curve: dict(
+        model=NETWORK, data=DATA, sites=SITES, scales=[0.5], repeats=1, moments=UNITS, relative=True, seed=0, **ABLATION
+    ),
+    training.Recipe: dict(vars(RECIPE)),
+    training.fit: dict(
+        model=network(),
+        train=DATA,
+        test=DATA,
+        recipe=RECIPE,
+        objective=training.cross_entropy,
+        seed=0,
+        device="cpu",
+        evaluate_every=1,
+        after_epoch=None,
+        progress=False,
+    ),
+    training.evaluate: dict(model=network(), data=DATA, batch_size=5),
+    training.fit_many: dict(
+        architecture=tiny,
+        problems=[PROBLEM],
+        recipe=RECIPE,
+        seed=0,
+        device="cpu",
+        strategy="loop",
+        workers=1,
+        executor=None,
+        checkpoint=None,
+        progress=False,
+    ),
+    training.fit_networks: dict(
+        architecture=tiny,
+        problems=[PROBLEM],
+        recipe=RECIPE,
+        keep=[1],
+        objective=None,
+        seed=0,
+        device="cpu",
+        strategy="loop",
+        workers=1,
+        executor=None,
+        checkpoint=None,
+        progress=False,
+    ),
+    basis.Basis: dict(vectors=BASIS.vectors[:3], shape=SHAPE, name="toy", eigenvalues=torch.ones(3)),
+    basis.Basis.coordinates: dict(self=BASIS, x=X),
+    basis.Basis.flip: dict(self=BASIS, x=X),
+    basis.Basis.leading: dict(self=BASIS, k=3),
+    basis.Basis.overlap: dict(self=BASIS, other=BASIS, k=3),
+    basis.pixel_basis: dict(shape=SHAPE),
+    basis.random_basis: dict(shape=SHAPE, seed=0),
+    population.Population: dict(architecture=tiny, shape=SHAPE, method="gradient", scale=1.0, seed=0, x=X[0]),
+    population.with_batch_statistics: dict(architecture=tiny, batch=2, seed=0),
+    covariance.compute_nads: dict(
+        architecture=tiny, n_networks=2, shape=SHAPE, method="gradient", scale=1.0, seed=0, x=X[0], **CPU
+    ),
+    covariance.gradient_covariance: dict(
+        architecture=POPULATION, networks=range(2), checkpoint=None, compile=False, executor=None, progress=False, **CPU
+    ),
+    covariance.merged: dict(parts=[MOMENTS, OTHERS]),
+    covariance.GradientCovariance.nads: dict(self=MOMENTS, centred=True),
+    gram.leading_nads: dict(
+        architecture=tiny, k=1, shape=SHAPE, n_networks=3, method="gradient", progress=False, seed=0, x=X[0], **CPU
+    ),
+    fourier.fourier_basis: dict(shape=SHAPE),
+    fourier.fourier_direction: dict(fx=1, fy=1, shape=SHAPE, part="real", channel=0),
+    fourier.map_cells: dict(step=1),
+    spectra.marchenko_pastur_edges: dict(dimensions=4, n=10),
+    spectra.marchenko_pastur_cdf: dict(x=torch.rand(3), dimensions=4, n=10),
+    spectra.effective_dimension: dict(eigenvalues=torch.ones(3)),
+    spectra.population_effective_dimension: dict(one=MOMENTS, other=OTHERS),
+    spectra.overlap_ceiling: dict(eigenvalues=torch.ones(3), k=1, n_networks=(4, 4), repeats=2, seed=0),
+    theory.aliases: dict(frequency=[1], size=(8,), stride=2),
+    theory.transfer: dict(taps=TAPS, size=(8,)),
+    theory.composed: dict(first=TAPS, second=TAPS),
+    theory.folded_share: dict(taps=TAPS, v=torch.ones(8), size=(8,), stride=2),
+    theory.wave_shares: dict(taps=TAPS, size=(8,), stride=2, part="real"),
+    theory.best_accuracy: dict(share=0.5, shift=1.0, sigma=1.0),
+    theory.best_filter: dict(frequency=[1], kernel=(3,), size=(8,), stride=2, part="real", then=TAPS),
+    theory.nads: dict(phi=torch.rand(4, 48), shape=SHAPE),
+    theory.hessian: dict(phi=torch.rand(4, 48), v=V, shift=1.0, sigma=1.0),
+    theory.descent: dict(phi=torch.rand(4, 48), v=V, steps=1, learning_rate=0.01, shift=1.0, sigma=1.0),
+    architectures.build: dict(architecture="logreg", shape=SHAPE, classes=2),
+    architectures.n_logits: dict(model=network(), shape=SHAPE, device="cpu"),
+    architectures.factory: dict(architecture="logreg"),
+    architectures.check: dict(name="logreg"),
+    architectures.name_of: dict(architecture="logreg"),
+    architectures.pretrained: dict(name="resnet50", weights="IMAGENET1K_V1", download=False),
+}
+
+# What a bad input may go under in a message, other than the name of the argument.
+CALLED = {
+    "checkpoint": "a file|a folder",
+    "data": "labels",
+    "model": "network|module",
+    "names": "module",
+    "name": "image set|NADs|architecture|model",
+    "size": "kernel",
+    "test": "test data|test labels",
+    "test_labels": "test",
+    "then": "taps",
+    "train": "train data|train labels",
+    "train_labels": "train",
+    "values": "activation",
+    "vectors": "vector",
+    "x": "inputs",
+}
+
+# What is no bad input for these arguments (of one function), and why, where that is not plain.
+ACCEPTED = {
+    "None": "clip",
+    "text": "checkpoint source ImageSet.name Basis.name name_of.architecture is_at_hand.name",
+    "fraction": "stop_at_loss",
+    "-1": "alpha axis fx fy mean seed shift",
+    "0": "alpha channel compile fraction fx fy index label mean momentum seed share shift sigma steps weight_decay",
+    "empty list": "problems",
+    "network": "after_epoch",  # it takes one argument
+    "class": "architecture",  # networks are built when they are needed
+    "function": "architecture",
+    "empty tensors": "x images labels",
+    "flat tensors": "v images accuracy split.values marchenko_pastur_cdf.x",
+    # NaN stays NaN where numbers are not averaged
+    "NaN in tensors": "coordinates.x flip.x split.values images",
+    "infinity in tensors": "coordinates.x flip.x split.values images",
+    # activations need no logits
+    "tuple output": "find_sites.model",
+    "dict output": "find_sites.model",
+}
+
+# ---- what takes the place of a good argument, made of it; `GOOD` where that would not make it bad ----
+
+GOOD = object()
+
+
+def of_tensors(change):
+    """Return the function that changes a tensor, or each of several."""
+
+    def changed(good):
+        if isinstance(good, tuple) and all(isinstance(item, torch.Tensor) for item in good):
+            return tuple(map(change, good))
+        return change(good) if isinstance(good, torch.Tensor) and good.ndim else GOOD
+
+    return changed
+
+
+def holding(number):
+    """Return the function that puts a number in the first place of each tensor."""
+    return of_tensors(lambda t: torch.cat([torch.tensor([number]), t.flatten()[1:]]).view(t.shape))
+
+
+def flat(t):
+    return t.flatten() if t.ndim > 1 else t[None]
+
+
+def answering(form):
+    """Return the function that gives a network with another form of output."""
+    return lambda good: Output(form) if isinstance(good, nn.Module) else GOOD
+
+
+BAD = {
+    "None": lambda good: None,
+    "text": lambda good: "lenett",
+    "bytes": lambda good: b"lenet",
+    "fraction": lambda good: GOOD if isinstance(good, float) else 1.5,
+    "-1": lambda good: -1,
+    "0": lambda good: 0,
+    "NaN": lambda good: float("nan"),
+    "empty list": lambda good: [],
+    "dict": lambda good: {"x": 1},
+    "array": lambda good: np.full(7, np.nan),
+    "DataLoader": lambda good: DataLoader(TensorDataset(X, Y)),
+    "class": lambda good: Output,
+    "network": lambda good: nn.Linear(7, 7),
+    "function": lambda good: tiny,
+    "tuple output": answering(lambda logits: (logits, logits)),
+    "dict output": answering(lambda logits: {"logits": logits}),
+    "empty tensors": of_tensors(lambda t: t[:0]),
+    "flat tensors": of_tensors(flat),
+    "NaN in tensors": holding(torch.nan),
+    "infinity in tensors": holding(torch.inf),
+    "one too few": lambda good: (X, Y[1:]) if good is DATA else GOOD,
+    "swapped": lambda good: (Y, X) if good is DATA else GOOD,
+}
+
+
+def answer(function, arguments):
+    """Call a function, one with ``self`` as a method, and return the error or None."""
+    arguments = dict(arguments)
+    first = [arguments.pop("self")] if "self" in arguments else []
+    try:
+        function(*first, **arguments)
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for files named like a bad input
+
+
+@pytest.mark.parametrize("function", CALLS, ids=lambda function: function.__qualname__)
+def test_bad_inputs_are_refused_by_name(function):
+    good = CALLS[function]
+    assert isinstance(answer(function, good), DataError | None)  # data may not be at hand
+    wrong = []
+    for name in good.keys() - {"self"}:
+        named = re.compile(rf"\b({name}|{CALLED.get(name, name)})\b")
+        for kind, make in BAD.items():
+            bad = make(good[name])
+            fine = {name, f"{function.__name__}.{name}"} & {*ACCEPTED.get(kind, "").split()}
+            if bad is GOOD or fine or (bad is None and optional(function, name)):
+                continue
+            error = answer(function, {**good, name: bad})
+            if not isinstance(error, ValueError | DataError) or not named.search(str(error)):
+                wrong.append(f"{name}, {kind}: {error!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def optional(function, name):
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter is None or parameter.default is None
+
+
+# What has no good call above.
+OTHERS = """
+    Carrier Ceiling Cell FourierBasis Frequency GradientCovariance History IndexCurve NADs Trained  (results)
+    Activity Curve Impact Moments MutualInformation NoiseCurve Scores Site  (more of them)
+    Anchor Flipping Reported union activity_at over_positions require_every_class require_finite require_sites as_inputs
+    capture evaluating replaced  (what other modules are made of)
+    ConvNeXt ConvNet DenseNet121 LeNet LogReg MLP Mixer ResNet18 VGG11 ViT  (`build` checks shape and classes)
+    Diverged Problem cross_entropy  (an error, and what users give)
+"""
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_public_function_is_here(module):
+    things = {name: it for name, it in vars(module).items() if inspect.isfunction(it) or inspect.isclass(it)}
+    own = [name for name, it in things.items() if it.__module__ == module.__name__ and not name.startswith("_")]
+    public = {name for name in getattr(module, "__all__", own) if name in things}
+    assert not public - {function.__name__ for function in CALLS} - {*OTHERS.split()}
+
+
+def test_every_name_of_the_package_is_here():
+    assert {*HOME.values()} <= {module.__name__ for module in MODULES}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: training.evaluate(NETWORK, (X[:0], Y[:0])), "data: expected one label an input, got 0 inputs"),
+        (lambda: training.evaluate(NETWORK, (X * torch.nan, Y)), "data: expected finite numbers, got NaN"),
+        (lambda: training.evaluate(NETWORK, (X, Y + 1)), "labels: expected 0 to 1 for 2 logits, got 1 to 2"),
+        (
+            lambda: training.fit(NETWORK, DATA, DATA, training.Recipe),
+            "recipe: expected a Recipe, got the class Recipe; ",
+        ),
+        (lambda: training.fit_many(NETWORK, [PROBLEM]), "architecture: expected .* a factory .*, got a Sequential"),
+        (lambda: covariance.compute_nads("logreg", x=[1, 2]), r"x: expected a tensor or None, got \(1, 2\)"),
+        (
+            lambda: activity.record_activity(NETWORK, (X.numpy(), Y), SITES),
+            r"data: expected two tensors, got \(ndarray, ",
+        ),
+        (
+            lambda: activity.record_activity(NETWORK, DataLoader(X), SITES),
+            "data: expected two tensors, got a DataLoader",
+        ),
+        (lambda: ablation.unit_impact(NETWORK, SITES, DATA), "data: expected two tensors, got a Sites"),
+        (
+            lambda: ablation.unit_impact(NETWORK, DATA, SITES, value="men"),
+            "value: expected 'zero' or 'mean', got 'men'; d",
+        ),
+        (lambda: sites.find_sites(NETWORK, 8), "shape: expected a list, got 8"),
+        (lambda: images.load("folder:"), "image set 'folder:': expected folder:PATH, got no path"),
+        (lambda: images.ImageSet(X, Y, PIXELS, Y, ("a", "b"), "", ""), "train: expected uint8 from 0 to 255"),
+        (lambda: images.ImageSet(PIXELS, Y, PIXELS, Y, ("a",), "", ""), "train_labels: expected 0 to 0 for 1 classes"),
+        (lambda: synthetic.Separable(v="all"), "v: expected a tensor or a list, got 'all'"),
+    ],
+)
+def test_what_is_wrong_and_what_to_do_is_said(call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
