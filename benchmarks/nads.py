@@ -1,6 +1,6 @@
 """NADs: time per network against the plain loop, agreement with it, and memory against the number of networks.
 
-python -m benchmarks.nads [--architecture lenet] [--device cpu] [--networks 20] [--rounds 5] [--memory]
+python -m benchmarks.nads [--architecture lenet] [--device cpu] [--networks 20] [--rounds 5] [--clock wall] [--memory]
 python -m benchmarks.nads --device cuda --architecture resnet18
 python -m benchmarks.nads --device cuda --architecture torchvision:resnet18 --large [--networks 500]
 
@@ -17,13 +17,14 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
 
 from benchmarks import reference
-from benchmarks.timing import in_turns, table
+from benchmarks.timing import core_seconds, in_turns, table
 from nadkit import architectures, seeds
 from nadkit.inputs.covariance import compute_nads, gradient_covariance, merged
 from nadkit.inputs.derivatives import BATCH
@@ -33,6 +34,7 @@ from nadkit.inputs.local import reach
 SHAPE = (1, 32, 32)
 LARGE = (3, 224, 224)
 SCALE = 100.0
+CLOCKS = {"wall": time.perf_counter, "cores": core_seconds}
 
 
 def networks(architecture: str, n: int, device: str) -> list[torch.nn.Module]:
@@ -44,7 +46,7 @@ def networks(architecture: str, n: int, device: str) -> list[torch.nn.Module]:
     return built
 
 
-def speed(architecture: str, device: str, n: int, rounds: int) -> None:
+def speed(architecture: str, device: str, n: int, rounds: int, clock: Callable[[], float]) -> None:
     """Print the time per network of the plain loop and of the library, at several batch sizes and through windows."""
     x = torch.randn(SHAPE, generator=seeds.generator(0, "point")).to(device)
     print("in windows:", *reach(networks(architecture, 1, device)[0].eval(), x), sep="\n  ")
@@ -71,7 +73,7 @@ def speed(architecture: str, device: str, n: int, rounds: int) -> None:
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         if processes > 1:
             contenders[f"nadkit, local, {processes} processes"] = functools.partial(on_processes, pool, processes)
-        seconds = in_turns(contenders, rounds)
+        seconds = in_turns(contenders, rounds, clock)
     print(table({name: time / n for name, time in seconds.items()}, reference="plain loop", unit="network"))
     BATCH[torch.device(device).type] = chosen
 
@@ -132,6 +134,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--networks", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="time, or what cores spend (a busy machine)")
     parser.add_argument("--memory", action="store_true", help="peak memory at 100 and 2,000 networks")
     parser.add_argument("--large", action="store_true", help="only the leading NADs of 3 x 224 x 224 inputs")
     options = parser.parse_args()
@@ -140,7 +143,7 @@ def main() -> None:
         large(options.architecture, options.device, options.networks)
         return
     agreement(options.architecture, options.device, options.networks)
-    speed(options.architecture, options.device, options.networks, options.rounds)
+    speed(options.architecture, options.device, options.networks, options.rounds, CLOCKS[options.clock])
     if options.memory:
         few, many = (peak_memory(options.architecture, options.device, n) for n in (100, 2000))
         print(f"peak memory: {few / 2**20:.0f} MiB at 100 networks, {many / 2**20:.0f} MiB at 2,000")
