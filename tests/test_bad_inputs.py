@@ -81,6 +81,8 @@ CALLS = {
     published.published_nads: dict(name="lenet", download=False),
     published.numbers: dict(name="arrays"),
     published.is_at_hand: dict(name="lenet"),
+    published.known_nads: dict(name="lenet"),
+    published.published_spectrum: dict(name="lenet"),
     published.published_fourier_map: dict(name="lenet"),
     published.published_index_curve: dict(name="lenet"),
     synthetic.Separable: dict(v=V, shape=SHAPE, sigma=1.0, epsilon=1.0, convention="code", n_train=8, n_test=8, seed=0),
@@ -181,7 +183,7 @@ CALLS = {
         architecture=tiny, n_networks=2, shape=SHAPE, method="gradient", scale=1.0, seed=0, x=X[0], **CPU
     ),
     covariance.gradient_covariance: dict(
-        architecture=POPULATION, networks=range(2), checkpoint=None, compile=False, executor=None, progress=False, **CPU
+        architecture=POPULATION, networks=range(2), checkpoint=None, local=False, executor=None, progress=False, **CPU
     ),
     covariance.merged: dict(parts=[MOMENTS, OTHERS]),
     covariance.GradientCovariance.nads: dict(self=MOMENTS, centred=True),
@@ -196,6 +198,7 @@ CALLS = {
     spectra.effective_dimension: dict(eigenvalues=torch.ones(3)),
     spectra.population_effective_dimension: dict(one=MOMENTS, other=OTHERS),
     spectra.overlap_ceiling: dict(eigenvalues=torch.ones(3), k=1, n_networks=(4, 4), repeats=2, seed=0),
+    spectra.overlap_ceilings: dict(eigenvalues=torch.ones(3), ks=[1], n_networks=(4, 4), repeats=2, seed=0),
     theory.aliases: dict(frequency=[1], size=(8,), stride=2),
     theory.transfer: dict(taps=TAPS, size=(8,)),
     theory.composed: dict(first=TAPS, second=TAPS),
@@ -353,7 +356,7 @@ OTHERS = """
     Carrier Ceiling Cell FourierBasis Frequency GradientCovariance History IndexCurve NADs Trained  (results)
     Activity Curve Impact Moments MutualInformation NoiseCurve Scores Site  (more of them)
     Anchor Flipping Reported union activity_at over_positions require_every_class require_finite require_sites as_inputs
-    capture evaluating replaced  (what other modules are made of)
+    capture evaluating find origin replaced require_directions  (what other modules are made of)
     ConvNeXt ConvNet DenseNet121 LeNet LogReg MLP Mixer ResNet18 VGG11 ViT  (`build` checks shape and classes)
     Diverged Problem cross_entropy  (an error, and what users give)
 """

@@ -203,7 +203,6 @@ def find(relative: str | Path) -> Path | None:
     return files.find(relative) or (shipped if shipped.is_file() else None)
 
 
-@checks.typed
 def origin(*relative: str | Path) -> str:
     """Return words for readers: where the published files of these names are read from."""
     of = {path is not None and path.is_relative_to(SHIPPED) for path in map(find, relative)}

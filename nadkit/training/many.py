@@ -448,7 +448,13 @@ def _results(
         yield from gather(executor, _train, calls)
     else:
         run = joblib.Parallel(max(1, processes), return_as="generator_unordered")
-        yield from run(joblib.delayed(_train)(*call) for call in calls)
+        found = run(joblib.delayed(_train)(*call) for call in calls)
+        try:
+            for results in found:  # noqa: UP028 (which would close it before the warnings are off)
+                yield results
+        finally:
+            with warnings.catch_warnings(action="ignore"):  # joblib's, of the tasks that an error leaves undone
+                found.close()
 
 
 def _train(task: _Task, device: torch.device, progress: bool) -> list[Result]:

@@ -62,7 +62,7 @@ def test_keeping_halves_leaves_the_whole_as_it_was_to_the_last_bit(method, netwo
                 partial[parity, "total"] += torch.zeros(16).double() if whole else g.sum(0)
                 partial[parity, "second"] += g.sum(0) if whole else g.T @ g
         sums = {key: sums[key] + partial[key] for key in sums}
-    found = gradient_covariance(population, networks=networks, device="cpu", compile=False)
+    found = gradient_covariance(population, networks=networks, device="cpu", local=False)
     for (parity, moment), expected in sums.items():
         assert torch.equal(getattr(found, parity + moment), expected)
 
