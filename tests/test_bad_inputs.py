@@ -242,7 +242,7 @@ ACCEPTED = {
     "fraction": "stop_at_loss",
     "-1": "alpha axis fx fy mean seed shift",
     "0": "alpha channel compile fraction fx fy index label mean momentum seed share shift sigma steps weight_decay",
-    "empty list": "problems",
+    "empty list": "problems overlap_ceilings.ks",
     "network": "after_epoch",  # it takes one argument
     "class": "architecture",  # networks are built when they are needed
     "function": "architecture",

@@ -146,7 +146,7 @@ def overlap_ceilings(
     checks.require_finite("eigenvalues", eigenvalues)
     for k in ks:
         if k not in range(1, len(eigenvalues) + 1):
-            raise ValueError(f"overlap_ceiling: expected k from 1 to {len(eigenvalues)}, got {k}")
+            raise ValueError(f"ks: expected each k from 1 to {len(eigenvalues)}, got {k}")
     for name, value in (*(("n_networks", n) for n in n_networks), ("repeats", repeats)):
         checks.require_integer(name, value, 2)
     overlaps = {k: [] for k in ks}
