@@ -24,6 +24,7 @@ from nadkit.book import claims, prints
 from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values
 from nadkit.book.claims import Claim
 from nadkit.book.collect import stored
+from nadkit.book.results import DIGITS
 from nadkit.names import did_you_mean
 
 SMOKE, WITNESS = "smoke", "witness"
@@ -133,13 +134,14 @@ def compare(witness: Witness, other: Witness) -> Comparison:
     """Compare what two runs of one size gave, in the robust series that both have.
 
     The difference of two series is the largest one of their numbers, relative to their largest number. On the same
-    versions and kind of processor it must be zero; else it must lie within the series' tolerance. A series that only
-    one of the two has tells of more or fewer results, not of other ones.
+    versions and kind of processor it must be zero; else it must lie within the series' tolerance. Measurements of
+    claims are kept whole, and their last bit follows the order of a sum: they, too, count to the digits that tables
+    are stored with. A series that only one of the two has tells of more or fewer results, not of other ones.
     """
     exact = (witness.versions, witness.processor) == (other.versions, other.processor)
     robust = {name: series for name, series in witness.series.items() if series.robust}
     both = {name: series for name, series in robust.items() if name in other.series}
-    found = {name: distance(series.values, other.series[name].values) for name, series in both.items()}
+    found = {name: distance(*map(_to_stored_digits, (s.values, other.series[name].values))) for name, s in both.items()}
     differing = {name: by for name, by in found.items() if by > (0 if exact else both[name].tolerance)}
     largest = max((by for name, by in found.items() if name not in differing), default=0.0)
     counted = [sum(any(map(_is_number, s.values)) for s in some.values()) for some in (robust, both)]
@@ -156,6 +158,10 @@ def distance(one: Values, other: Values) -> float:
         return math.inf
     scale = max((abs(number) for pair in numbers for number in pair), default=0.0)
     return max(abs(a - b) for a, b in numbers) / scale if scale else 0.0
+
+
+def _to_stored_digits(values: Values) -> Values:
+    return [float(f"{value:.{DIGITS}g}") if _is_number(value) else value for value in values]
 
 
 def _is_number(value: object) -> bool:

@@ -45,6 +45,12 @@ def test_on_the_same_processor_every_digit_counts():
     assert "1 are no longer computed" in fewer.words
 
 
+def test_the_order_of_a_sum_is_no_other_experiment():
+    then, now = (a_witness(**{"claim c": Series([value])}) for value in (0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1))
+    assert then != now
+    assert compare(then, now).agrees
+
+
 @pytest.mark.parametrize(
     ("spread", "value", "agrees"),
     [(0, 1.00001, True), (0, 1.0001, False), (0.001, 1.002, True), (0.001, 1.004, False)],
