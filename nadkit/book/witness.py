@@ -24,7 +24,6 @@ from nadkit.book import claims, prints
 from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values
 from nadkit.book.claims import Claim
 from nadkit.book.collect import stored
-from nadkit.book.results import DIGITS
 from nadkit.names import did_you_mean
 
 SMOKE, WITNESS = "smoke", "witness"
@@ -40,6 +39,8 @@ SAFETY = 3.0
 """How much larger than between the environments a difference may be where versions or the processor are others."""
 FLOOR = 2e-5
 """The least tolerance, relative: numbers are stored with six digits."""
+ORDER = 1e-12
+"""The difference that the order of a sum in float64 makes, relative: no other experiment."""
 ROBUST = 0.02
 """Series that rounding alone moves by more say nothing about the code: they are not compared."""
 
@@ -121,7 +122,7 @@ class Comparison:
             return f"{len(self.differing)} of {self.compared} series differ: {named}"
         if not self.compared:
             return f"none of the {self.of} series of numbers in its witness is computed any more"
-        how = "to the last digit" if self.largest == 0 else f"to {self.largest:.0e}, relative"
+        how = "to the last digit" if self.largest <= ORDER else f"to {self.largest:.0e}, relative"
         rest = "" if self.compared == self.of else f" ({self.of - self.compared} are no longer computed)"
         return f"all {self.compared} series of numbers agree {how}{rest}"
 
@@ -134,15 +135,15 @@ def compare(witness: Witness, other: Witness) -> Comparison:
     """Compare what two runs of one size gave, in the robust series that both have.
 
     The difference of two series is the largest one of their numbers, relative to their largest number. On the same
-    versions and kind of processor it must be zero; else it must lie within the series' tolerance. Measurements of
-    claims are kept whole, and their last bit follows the order of a sum: they, too, count to the digits that tables
-    are stored with. A series that only one of the two has tells of more or fewer results, not of other ones.
+    versions and kind of processor it must be zero, up to the order of the sums in a claim's measurement (`ORDER`),
+    which alone is kept with all its digits; else it must lie within the series' tolerance. A series that only one of
+    the two has tells of more or fewer results, not of other ones.
     """
     exact = (witness.versions, witness.processor) == (other.versions, other.processor)
     robust = {name: series for name, series in witness.series.items() if series.robust}
     both = {name: series for name, series in robust.items() if name in other.series}
-    found = {name: distance(*map(_to_stored_digits, (s.values, other.series[name].values))) for name, s in both.items()}
-    differing = {name: by for name, by in found.items() if by > (0 if exact else both[name].tolerance)}
+    found = {name: distance(series.values, other.series[name].values) for name, series in both.items()}
+    differing = {name: by for name, by in found.items() if by > (ORDER if exact else both[name].tolerance)}
     largest = max((by for name, by in found.items() if name not in differing), default=0.0)
     counted = [sum(any(map(_is_number, s.values)) for s in some.values()) for some in (robust, both)]
     return Comparison(exact, *counted, differing, largest)
@@ -158,10 +159,6 @@ def distance(one: Values, other: Values) -> float:
         return math.inf
     scale = max((abs(number) for pair in numbers for number in pair), default=0.0)
     return max(abs(a - b) for a, b in numbers) / scale if scale else 0.0
-
-
-def _to_stored_digits(values: Values) -> Values:
-    return [float(f"{value:.{DIGITS}g}") if _is_number(value) else value for value in values]
 
 
 def _is_number(value: object) -> bool:

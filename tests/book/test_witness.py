@@ -46,9 +46,11 @@ def test_on_the_same_processor_every_digit_counts():
 
 
 def test_the_order_of_a_sum_is_no_other_experiment():
-    then, now = (a_witness(**{"claim c": Series([value])}) for value in (0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1))
+    sums = 0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1
+    then, now, other = (a_witness(**{"claim c": Series([1.0, x])}) for x in (*sums, 0.6 + 1e-9))
     assert then != now
     assert compare(then, now).agrees
+    assert not compare(then, other).agrees
 
 
 @pytest.mark.parametrize(
