@@ -334,11 +334,15 @@ def _as_row(claim: Claim, note: str) -> str:
 
 
 def verdict_as_html(claim: Claim, note: str = "") -> str:
-    """Return a verdict as a symbol and a word; where it is undecided also why, and a note."""
-    verdict = f"{SYMBOLS[claim._outcome]} {claim.verdict}"
+    """Return `word_as_html`; where the claim is undecided also why, and a note."""
     reasons = [claim.why_undecided, note] if claim.why_undecided else []
-    why = "".join(f"<br><small>{html.escape(reason)}</small>" for reason in reasons if reason)
-    return f'<strong class="nadkit-{CSS_CLASSES[claim._outcome]}">{verdict}</strong>{why}'
+    return word_as_html(claim) + "".join(f"<br><small>{html.escape(reason)}</small>" for reason in reasons if reason)
+
+
+def word_as_html(claim: Claim) -> str:
+    """Return a verdict as a symbol and a word."""
+    word = f"{SYMBOLS[claim._outcome]} {claim.verdict}"
+    return f'<strong class="nadkit-{CSS_CLASSES[claim._outcome]}">{word}</strong>'
 
 
 def annotate(notebook: Mapping[str, Any], notes: Mapping[str, str]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nadkit.book import pages
 from nadkit.book.chapters import BadInput
-from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, verdict_as_html
+from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, verdict_as_html, word_as_html
 from nadkit.book.records import Record, short_commit
 from nadkit.names import did_you_mean
 
@@ -249,10 +249,10 @@ def lines(rows: Iterable[Row], start: str) -> str:
 
 def _line(row: Row, start: str) -> str:
     record, claim = row.best or (None, row.claim)
-    waits = f"; {row.waits}" if row.waits else ""
-    found = f"reported {claim.report}, measured {claim.measurement}; {record.words if record else 'this build'}{waits}"
+    facts = [f"reported {claim.report}, measured {claim.measurement}", record.words if record else "this build"]
+    facts += filter(None, [claim.why_undecided, row.waits])
     link = f'<a href="{_escape(start + row.page)}">{_escape(claim.statement)}</a>'
-    return f"<li>{' '.join(verdict_as_html(claim).split())} {link} <small>({_escape(found)})</small></li>"
+    return f"<li>{word_as_html(claim)} {link} <small>({_escape('; '.join(facts))})</small></li>"
 
 
 def _measured(claim: Claim) -> str:
