@@ -12,7 +12,6 @@ import builtins
 import functools
 import importlib
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,8 @@ from nadkit.book.parameters import Known
 ENDLESS = 10_000
 """So often may one statement ask whether something unknown is true: a loop that waits for it would never end."""
 NO_TYPES = __future__.annotations.compiler_flag
+PURE = {"collections", "copy", "dataclasses", "functools", "itertools", "json", "math", "operator", "re", "typing"}
+"""Modules of Python that only compute: they work before the run, too. Others might wait, write or delete."""
 PLAIN = (str, int, float, bool, tuple, list, dict, frozenset, type(None))
 
 
@@ -303,7 +304,7 @@ def _statements(chapter: Chapter) -> Iterator[ast.stmt]:
 
 
 def _imported(statement: ast.Import | ast.ImportFrom, making: Mapping[str, object]) -> dict[str, object]:
-    """Return what an import brings: all of Python's own modules, plain data of ours, and nothing of the others."""
+    """Return what an import brings: Python's modules that only compute, plain data of ours, nothing of the others."""
     found = {}
     for alias in statement.names:
         name = alias.asname or alias.name.partition(".")[0]
@@ -313,7 +314,7 @@ def _imported(statement: ast.Import | ast.ImportFrom, making: Mapping[str, objec
             found[name] = making[alias.name]
         elif source == "tqdm":
             found[name] = lambda items, **_: items
-        elif top not in sys.stdlib_module_names and top != "nadkit":
+        elif top not in PURE and top != "nadkit":
             found[name] = Unknown()
         elif isinstance(statement, ast.Import):
             found[name] = _Module(importlib.import_module(source if alias.asname else top), top == "nadkit")

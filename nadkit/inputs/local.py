@@ -64,9 +64,24 @@ def reach(f: Network, x: Tensor) -> list[str]:
     return passes.trail
 
 
-def is_local(f: Network, x: Tensor) -> bool:
-    """Say whether anything is done in windows."""
-    return len(reach(f, x)) > 1
+@torch.no_grad()
+def is_local(f: Network, x: Tensor, scale: float = 100.0) -> bool:
+    """Say whether anything is done in windows, and gives at the middle pixel what whole maps give.
+
+    A change that a network makes through a view of its maps, such as ``h[:, 0].relu_()``, would not be seen.
+
+    Args:
+        f: (B, C, H, W) -> (B, 1).
+        x: (C, H, W), the point.
+        scale: half the step, in the units of x.
+    """
+    if len(reach(f, x)) <= 1:
+        return False
+    middle = tuple(size // 2 for size in x.shape[1:])
+    changed = Changed.pixels(x, scale, middle, (1, 1))
+    whole, local = (f(inputs).double() for inputs in (changed.whole(), changed))
+    change = (whole - whole.mean(0)).abs().max()
+    return bool((whole - local).abs().max() <= 1e-3 * change + 1e-5 * whole.abs().max())
 
 
 @dataclass(eq=False)

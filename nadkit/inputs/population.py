@@ -99,7 +99,7 @@ class Population:
     def is_local(self, device: str | torch.device = "cpu") -> bool:
         """Say whether a pixel's step reaches but a window of what the first layers give, so that local secants pay."""
         device = pick(device)
-        return self.method == "secant" and is_local(self.network(0, device), self.x.to(device))
+        return self.method == "secant" and is_local(self.network(0, device), self.x.to(device), self.scale)
 
     @checks.typed
     def settings(self, device: str | torch.device = "cpu") -> Settings:

@@ -1,5 +1,6 @@
 """The forecast of claims: what parameters alone decide is as in the run, what a result decides is left open."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,14 @@ def test_a_recorded_claim_is_judged_by_the_rules_of_today(make_book):
     rule = foreseen(make_book, "show([Claim('a', 'A', None, '> 0.5', needs={'n': (n, 4)})])")["a"]
     assert rule.judge(Claim("a", "A", 0.7, "> 0.9", needs={"n": (4, 100)})).verdict == "holds"
     assert rule.judge(Claim("a", "A", 0.7, "> 0.9", needs={"n": (3, 1)})).verdict == UNDECIDED
+
+
+def test_a_forecast_neither_waits_nor_writes(make_book, tmp_path):
+    code = f"import time\nfrom pathlib import Path\ntime.sleep(60)\nPath({str(tmp_path / 'made')!r}).mkdir()\n"
+    started = time.monotonic()
+    assert "a" in foreseen(make_book, code + "show([Claim('a', 'A', None, '> 0.5')])")
+    assert time.monotonic() - started < 30
+    assert not (tmp_path / "made").exists()
 
 
 # ---- the book's own chapters ---------------------------------------------------------------------

@@ -156,3 +156,16 @@ def test_a_changed_batch_is_the_batch():
     for up, channel, i, j in torch.cartesian_prod(*map(torch.arange, (2, 2, 2, 3))).tolist():
         expected[up, channel, i, j, channel, 1 + 4 * i, 2 + 4 * j] += 3.0 if up == 0 else -3.0
     assert torch.equal(changed.whole(), expected.flatten(0, 3))
+
+
+def test_a_network_that_works_through_views_is_not_local():
+    def through_a_view(x):
+        x[:, 0].relu_()
+        return x
+
+    x = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        stem, head = nn.Conv2d(1, 3, 3), [nn.Tanh(), nn.Flatten(), nn.Linear(3 * 14 * 14, 1)]
+    assert is_local(nn.Sequential(stem, *head), x)
+    assert not is_local(nn.Sequential(stem, Apply(through_a_view), *head), x)
