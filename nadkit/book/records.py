@@ -6,6 +6,7 @@ while the code of its experiment is what it was. When it has changed, `verify` r
 `book/recorded/verified.json`, by the checksum of the code, so that it need not be found again.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -22,6 +23,7 @@ from nadkit.book.chapters import BadInput, Chapter, find_chapters, find_root, lo
 from nadkit.book.claims import Claims
 from nadkit.book.collect import stored
 from nadkit.book.results import DIFFERS, FINISHED, Scalar, Table, checked, data_words
+from nadkit.book.sources import bare
 from nadkit.book.witness import Witness, WitnessFailed
 
 CURRENT, VERIFIED = "current", "verified"
@@ -302,7 +304,7 @@ def _validity(record: Record, experiment: str, kept: Mapping[str, Any]) -> Valid
     """Return what `verify` found of a record with today's code, or else whether its code is today's."""
     found = kept.get(record.key, {})
     here = found.get("state") != UNVERIFIABLE or found.get("at_hand") == _at_hand()
-    if here and (found.get("experiment"), found.get("seal")) == (experiment, record.seal):
+    if here and (found.get("experiment"), found.get("seal"), found.get("rules")) == (experiment, record.seal, _rules()):
         return Validity(found["state"], found["why"])
     if record.experiment == experiment:
         return Validity(CURRENT)
@@ -380,6 +382,12 @@ def _source(data: Mapping[str, str | None]) -> str:
     return f"{data['name']}: {str(data['kind']).partition(',')[0]}"
 
 
+@functools.cache
+def _rules() -> str:
+    """Return a checksum of how witnesses are made and compared: what was found by other rules does not count."""
+    return hashlib.sha256(bare(Path(witnesses.__file__).read_text(encoding="utf-8")).encode()).hexdigest()[:16]
+
+
 def _at_hand() -> str:
     """Return a checksum of the names of the published files at hand."""
     return hashlib.sha256(repr(prints.published_at_hand()).encode()).hexdigest()
@@ -387,7 +395,8 @@ def _at_hand() -> str:
 
 def _keep(root: Path, record: Record, experiment: str, say: Callable[[str], None]) -> None:
     """Keep what `verify` found, in the order of the records' names; a book that cannot be written to goes without."""
-    entry = {"experiment": experiment, "seal": record.seal, "state": record.validity.state, "why": record.validity.why}
+    about = {"experiment": experiment, "seal": record.seal, "rules": _rules()}
+    entry = about | {"state": record.validity.state, "why": record.validity.why}
     if record.validity.state == UNVERIFIABLE:  # here; with other data it may be verifiable
         entry["at_hand"] = _at_hand()
     known = {key: kept for key, kept in _kept(root).items() if (root / "book" / "recorded" / f"{key}.json").exists()}
