@@ -299,6 +299,9 @@ def test_a_record_outlives_what_leaves_its_numbers_alone(tmp_path, trained, code
         assert [r.validity for r in verify(root, say=said.append)] == [found.validity]
         assert said == []  # what is known by the checksum of the code is not found again
         assert recorded("one", root)[0].validity == found.validity
+        with pytest.MonkeyPatch.context() as patch:  # but it is where witnesses are compared by other rules
+            patch.setattr(records, "_rules", lambda: "others")
+            assert recorded("one", root)[0].validity.state == "not verified yet"
 
 
 def test_rounding_is_told_from_another_experiment(tmp_path, trained, monkeypatch):
