@@ -16,8 +16,6 @@ from nadkit.book.chapters import Chapter
 from nadkit.book.parameters import Known, Value
 from nadkit.book.sources import bare, files_of, text
 
-SPLITS = ("train", "test", "val", "validation")
-"""The parts of a folder of images; what lies beside them is nobody's."""
 ABSENT = "not here"
 
 
@@ -62,15 +60,18 @@ def module_checksum(module: str, path: list[str]) -> str:
 
 
 def folder_checksum(name: str) -> str:
-    """Return a checksum of the names and contents of all files in the splits of `folder:PATH` that are not hidden."""
-    from nadkit.data.image_files import folder_path  # it imports torch
+    """Return a checksum of the names and contents of all files in the splits of `folder:PATH` that are not hidden.
+
+    What lies beside the splits is nobody's.
+    """
+    from nadkit.data.image_files import TEST_SPLITS, folder_path  # it imports torch
 
     try:
         root = folder_path(name)
     except ValueError:  # the run will say so
         return ABSENT
     content = []
-    for split in SPLITS:
+    for split in ("train", *TEST_SPLITS):
         for folder, below, names in os.walk(root / split, followlinks=True):
             below[:] = [name for name in below if not name.startswith(".")]
             visible = (Path(folder, name) for name in names if not name.startswith("."))

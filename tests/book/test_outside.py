@@ -16,6 +16,7 @@ from nadkit.book.outside import ABSENT, checksums
 from nadkit.book.prints import fingerprint, result_print, result_printer
 from nadkit.book.runner import environment_of
 from nadkit.book.sources import files_of, imported
+from nadkit.data import image_files
 
 PARAMETERS = """\
 networks: list[str] = ["logreg"]  # of what [architecture]
@@ -172,6 +173,16 @@ def test_the_files_of_a_folder_are_part_of_a_run(chapter, pictures, change, same
     outside._sha256.cache_clear()  # as in another process
     after = result_print(chapter, values), fingerprint(chapter, values)
     assert [a == b for a, b in zip(before, after, strict=True)] == [same, same]
+
+
+@pytest.mark.parametrize("split", image_files.TEST_SPLITS)
+def test_every_name_that_a_test_split_may_have_counts(chapter, pictures, split):
+    (pictures / "test").rename(pictures / split)
+    values = {"images": f"folder:{pictures}"}
+    before = checksums(chapter, values)
+    (pictures / split / "a" / "0.png").write_bytes(b"other!")
+    outside._sha256.cache_clear()
+    assert checksums(chapter, values) != before
 
 
 def test_classes_behind_links_and_folders_elsewhere_count(chapter, pictures, tmp_path, monkeypatch):
