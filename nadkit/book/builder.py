@@ -3,7 +3,6 @@
 import filecmp
 import importlib.util
 import json
-import math
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from nadkit.book.chapters import (
     read_notebook,
     validate,
 )
+from nadkit.book.pages import duration
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
 
@@ -138,17 +138,13 @@ def _run_all(
                 ended[name] = result
                 took = f" in {result['seconds']:.0f} s" if "seconds" in result else ""
                 left = sum(seconds[name] for name in todo if name not in ended) / jobs
-                far = f"{len(ended)} of {len(todo)} chapters" + (f", about {_minutes(left)} left" if left else "")
+                far = f"{len(ended)} of {len(todo)} chapters" + (f", about {duration(left)} left" if left else "")
                 say(f"{result.get('error') or name + ': ' + result['status'] + took} ({far})")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             runs.end()
             raise
     return ended
-
-
-def _minutes(seconds: float) -> str:
-    return f"{math.ceil(seconds / 60)} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 class _Runs:

@@ -314,8 +314,8 @@ def _imported(statement: ast.Import | ast.ImportFrom, making: Mapping[str, objec
             found[name] = making[alias.name]
         elif source == "tqdm":
             found[name] = lambda items, **_: items
-        elif top not in PURE and top != "nadkit":
-            found[name] = Unknown()
+        elif (top not in PURE and top != "nadkit") or (source, alias.name) == ("nadkit", "plots"):
+            found[name] = Unknown()  # no claim rests on a figure, and seaborn takes its time to import
         elif isinstance(statement, ast.Import):
             found[name] = _Module(importlib.import_module(source if alias.asname else top), top == "nadkit")
         else:

@@ -36,6 +36,14 @@ def tabs(panels: Iterable[tuple[str, str]]) -> str:
     return f"<style>\n{TAB_STYLE}\n</style>\n<div {attributes}>\n{inside}\n</div>"
 
 
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: '45 s', '64 min', '2.5 h'."""
+    for unit, size, digits in (("h", 3600, 1), ("min", 60, 0)):
+        if seconds >= 2 * size:
+            return f"{round(seconds / size, digits):g} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def image(figure: "Figure", alt: str) -> str:
     """Return a figure as a PNG in the page, and close it."""
     from matplotlib import pyplot as plt

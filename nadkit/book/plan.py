@@ -35,6 +35,7 @@ from nadkit.book.chapters import (
 )
 from nadkit.book.claims import FAILS, HOLDS
 from nadkit.book.forecast import Expected
+from nadkit.book.pages import duration
 from nadkit.book.prints import commit
 from nadkit.book.records import DIFFERS, Record
 from nadkit.names import did_you_mean, hint
@@ -117,11 +118,7 @@ class Row:
     def cost(self) -> str:
         """What it takes, for people."""
         device = "GPU" if self.device == GPU else "two CPU cores"
-        return f"{device}, about {_duration(self.minutes)}"
-
-
-def _duration(minutes: float) -> str:
-    return f"{minutes / 60:.2g} h" if minutes > 120 else f"{max(1, round(minutes))} min"
+        return f"{device}, about {duration(60 * self.minutes)}"
 
 
 @dataclass(frozen=True)

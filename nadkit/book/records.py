@@ -22,6 +22,7 @@ from nadkit.book import witness as witnesses
 from nadkit.book.chapters import BadInput, Chapter, find_chapters, find_root, load
 from nadkit.book.claims import Claims
 from nadkit.book.collect import stored
+from nadkit.book.pages import duration
 from nadkit.book.results import DIFFERS, FINISHED, Scalar, Table, checked, data_words
 from nadkit.book.sources import bare
 from nadkit.book.witness import Witness, WitnessFailed
@@ -93,7 +94,7 @@ class Record:
         what = next((f"{found[1]}, {found[2]} images" for found in kinds if found), f"profile {self.profile}")
         device = self.device or self.platform
         cores = re.search(r"\d+ cores?$", device)
-        return f"{what}, {_duration(self.seconds)} on {cores[0] if cores else device}"
+        return f"{what}, {duration(self.seconds)} on {cores[0] if cores else device}"
 
     @property
     def mark(self) -> str:
@@ -111,7 +112,7 @@ class Record:
                 *(f"{name} {self.versions[name]}" for name in ("torch", "nadkit") if name in self.versions),
                 f"commit {short_commit(self.commit)}",
                 *([f"seed {self.parameters['seed']}"] if "seed" in self.parameters else []),
-                _duration(self.seconds) + (" (its last try)" if self.resumed else ""),
+                duration(self.seconds) + (" (its last try)" if self.resumed else ""),
                 self.started[:10],
                 *map(data_words, self.data),
             ]
@@ -121,13 +122,6 @@ class Record:
 def short_commit(commit: str | None) -> str:
     """Return the first letters of a commit, and the '+' that says that files differed from it."""
     return re.sub(r"^(\w{8})\w*", r"\1", commit) if commit else "unknown"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 # ---- reading and writing -------------------------------------------------------------------------

@@ -5,10 +5,12 @@ import importlib.util
 import json
 import sysconfig
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 
+@cache  # nine chapters with records ask for the same modules
 def bare(source: str) -> str:
     """Return what Python code does, whatever its layout: its syntax tree, without docstrings, as text.
 
@@ -52,12 +54,17 @@ def _without_commands(source: str) -> str:
     return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
 
 
-def imported(source: str, package: str = "") -> Iterator[str]:
-    """Give the dotted names that Python code imports; relative ones are those of its package."""
+@cache
+def imported(source: str, package: str = "") -> tuple[str, ...]:
+    """Return the dotted names that Python code imports; relative ones are those of its package."""
     try:
         tree = ast.parse(_without_commands(source))
     except SyntaxError:  # the run will say so
-        return
+        return ()
+    return tuple(_names(tree, package))
+
+
+def _names(tree: ast.AST, package: str) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.ImportFrom(module=module, level=level):

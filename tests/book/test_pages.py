@@ -22,3 +22,8 @@ def test_packing_forgets_the_scale_and_keeps_the_sign(scale):
 
 def test_an_image_of_zeros_stays_one():
     assert not pages.unpacked([pages.packed(torch.zeros(4, 4))]).any()
+
+
+def test_a_duration_has_the_unit_that_suits_it():
+    said = [pages.duration(seconds) for seconds in (0.4, 45, 119, 120, 3840, 7200, 9000, 54_000)]
+    assert said == ["0 s", "45 s", "119 s", "2 min", "64 min", "2 h", "2.5 h", "15 h"]

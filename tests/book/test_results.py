@@ -218,14 +218,14 @@ def test_recorded_runs_stand_beside_this_one(shown):
     ]
     assert (
         "profile paper, architectures=lenet · NVIDIA H200 · torch 2.11.0 · nadkit 0.1.0 · commit 01234567+ · seed 3 · "
-        "90.0 min · 2025-11-20 · images: original CIFAR-10 (SHA-256 00ff)"
+        "90 min · 2025-11-20 · images: original CIFAR-10 (SHA-256 00ff)"
     ) in page.text
     assert "<b>GPU</b>" in page.text
     assert page.text.count("differs: 1 of 2 series differ") == 1
     labels = [
-        "recorded: profile paper, 90.0 min on NVIDIA H200",
+        "recorded: profile paper, 90 min on NVIDIA H200",
         "this run",
-        "recorded: profile paper, 90.0 min on <b>GPU</b> (differs)",
+        "recorded: profile paper, 90 min on <b>GPU</b> (differs)",
     ]
     assert re.findall("|".join(map(re.escape, labels)), page.text) == labels
     source = shown[0][0]["text/html"]
@@ -246,8 +246,8 @@ def test_the_record_that_counts_most_is_open_first(shown):
     found = re.findall(r"<label[^>]*>(.*?)</label>", shown[0][0]["text/html"])
     assert found == [
         "recorded: MNIST, 12,000 images, 59 s on NVIDIA H200",
-        "recorded: profile gpu, 90.0 min on NVIDIA H200",
-        "recorded: profile cpu, 90.0 min on 2 cores",
+        "recorded: profile gpu, 90 min on NVIDIA H200",
+        "recorded: profile cpu, 90 min on 2 cores",
         "this run",
     ]
 
