@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from nadkit.names import hint
 
@@ -23,6 +23,8 @@ C = TypeVar("C", bound=Callable)
 
 SHAPE = tuple[int, int, int]
 """Of an input, (C, H, W): wherever an annotation says so, the three are positive."""
+Count = Annotated[int, "at least 1"]
+"""Of classes, for one."""
 
 
 def require_integer(name: str, value: int, least: int, most: int | None = None) -> int:
@@ -174,7 +176,7 @@ def typed(function: C) -> C:
 @functools.cache
 def _annotations(function: Callable) -> dict[str, Any]:
     """Return the annotations, those in quotes resolved, for which all modules must have been imported."""
-    return typing.get_type_hints(function)
+    return typing.get_type_hints(function, include_extras=True)
 
 
 def _is(value: object, kind: Any) -> bool:  # noqa: ANN401
@@ -194,6 +196,8 @@ def _is(value: object, kind: Any) -> bool:  # noqa: ANN401
         return fits and (kind != SHAPE or min(items) > 0)
     if origin in (list, collections.abc.Sequence):
         return _items(value) is not None
+    if kind == Count:
+        return _is_number(value, int) and value >= 1
     if kind in (int, float, bool):
         return _is_number(value, kind)
     if kind is Sequence:
@@ -253,6 +257,8 @@ def _words(kind: Any) -> str:  # noqa: ANN401
     if origin is collections.abc.Callable:
         makes = getattr(args[1], "__name__", "") == "Module"
         return "a factory that makes networks" if makes else "a function"
+    if kind == Count:
+        return "an integer, at least 1"
     if kind == SHAPE:
         return "(channels, height, width), all positive"
     if origin is tuple and args[-1] is not ...:

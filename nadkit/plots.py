@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from nadkit.activations.ablation import Curve
     from nadkit.inputs.basis import Basis
 
 SEQUENTIAL = "cividis"
@@ -403,6 +404,19 @@ def curves(
     lines = {line.get_label(): line for axis in axes for line in axis.get_legend_handles_labels()[0]}
     axes[-1].legend(lines.values(), lines, title=hue, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
+
+
+def ablation(ablated: Mapping[str, "Curve"]) -> Figure:
+    """Return accuracy over the fraction of units ablated, a line for each name, as `layer_curves` gives them.
+
+    Bands are two standard errors over the orderings.
+    """
+    rows = [
+        pd.DataFrame({"fraction of units ablated": curve.fraction, "accuracy": scores, "layer": name})
+        for name, curve in ablated.items()
+        for scores in curve.accuracy.cpu()
+    ]
+    return side_by_side(pd.concat(rows), x="fraction of units ablated", y=["accuracy"], hue="layer")
 
 
 def stacked(

@@ -214,6 +214,18 @@ CALLS = {
     architectures.factory: dict(architecture="logreg"),
     architectures.check: dict(name="logreg"),
     architectures.name_of: dict(architecture="logreg"),
+    architectures.LogReg: dict(shape=SHAPE, classes=2),
+    architectures.LeNet: dict(
+        shape=(1, 16, 16), classes=2, pooling="max", width=0.2, depth=2, activation="relu", batch_norm=False
+    ),
+    architectures.MLP: dict(shape=SHAPE, classes=2, width=3, depth=1, dropout=0.1, batch_norm=False),
+    architectures.ConvNet: dict(shape=(1, 8, 8), classes=2, width=0.03, batch_norm=True, dropout=0.1),
+    architectures.VGG11: dict(shape=(1, 32, 32), classes=2, pooling=True),
+    architectures.ResNet18: dict(shape=SHAPE, classes=2, pooling="stride"),
+    architectures.DenseNet121: dict(shape=(1, 8, 8), classes=2),
+    architectures.ViT: dict(shape=(1, 8, 8), classes=2),
+    architectures.ConvNeXt: dict(shape=(1, 16, 16), classes=2),
+    architectures.Mixer: dict(shape=(1, 8, 8), classes=2),
     architectures.pretrained: dict(name="resnet50", weights="IMAGENET1K_V1", download=False),
 }
 
@@ -241,7 +253,8 @@ ACCEPTED = {
     "text": "checkpoint source ImageSet.name Basis.name name_of.architecture is_at_hand.name",
     "fraction": "stop_at_loss",
     "-1": "alpha axis fx fy mean seed shift",
-    "0": "alpha channel compile fraction fx fy index label mean momentum seed share shift sigma steps weight_decay",
+    "0": "alpha channel compile dropout fraction fx fy index label mean momentum seed share shift sigma steps "
+    "weight_decay",
     "empty list": "problems overlap_ceilings.ks",
     "network": "after_epoch",  # it takes one argument
     "class": "architecture",  # networks are built when they are needed
@@ -357,7 +370,6 @@ OTHERS = """
     Activity Curve Impact Moments MutualInformation NoiseCurve Scores Site  (more of them)
     Anchor Flipping Reported union activity_at over_positions require_every_class require_finite require_sites as_inputs
     capture evaluating find origin replaced require_directions  (what other modules are made of)
-    ConvNeXt ConvNet DenseNet121 LeNet LogReg MLP Mixer ResNet18 VGG11 ViT  (`build` checks shape and classes)
     Diverged Problem cross_entropy  (an error, and what users give)
 """
 

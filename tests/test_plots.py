@@ -10,6 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from nadkit import plots
+from nadkit.activations.ablation import layer_curves
+from nadkit.activations.sites import find_sites
 from nadkit.inputs.basis import NADs, pixel_basis
 from nadkit.inputs.fourier import fourier_basis
 
@@ -392,3 +394,18 @@ def test_beside_says_nothing_where_it_has_nothing_to_draw():
     figure = plots.lines(OURS, x="gone", y="accuracy", hue="level")
     plots.beside(figure, THEIRS.assign(level="2"), x="gone", y="accuracy", hue="level")
     assert figure.legends == []
+
+
+def test_the_ablation_of_each_layer_is_a_line_by_its_name():
+    network = torch.nn.Sequential(
+        *(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2), torch.nn.Tanh()),
+        torch.nn.Linear(2, 2),
+    )
+    data = torch.rand(6, 1, 2, 2), torch.arange(6) % 2
+    found = layer_curves(network, data, find_sites(network, (1, 2, 2)), orderings=2, progress=False)
+    (axis,) = draw(plots.ablation(found))
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [*found] == ["2", "4"]
+    for line, curve in zip(axis.get_lines(), found.values(), strict=False):
+        torch.testing.assert_close(torch.tensor(line.get_xdata()), curve.fraction)
+        torch.testing.assert_close(torch.tensor(line.get_ydata()), curve.accuracy.mean(0).double())
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("fraction of units ablated", "accuracy")

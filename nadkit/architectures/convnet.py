@@ -41,7 +41,7 @@ class ConvNet(Chain):
     def __init__(
         self,
         shape: tuple[int, int, int],
-        classes: int,
+        classes: checks.Count,
         *,
         width: float = 1.0,
         batch_norm: bool = True,

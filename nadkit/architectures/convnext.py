@@ -29,7 +29,7 @@ class ConvNeXt(nn.Module):
     Source: Liu et al. 2022, "A ConvNet for the 2020s".
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: checks.Count) -> None:
         super().__init__()
         require_multiple("convnext", shape, PATCH * 2 ** (len(WIDTHS) - 1))
         layers: list[nn.Module] = [nn.Conv2d(shape[0], WIDTHS[0], PATCH, stride=PATCH), MapNorm(WIDTHS[0])]

@@ -17,7 +17,7 @@ class DenseNet121(nn.Module):
         ValueError: the image is too small for three transitions.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: checks.Count) -> None:
         super().__init__()
         channels, height, width = shape
         if min(height, width) < 8:

@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class LogReg(nn.Module):
     """Logistic regression: one linear layer on the pixels, logits = W x + b."""
 
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: checks.Count) -> None:
         super().__init__()
         channels, height, width = shape
         self.linear = nn.Linear(channels * height * width, classes)
@@ -67,7 +67,7 @@ class LeNet(nn.Module):
     def __init__(
         self,
         shape: tuple[int, int, int],
-        classes: int,
+        classes: checks.Count,
         pooling: bool | Pooling = True,
         *,
         width: float = 1,

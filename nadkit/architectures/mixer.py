@@ -32,7 +32,7 @@ class Mixer(nn.Module):
     def __init__(
         self,
         shape: tuple[int, int, int],
-        classes: int,
+        classes: checks.Count,
         *,
         patch: int = 4,
         dim: int = 32,

@@ -34,7 +34,7 @@ class MLP(Chain):
     def __init__(
         self,
         shape: tuple[int, int, int],
-        classes: int,
+        classes: checks.Count,
         *,
         width: int = 512,
         depth: int = 2,

@@ -28,7 +28,7 @@ class ResNet18(nn.Module):
     def __init__(
         self,
         shape: tuple[int, int, int],
-        classes: int,
+        classes: checks.Count,
         pooling: bool | Literal["stride", "blur", "none"] = True,
     ) -> None:
         super().__init__()

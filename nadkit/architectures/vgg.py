@@ -18,7 +18,7 @@ class VGG11(nn.Module):
         ValueError: the image is too small for five poolings.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, pooling: bool = True) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: checks.Count, pooling: bool = True) -> None:
         super().__init__()
         channels, height, width = shape
         if pooling and min(height, width) < 32:

@@ -36,7 +36,7 @@ class ViT(nn.Module):
     def __init__(
         self,
         shape: tuple[int, int, int],
-        classes: int,
+        classes: checks.Count,
         *,
         patch: int = 4,
         dim: int = 32,

@@ -223,7 +223,8 @@ def compute_nads(
 ) -> NADs:
     """Return the NADs of an architecture: the `gradient_covariance` of ``n_networks`` networks, diagonalised.
 
-    Secants and gradients are centred, as in the authors' code; the mixed derivative is not.
+    Secants and gradients are centred, as in the authors' code; the mixed derivative is not. Networks whose derivatives
+    are all the same are refused, but by the mixed one: it is the same for all linear networks, whatever their weights.
 
     Args:
         architecture: a name or a factory (`nadkit.architectures`).
