@@ -17,11 +17,13 @@ from nadkit.activations import ablation, activity, moments, objective, selectivi
 from nadkit.data import images, interventions, published, synthetic
 from nadkit.files import DataError
 from nadkit.inputs import basis, covariance, fourier, gram, population, spectra, theory
+from nadkit.neighbours import similarity
 
 MODULES = [
     *(architectures, training, images, interventions, published, synthetic),
     *(ablation, activity, moments, objective, selectivity, sites),
     *(basis, covariance, fourier, gram, population, spectra, theory),
+    similarity,
 ]
 SHAPE = (3, 4, 4)
 
@@ -209,6 +211,14 @@ CALLS = {
     theory.nads: dict(phi=torch.rand(4, 48), shape=SHAPE),
     theory.hessian: dict(phi=torch.rand(4, 48), v=V, shift=1.0, sigma=1.0),
     theory.descent: dict(phi=torch.rand(4, 48), v=V, steps=1, learning_rate=0.01, shift=1.0, sigma=1.0),
+    similarity.SimilarityConv2d: dict(conv=nn.Conv2d(1, 1, 2), matrix=torch.rand(4, 4), learned=True),
+    similarity.DynamicConv2d: dict(conv=nn.Conv2d(1, 1, 2), diagonal=False),
+    similarity.Stages: dict(shape=SHAPE, classes=2, width=0.05, convs=1),
+    similarity.with_similarity: dict(architecture="lenet", kind="static", start="ones", root=True),
+    similarity.transplanted: dict(architecture="lenet", given={"conv1": torch.eye(25)}),
+    similarity.matrices: dict(model=NETWORK),
+    similarity.folded: dict(model=NETWORK),
+    similarity.MatrixDecay: dict(decay=0.1),
     architectures.build: dict(architecture="logreg", shape=SHAPE, classes=2),
     architectures.n_logits: dict(model=network(), shape=SHAPE, device="cpu"),
     architectures.factory: dict(architecture="logreg"),
