@@ -263,10 +263,10 @@ ACCEPTED = {
     "text": "checkpoint source ImageSet.name Basis.name name_of.architecture is_at_hand.name",
     "fraction": "stop_at_loss",
     "-1": "alpha axis fx fy mean seed shift",
-    "0": "alpha channel compile dropout fraction fx fy index label mean momentum seed share shift sigma steps "
+    "0": "alpha channel compile decay dropout fraction fx fy index label mean momentum seed share shift sigma steps "
     "weight_decay",
     "empty list": "problems overlap_ceilings.ks",
-    "network": "after_epoch",  # it takes one argument
+    "network": "after_epoch matrices.model folded.model",  # one takes one argument, the others any network
     "class": "architecture",  # networks are built when they are needed
     "function": "architecture",
     "empty tensors": "x images labels",
@@ -274,9 +274,9 @@ ACCEPTED = {
     # NaN stays NaN where numbers are not averaged
     "NaN in tensors": "coordinates.x flip.x split.values images",
     "infinity in tensors": "coordinates.x flip.x split.values images",
-    # activations need no logits
-    "tuple output": "find_sites.model",
-    "dict output": "find_sites.model",
+    # activations and similarities need no logits
+    "tuple output": "find_sites.model matrices.model folded.model",
+    "dict output": "find_sites.model matrices.model folded.model",
 }
 
 # ---- what takes the place of a good argument, made of it; `GOOD` where that would not make it bad ----
