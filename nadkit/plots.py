@@ -419,6 +419,47 @@ def ablation(ablated: Mapping[str, "Curve"]) -> Figure:
     return side_by_side(pd.concat(rows), x="fraction of units ablated", y=["accuracy"], hue="layer")
 
 
+def tap_graphs(table: pd.DataFrame, *, panel: str) -> Figure:
+    """Return matrices over the taps of a window as graphs: those of the filter above, those of the window below.
+
+    A line joins tap i of the filter and tap j of the window, as wide as the entry (i, j) is large. It is blue for a
+    positive and orange for a negative entry. Columns: ``panel``, filter tap, window tap, entry; within a panel the
+    largest entry has the widest line.
+    """
+    groups = table.groupby(panel, sort=False)
+    figure = _figure(2.6 * len(groups) + 0.2, 2.3)
+    colours = sns.color_palette("colorblind")
+    for axis, (name, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        largest = rows.entry.abs().max() or 1.0
+        for i, j, entry in rows[["filter tap", "window tap", "entry"]].itertuples(index=False):
+            share = abs(entry) / largest
+            axis.plot(
+                [i, j], [1, 0], color=colours[0 if entry > 0 else 1], linewidth=3 * share, alpha=min(1, share + 0.1)
+            )
+        taps = sorted(rows["filter tap"].unique())
+        axis.scatter([*taps, *taps], [1] * len(taps) + [0] * len(taps), color=GREY, s=25, zorder=3)
+        axis.set(title=name, xticks=taps, yticks=[0, 1], yticklabels=["window", "filter"], xlabel="tap")
+        axis.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def matrices(table: pd.DataFrame, *, panel: str) -> Figure:
+    """Return matrices over the taps of a window as heat maps side by side, on one scale with zero in its middle.
+
+    Columns: ``panel``, filter tap (rows), window tap (columns), entry.
+    """
+    groups = table.groupby(panel, sort=False)
+    figure = _figure(2.6 * len(groups) + 0.8, 2.8)
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    largest = table.entry.abs().max()
+    for axis, (name, rows) in zip(axes, groups, strict=True):
+        matrix = rows.pivot(index="filter tap", columns="window tap", values="entry")
+        drawn = axis.imshow(matrix.to_numpy(), cmap=DIVERGING, vmin=-largest, vmax=largest)
+        axis.set(title=name, xlabel="window tap", ylabel="filter tap" if axis is axes[0] else "")
+    figure.colorbar(drawn, ax=axes, shrink=0.8)
+    return figure
+
+
 def stacked(
     frame: pd.DataFrame, *, x: str, y: Sequence[str], marks: Mapping[str, float], log: Sequence[str] = ()
 ) -> Figure:

@@ -409,3 +409,28 @@ def test_the_ablation_of_each_layer_is_a_line_by_its_name():
         torch.testing.assert_close(torch.tensor(line.get_xdata()), curve.fraction)
         torch.testing.assert_close(torch.tensor(line.get_ydata()), curve.accuracy.mean(0).double())
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("fraction of units ablated", "accuracy")
+
+
+@pytest.fixture
+def taps():
+    """Entries of two matrices over two taps."""
+    entries = {"root": [1.0, -0.5, 0.0, 1.0], "last": [0.25, 0.0, 0.0, -2.0]}
+    rows = [(name, k // 2, k % 2, entry) for name, matrix in entries.items() for k, entry in enumerate(matrix)]
+    return pd.DataFrame(rows, columns=["layer", "filter tap", "window tap", "entry"])
+
+
+def test_a_graph_of_taps_has_a_line_for_each_entry_as_wide_as_it_is_large(taps):
+    root, last = draw(plots.tap_graphs(taps, panel="layer"))
+    assert (root.get_title(), last.get_title()) == ("root", "last")
+    assert [line.get_linewidth() for line in root.get_lines()] == [3, 1.5, 0, 3]
+    assert [list(line.get_xdata()) for line in root.get_lines()] == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    positive, negative = root.get_lines()[0].get_color(), root.get_lines()[1].get_color()
+    assert positive != negative == last.get_lines()[3].get_color()
+
+
+def test_matrices_share_a_scale_with_zero_in_its_middle(taps):
+    root, last, _ = draw(plots.matrices(taps, panel="layer"))
+    for axis in (root, last):
+        assert axis.images[0].get_clim() == (-2, 2)
+    assert root.images[0].get_array().tolist() == [[1, -0.5], [0, 1]]
+    assert (root.get_ylabel(), last.get_ylabel(), last.get_xlabel()) == ("filter tap", "", "window tap")
