@@ -422,9 +422,9 @@ def ablation(ablated: Mapping[str, "Curve"]) -> Figure:
 def tap_graphs(table: pd.DataFrame, *, panel: str) -> Figure:
     """Return matrices over the taps of a window as graphs: those of the filter above, those of the window below.
 
-    A line joins tap i of the filter and tap j of the window, as wide as the entry (i, j) is large. It is blue for a
-    positive and orange for a negative entry. Columns: ``panel``, filter tap, window tap, entry; within a panel the
-    largest entry has the widest line.
+    A line joins tap i of the filter and tap j of the window, its width the root of the entry (i, j): blue where that is
+    positive, orange where it is negative. Columns: ``panel``, filter tap, window tap, entry; within a panel the largest
+    entry has the widest line.
     """
     groups = table.groupby(panel, sort=False)
     figure = _figure(2.6 * len(groups) + 0.2, 2.3)
@@ -432,10 +432,8 @@ def tap_graphs(table: pd.DataFrame, *, panel: str) -> Figure:
     for axis, (name, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         largest = rows.entry.abs().max() or 1.0
         for i, j, entry in rows[["filter tap", "window tap", "entry"]].itertuples(index=False):
-            share = abs(entry) / largest
-            axis.plot(
-                [i, j], [1, 0], color=colours[0 if entry > 0 else 1], linewidth=3 * share, alpha=min(1, share + 0.1)
-            )
+            share = math.sqrt(abs(entry) / largest)
+            axis.plot([i, j], [1, 0], color=colours[0 if entry > 0 else 1], linewidth=3 * share, alpha=share)
         taps = sorted(rows["filter tap"].unique())
         axis.scatter([*taps, *taps], [1] * len(taps) + [0] * len(taps), color=GREY, s=25, zorder=3)
         axis.set(title=name, xticks=taps, yticks=[0, 1], yticklabels=["window", "filter"], xlabel="tap")
@@ -455,7 +453,10 @@ def matrices(table: pd.DataFrame, *, panel: str) -> Figure:
     for axis, (name, rows) in zip(axes, groups, strict=True):
         matrix = rows.pivot(index="filter tap", columns="window tap", values="entry")
         drawn = axis.imshow(matrix.to_numpy(), cmap=DIVERGING, vmin=-largest, vmax=largest)
-        axis.set(title=name, xlabel="window tap", ylabel="filter tap" if axis is axes[0] else "")
+        ticks = range(0, len(matrix), 2)
+        axis.set(
+            title=name, xlabel="window tap", ylabel="filter tap" if axis is axes[0] else "", xticks=ticks, yticks=ticks
+        )
     figure.colorbar(drawn, ax=axes, shrink=0.8)
     return figure
 

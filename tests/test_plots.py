@@ -419,10 +419,10 @@ def taps():
     return pd.DataFrame(rows, columns=["layer", "filter tap", "window tap", "entry"])
 
 
-def test_a_graph_of_taps_has_a_line_for_each_entry_as_wide_as_it_is_large(taps):
+def test_a_graph_of_taps_has_a_line_for_each_entry_whose_width_is_the_root_of_it(taps):
     root, last = draw(plots.tap_graphs(taps, panel="layer"))
     assert (root.get_title(), last.get_title()) == ("root", "last")
-    assert [line.get_linewidth() for line in root.get_lines()] == [3, 1.5, 0, 3]
+    assert [line.get_linewidth() for line in root.get_lines()] == pytest.approx([3, 3 * 0.5**0.5, 0, 3])
     assert [list(line.get_xdata()) for line in root.get_lines()] == [[0, 0], [0, 1], [1, 0], [1, 1]]
     positive, negative = root.get_lines()[0].get_color(), root.get_lines()[1].get_color()
     assert positive != negative == last.get_lines()[3].get_color()

@@ -92,7 +92,8 @@ class DynamicConv2d(nn.Module):
         M(X) = diag(1 + BN(V_2 relu(BN(V_1 X))))        (diagonals, 64 maps between)
 
     V_1 is a convolution of the layer's own kernel, V_2 one of kernel 1 (the paper does not say; ours). They begin with
-    normal weights of standard deviation .1 and .001, so that M begins near the identity.
+    normal weights of standard deviation .1 and .001, so that a whole M begins near the identity. A diagonal does not:
+    its batch norm gives what is predicted a variance near one at once.
 
     Args:
         conv: the convolution, whose weight W and bias b are taken over.
