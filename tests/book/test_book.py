@@ -16,6 +16,7 @@ from nadkit.book import claims, proofread, witness
 from nadkit.book.builder import build
 from nadkit.book.chapters import (
     find_chapters,
+    find_pages,
     load,
     validate,
 )
@@ -74,13 +75,26 @@ def listed_claims(name: str) -> list[str]:
     return proofread.listed_claims(load(ROOT, name).notebook)
 
 
-@pytest.mark.parametrize("part", ["inputs", "activations"])
+def test_titles_are_short_and_distinct():
+    titles = [title_of(page) for page in find_pages(ROOT)]
+    assert len(set(titles)) == len(titles)
+    assert [title for title in titles if len(title) > 40] == []
+
+
+def title_of(page: str) -> str:
+    path = ROOT / f"{page}.md"
+    text = path.read_text() if path.exists() else load(ROOT, page.removeprefix("book/")).notebook["cells"][0]["source"]
+    return re.search(r"^# (.*)$", "".join(text), flags=re.MULTILINE)[1]
+
+
+@pytest.mark.parametrize("part", ["inputs", "activations", "neighbours"])
 def test_the_page_on_a_paper_knows_every_chapter_of_its_part_and_names_claims_that_exist(part):
     page = (ROOT / "book" / part / "paper.md").read_text()
     chapters = [name for name in CHAPTERS if name.startswith(f"{part}/")]
     assert set(re.findall(r"{ref}`([a-z0-9-]+)`", page)) >= {name.partition("/")[2] for name in chapters}
     listed = [claim for name in chapters for claim in listed_claims(name)]
-    named = re.findall(r"`([a-z0-9]+-[a-z0-9*-]+)`", page.partition("| in the paper")[2].partition("\n\n")[0])
+    tables = [table.partition("\n\n")[0] for table in page.split("| in the paper")[1:]]
+    named = re.findall(r"`([a-z0-9]+-[a-z0-9*-]+)`", "".join(tables))
     named = [pattern for pattern in named if f"{{ref}}`{pattern}`" not in page]
     assert named
     assert [pattern for pattern in named if not fnmatch.filter(listed, pattern)] == []
