@@ -68,7 +68,7 @@ def test_the_science_never_imports_the_machine_of_the_book():
 
 
 def test_code_tests_and_chapters_of_one_thing_are_in_folders_of_one_name():
-    for folder in ("inputs", "activations"):
+    for folder in ("inputs", "activations", "neighbours"):
         assert all((ROOT / place / folder).is_dir() for place in ("nadkit", "tests", "book"))
     folders = {path.name for path in (ROOT / "nadkit").iterdir() if (path / "__init__.py").exists()}
     tested = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))}
