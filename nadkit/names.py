@@ -1,6 +1,7 @@
-"""Help after a wrong name."""
+"""Words for people: help after a wrong name, and numbers with their errors."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -23,3 +24,15 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     if near := nearest(name, options):
         return f"did you mean {near!r}?"
     return f"there are: {', '.join(options)}" if options else "there are none"
+
+
+def with_error(value: float, error: float = 0.0) -> str:
+    """Return a number with its error, two digits of that, and no more digits than it leaves sure: '0.305 ± 0.012'.
+
+    Four significant digits are the most, as without an error.
+    """
+    if not error or not (math.isfinite(value) and math.isfinite(error)):
+        return f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
+    places = 1 - math.floor(math.log10(error))  # of the error's second digit
+    most = 3 - math.floor(math.log10(abs(value))) if value else places
+    return f"{value:.{max(0, min(places, most))}f} ± {error:.2g}"

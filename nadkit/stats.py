@@ -11,6 +11,8 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
+from nadkit.names import with_error
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -48,7 +50,7 @@ class Measured:
         return Measured(abs(self.value), self.error)
 
     def __str__(self) -> str:
-        return f"{self.value:.4g}" + (f" ± {self.error:.2g}" if self.error else "")
+        return with_error(self.value, self.error)
 
 
 def measured(value: float | None, error: float = 0.0) -> Measured | None:

@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 
 from nadkit import stats
+from nadkit.names import with_error
 from nadkit.stats import Measured
 
 rng = np.random.default_rng(0)
@@ -22,7 +23,7 @@ def generator() -> torch.Generator:
 def test_a_measurement_holds_plain_numbers_and_no_negative_error():
     found = Measured(np.float32(0.5), torch.tensor(0.25))
     assert (found, type(found.value), type(found.error)) == (Measured(0.5, 0.25), float, float)
-    assert str(found) == "0.5 ± 0.25"
+    assert str(found) == "0.50 ± 0.25"
     assert str(Measured(2.0)) == "2"
     with pytest.raises(ValueError, match="error: expected at least 0, got -1"):
         Measured(1.0, -1.0)
@@ -173,3 +174,22 @@ def test_partial_rank_correlation_is_that_of_the_residuals():
     residuals = [r - np.polyval(np.polyfit(given, r, 1), given) for r in ranks]
     assert stats.partial_rank_correlation(A, B, given) == pytest.approx(np.corrcoef(residuals)[0, 1])
     assert math.isnan(stats.partial_rank_correlation(A, given, given))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (0.30488, 0.0123, "0.305 ± 0.012"),
+        (-2.789, 0.47, "-2.79 ± 0.47"),
+        (1632.4, 12.3, "1632 ± 12"),
+        (1632.4, 123.0, "1632 ± 1.2e+02"),
+        (99.9712, 0.0012, "99.97 ± 0.0012"),
+        (0.00001234, 0.2, "0.00 ± 0.2"),
+        (0.0, 0.031, "0.000 ± 0.031"),
+        (0.5, 0.0, "0.5"),
+        (12345.6, 0.0, "1.235e+04"),
+        (math.nan, 0.1, "nan ± 0.1"),
+    ],
+)
+def test_a_number_is_said_with_no_more_digits_than_its_error_leaves_sure(value, error, words):
+    assert with_error(value, error) == str(Measured(value, error)) == words

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nadkit.book import pages
 from nadkit.book.chapters import BadInput, find_title, read_notebook
+from nadkit.names import with_error
 
 if TYPE_CHECKING:  # statistics take a second to import, and reading claims needs none
     from nadkit.stats import Measured
@@ -192,7 +193,7 @@ class Claim:
         """The measured number with its uncertainty, for people."""
         if self.measured is None:
             return "-"
-        return f"{self.measured:.4g}" + (f" ± {self.error:.2g}" if self.error else "")
+        return with_error(self.measured, self.error)
 
     @property
     def report(self) -> str:

@@ -248,7 +248,9 @@ def _as_table(frame: "pd.DataFrame", caption: str) -> str:
 def _cell(value: Scalar) -> str:
     if value is None or value != value:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1000 <= abs(value) < math.inf else f"{value:.3g}"
 
 
 def _provenance_as_html(record: "Record") -> str:
