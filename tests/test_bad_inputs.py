@@ -17,11 +17,13 @@ from nadkit.activations import ablation, activity, moments, objective, selectivi
 from nadkit.data import images, interventions, published, synthetic
 from nadkit.files import DataError
 from nadkit.inputs import basis, covariance, fourier, gram, population, spectra, theory
+from nadkit.neighbours import clustering, elasticity, surfaces
 
 MODULES = [
     *(architectures, training, images, interventions, published, synthetic),
     *(ablation, activity, moments, objective, selectivity, sites),
     *(basis, covariance, fourier, gram, population, spectra, theory),
+    *(clustering, elasticity, surfaces),
 ]
 SHAPE = (3, 4, 4)
 
@@ -49,6 +51,7 @@ X, Y = torch.rand(12, *SHAPE), torch.arange(12) % 2
 DATA = (X, Y)
 PIXELS = (255 * X).byte()
 IMAGES = images.ImageSet(PIXELS, Y, PIXELS, Y, ("a", "b"), "toy", "random")
+THREE = images.ImageSet(PIXELS, torch.arange(12) % 3, PIXELS, Y, ("a", "b", "c"), "toy", "random")
 V = torch.ones(48)
 PROBLEM = synthetic.Separable(v=V, shape=SHAPE, n_train=8, n_test=8)
 RECIPE = training.Recipe(epochs=1)
@@ -61,6 +64,8 @@ SITES = sites.find_sites(NETWORK, SHAPE)
 UNITS = moments.unit_moments(NETWORK, X, SITES)
 ACTIVITY = activity.record_activity(NETWORK, DATA, SITES)
 CPU = {"device": "cpu"}
+SIMILARITY = torch.eye(4) + 0.1
+SURFACES = surfaces.torus(8)
 ABLATION = {"batch_size": 5, "memory": 1000, "progress": False}
 
 CALLS = {
@@ -209,6 +214,24 @@ CALLS = {
     theory.nads: dict(phi=torch.rand(4, 48), shape=SHAPE),
     theory.hessian: dict(phi=torch.rand(4, 48), v=V, shift=1.0, sigma=1.0),
     theory.descent: dict(phi=torch.rand(4, 48), v=V, steps=1, learning_rate=0.01, shift=1.0, sigma=1.0),
+    clustering.agreement: dict(found=Y, classes=Y),
+    clustering.centred: dict(kernel=SIMILARITY),
+    clustering.kernel_distance: dict(kernel=SIMILARITY),
+    clustering.leading_components: dict(kernel=SIMILARITY, k=2),
+    clustering.primary_and_auxiliary: dict(images=THREE, primary=(0, 1), auxiliary=(2,), n=2, seed=0),
+    clustering.two_means: dict(kernel=SIMILARITY, seed=0, restarts=1, steps=5),
+    elasticity.as_kernel: dict(kernel=SIMILARITY),
+    elasticity.critical_rate: dict(kernel=SIMILARITY),
+    elasticity.elasticity_along: dict(
+        model=network(), x=X[0], directions=torch.eye(48)[:2], scale=1.0, loss="cross-entropy"
+    ),
+    elasticity.normalised: dict(kernel=SIMILARITY),
+    elasticity.single_steps: dict(model=network(), x=X, y=Y, loss="square", rate=0.1, progress=False),
+    elasticity.symmetrised: dict(similarity=SIMILARITY),
+    elasticity.tangent_kernel: dict(model=network(), x=X, loss="square", memory=1000),
+    surfaces.folded_boxes: dict(n=8, seed=0),
+    surfaces.torus: dict(n=8, seed=0),
+    surfaces.Surfaces.sample: dict(self=SURFACES, split="train", device="cpu"),
     architectures.build: dict(architecture="logreg", shape=SHAPE, classes=2),
     architectures.n_logits: dict(model=network(), shape=SHAPE, device="cpu"),
     architectures.factory: dict(architecture="logreg"),
@@ -240,8 +263,8 @@ ACCEPTED = {
     "None": "clip",
     "text": "checkpoint source ImageSet.name Basis.name name_of.architecture is_at_hand.name",
     "fraction": "stop_at_loss",
-    "-1": "alpha axis fx fy mean seed shift",
-    "0": "alpha channel compile fraction fx fy index label mean momentum seed share shift sigma steps weight_decay",
+    "-1": "alpha axis elasticity_along.scale fx fy mean seed shift",
+    "0": "alpha channel compile elasticity_along.scale fraction fx fy index label mean momentum seed share shift sigma steps weight_decay",
     "empty list": "problems overlap_ceilings.ks",
     "network": "after_epoch",  # it takes one argument
     "class": "architecture",  # networks are built when they are needed
@@ -358,7 +381,8 @@ OTHERS = """
     Anchor Flipping Reported union activity_at over_positions require_every_class require_finite require_sites as_inputs
     capture evaluating find origin replaced require_directions  (what other modules are made of)
     ConvNeXt ConvNet DenseNet121 LeNet LogReg MLP Mixer ResNet18 VGG11 ViT  (`build` checks shape and classes)
-    Diverged Problem cross_entropy  (an error, and what users give)
+    Diverged Problem cross_entropy square_loss  (an error, and what users give)
+    Steps Surfaces  (results)
 """
 
 
