@@ -223,7 +223,7 @@ CALLS = {
     elasticity.as_kernel: dict(kernel=SIMILARITY),
     elasticity.critical_rate: dict(kernel=SIMILARITY),
     elasticity.elasticity_along: dict(
-        model=network(), x=X[0], directions=torch.eye(48)[:2], scale=1.0, loss="cross-entropy"
+        model=network(), x=X[0], directions=torch.eye(48)[:2], shift=1.0, loss="cross-entropy"
     ),
     elasticity.normalised: dict(kernel=SIMILARITY),
     elasticity.single_steps: dict(model=network(), x=X, y=Y, loss="square", rate=0.1, progress=False),
@@ -263,8 +263,8 @@ ACCEPTED = {
     "None": "clip",
     "text": "checkpoint source ImageSet.name Basis.name name_of.architecture is_at_hand.name",
     "fraction": "stop_at_loss",
-    "-1": "alpha axis elasticity_along.scale fx fy mean seed shift",
-    "0": "alpha channel compile elasticity_along.scale fraction fx fy index label mean momentum seed share shift sigma steps weight_decay",
+    "-1": "alpha axis fx fy mean seed shift",
+    "0": "alpha channel compile fraction fx fy index label mean momentum seed share shift sigma steps weight_decay",
     "empty list": "problems overlap_ceilings.ks",
     "network": "after_epoch",  # it takes one argument
     "class": "architecture",  # networks are built when they are needed

@@ -392,3 +392,15 @@ def test_beside_says_nothing_where_it_has_nothing_to_draw():
     figure = plots.lines(OURS, x="gone", y="accuracy", hue="level")
     plots.beside(figure, THEIRS.assign(level="2"), x="gone", y="accuracy", hue="level")
     assert figure.legends == []
+
+
+def test_points_in_space_are_coloured_on_one_scale_and_the_first_is_a_star():
+    points = {"x": [0.0, 1.0], "y": [0.0, 2.0], "z": [-1.0, 1.0], "similarity": [1.0, 0.2]}
+    kinds = [("torus", "ReLU"), ("torus", "linear"), ("boxes", "ReLU"), ("boxes", "linear")]
+    table = pd.concat(pd.DataFrame(points).assign(surface=a, network=b) for a, b in kinds)
+    axes = draw(plots.in_space(table, colour="similarity", row="surface", panel="network"))
+    assert [axis.get_title() for axis in axes[:4]] == ["torus: ReLU", "torus: linear", "boxes: ReLU", "boxes: linear"]
+    for axis in axes[:4]:
+        dots, star = axis.collections
+        assert (dots.get_clim(), len(dots.get_offsets()), len(star.get_offsets())) == ((0, 1), 2, 1)
+    assert axes[4].get_ylabel() == "similarity"

@@ -264,7 +264,7 @@ def tangent_kernel(model: nn.Module, x: Tensor, *, loss: Loss = "square", memory
 
 @checks.typed
 def elasticity_along(
-    model: nn.Module, x: Tensor, directions: Tensor, scale: float = 1.0, *, loss: Loss = "square"
+    model: nn.Module, x: Tensor, directions: Tensor, shift: float = 1.0, *, loss: Loss = "square"
 ) -> Tensor:
     """Return 1 - cos of the tangent kernel between a point and one step t along each of K directions: (K,) float64.
 
@@ -276,19 +276,19 @@ def elasticity_along(
         model: any network of one logit or two.
         x: (C, H, W) float, the point.
         directions: (K, D), of any length (``basis.vectors`` for one).
-        scale: t, in the units of x.
+        shift: t, in the units of x.
         loss: what f is, see `single_steps`.
 
     Raises:
         ValueError: directions of another size, a point at which the network has no gradient.
     """
-    checks.require_finite_number("scale", scale)
+    checks.require_finite_number("shift", shift)
     checks.require_axes("x", x, "(C, H, W)")
     checks.require_axes("directions", directions, "(K, D)")
     checks.require_finite("directions", directions)
     if directions.shape[1] != x.numel():
         raise ValueError(f"directions: expected rows of {x.numel()} numbers, got {tuple(directions.shape)}")
-    moved = x + scale * directions.to(x).view(-1, *x.shape)
+    moved = x + shift * directions.to(x).view(-1, *x.shape)
     with evaluating(model):
         points = _require_points(model, torch.cat([x[None], moved]), loss)
         found, first = [], None
