@@ -541,3 +541,23 @@ def beside(
         key = Line2D([], [], color=GREY, label=READ_OFF, **look)
         figure.legend(handles=[key], frameon=False, loc="outside upper right")
     return figure
+
+
+def in_space(frame: pd.DataFrame, *, colour: str, row: str, panel: str) -> Figure:
+    """Return points (columns x, y, z) coloured from 0 to 1 by a column, by ``row`` and ``panel``; a star is the first.
+
+    Values above 1 have the last colour.
+    """
+    rows, panels = frame[row].unique(), frame[panel].unique()
+    figure = _figure(3.7 * len(panels) + 0.8, 3.3 * len(rows))
+    axes = figure.subplots(len(rows), len(panels), squeeze=False, subplot_kw={"projection": "3d"})
+    for (i, j), axis in zip(itertools.product(rows, panels), axes.flat, strict=True):
+        points = frame[(frame[row] == i) & (frame[panel] == j)]
+        shown = axis.scatter(points.x, points.y, points.z, c=points[colour], cmap=SEQUENTIAL, vmin=0, vmax=1, s=28)
+        axis.scatter(*points[["x", "y", "z"]].iloc[0], color="crimson", marker="*", s=180, depthshade=False)
+        axis.set(title=f"{i}: {j}", xlabel="x", ylabel="y", zticks=[points.z.min().round(), points.z.max().round()])
+        axis.tick_params(labelsize="small", pad=-2)
+        axis.set_box_aspect((1, 1, 0.4))
+        axis.view_init(elev=45)
+    figure.colorbar(shown, ax=axes, label=colour, shrink=0.6)
+    return figure

@@ -17,13 +17,14 @@ from nadkit.activations import ablation, activity, moments, objective, selectivi
 from nadkit.data import images, interventions, published, synthetic
 from nadkit.files import DataError
 from nadkit.inputs import basis, covariance, fourier, gram, population, spectra, theory
-from nadkit.neighbours import similarity
+from nadkit.neighbours import clustering, elasticity, similarity, surfaces
 
 MODULES = [
     *(architectures, training, images, interventions, published, synthetic),
     *(ablation, activity, moments, objective, selectivity, sites),
     *(basis, covariance, fourier, gram, population, spectra, theory),
     similarity,
+    *(clustering, elasticity, surfaces),
 ]
 SHAPE = (3, 4, 4)
 
@@ -51,6 +52,7 @@ X, Y = torch.rand(12, *SHAPE), torch.arange(12) % 2
 DATA = (X, Y)
 PIXELS = (255 * X).byte()
 IMAGES = images.ImageSet(PIXELS, Y, PIXELS, Y, ("a", "b"), "toy", "random")
+THREE = images.ImageSet(PIXELS, torch.arange(12) % 3, PIXELS, Y, ("a", "b", "c"), "toy", "random")
 V = torch.ones(48)
 PROBLEM = synthetic.Separable(v=V, shape=SHAPE, n_train=8, n_test=8)
 RECIPE = training.Recipe(epochs=1)
@@ -63,6 +65,8 @@ SITES = sites.find_sites(NETWORK, SHAPE)
 UNITS = moments.unit_moments(NETWORK, X, SITES)
 ACTIVITY = activity.record_activity(NETWORK, DATA, SITES)
 CPU = {"device": "cpu"}
+SIMILARITY = torch.eye(4) + 0.1
+SURFACES = surfaces.torus(8)
 ABLATION = {"batch_size": 5, "memory": 1000, "progress": False}
 
 CALLS = {
@@ -219,6 +223,24 @@ CALLS = {
     similarity.matrices: dict(model=NETWORK),
     similarity.folded: dict(model=NETWORK),
     similarity.MatrixDecay: dict(decay=0.1),
+    clustering.agreement: dict(found=Y, classes=Y),
+    clustering.centred: dict(kernel=SIMILARITY),
+    clustering.kernel_distance: dict(kernel=SIMILARITY),
+    clustering.leading_components: dict(kernel=SIMILARITY, k=2),
+    clustering.primary_and_auxiliary: dict(images=THREE, primary=(0, 1), auxiliary=(2,), n=2, seed=0),
+    clustering.two_means: dict(kernel=SIMILARITY, seed=0, restarts=1, steps=5),
+    elasticity.as_kernel: dict(kernel=SIMILARITY),
+    elasticity.critical_rate: dict(kernel=SIMILARITY),
+    elasticity.elasticity_along: dict(
+        model=network(), x=X[0], directions=torch.eye(48)[:2], shift=1.0, loss="cross-entropy"
+    ),
+    elasticity.normalised: dict(kernel=SIMILARITY),
+    elasticity.single_steps: dict(model=network(), x=X, y=Y, loss="square", rate=0.1, progress=False),
+    elasticity.symmetrised: dict(similarity=SIMILARITY),
+    elasticity.tangent_kernel: dict(model=network(), x=X, loss="square", memory=1000),
+    surfaces.folded_boxes: dict(n=8, seed=0),
+    surfaces.torus: dict(n=8, seed=0),
+    surfaces.Surfaces.sample: dict(self=SURFACES, split="train", device="cpu"),
     architectures.build: dict(architecture="logreg", shape=SHAPE, classes=2),
     architectures.n_logits: dict(model=network(), shape=SHAPE, device="cpu"),
     architectures.factory: dict(architecture="logreg"),
@@ -380,7 +402,8 @@ OTHERS = """
     Activity Curve Impact Moments MutualInformation NoiseCurve Scores Site  (more of them)
     Anchor Flipping Reported union activity_at over_positions require_every_class require_finite require_sites as_inputs
     capture evaluating find origin replaced require_directions  (what other modules are made of)
-    Diverged Problem cross_entropy  (an error, and what users give)
+    Diverged Problem cross_entropy square_loss  (an error, and what users give)
+    Steps Surfaces  (results)
 """
 
 

@@ -434,3 +434,15 @@ def test_matrices_share_a_scale_with_zero_in_its_middle(taps):
         assert axis.images[0].get_clim() == (-2, 2)
     assert root.images[0].get_array().tolist() == [[1, -0.5], [0, 1]]
     assert (root.get_ylabel(), last.get_ylabel(), last.get_xlabel()) == ("filter tap", "", "window tap")
+
+
+def test_points_in_space_are_coloured_on_one_scale_and_the_first_is_a_star():
+    points = {"x": [0.0, 1.0], "y": [0.0, 2.0], "z": [-1.0, 1.0], "similarity": [1.0, 0.2]}
+    kinds = [("torus", "ReLU"), ("torus", "linear"), ("boxes", "ReLU"), ("boxes", "linear")]
+    table = pd.concat(pd.DataFrame(points).assign(surface=a, network=b) for a, b in kinds)
+    axes = draw(plots.in_space(table, colour="similarity", row="surface", panel="network"))
+    assert [axis.get_title() for axis in axes[:4]] == ["torus: ReLU", "torus: linear", "boxes: ReLU", "boxes: linear"]
+    for axis in axes[:4]:
+        dots, star = axis.collections
+        assert (dots.get_clim(), len(dots.get_offsets()), len(star.get_offsets())) == ((0, 1), 2, 1)
+    assert axes[4].get_ylabel() == "similarity"
