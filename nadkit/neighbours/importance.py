@@ -79,9 +79,7 @@ class Oracle:
 
 
 @checks.typed
-def oracle(
-    model: nn.Module, data: Data, sites: Sites, *, batch_size: int = BATCH, memory: int | None = None
-) -> Oracle:
+def oracle(model: nn.Module, data: Data, sites: Sites, *, batch_size: int = BATCH, memory: int | None = None) -> Oracle:
     """Return by how much the loss of each mini-batch grows with each unit clamped to zero alone.
 
     It is `nadkit.activations.ablation.unit_impact`, mini-batch by mini-batch.
@@ -317,7 +315,7 @@ def criteria_for(model: nn.Module, sites: Sites) -> list[str]:
 
 def require_criteria(name: str, criteria: Sequence[str], known: Sequence[str] = tuple(CRITERIA)) -> list[str]:
     """Return names of criteria as a list; raise ValueError if one is unknown."""
-    names = checks.require_all(name, [criteria] if isinstance(criteria, str) else criteria, str)
+    names = checks.require_all(name, criteria, str)
     for one in names:
         if one not in known:
             raise ValueError(f"{name}: expected some of {', '.join(known)}, got {one!r}{hint(one, known)}")

@@ -20,7 +20,7 @@ from nadkit import checks, seeds
 from nadkit.activations.sites import Site, Sites, as_inputs, evaluating, replaced, require_sites
 from nadkit.architectures.chain import Chain, scaled
 from nadkit.neighbours.importance import CRITERIA, WHILE_TRAINING, layers_for, require_criteria, tell
-from nadkit.neighbours.wiring import find_wires
+from nadkit.neighbours.wiring import Wires, find_wires
 from nadkit.training import Data, History, Recipe, cross_entropy, fit
 
 __all__ = ["Cost", "LeNet252", "Pruned", "Schedule", "cost", "prune_while_training", "remove_units", "seconds"]
@@ -34,8 +34,8 @@ class LeNet252(Chain):
     """The LeNet of the pruning experiments: 16 + 32 feature maps and 120 + 84 hidden units make 252 gates.
 
     A chain of two 5x5 convolutions without padding, each with ReLU and 2x2 max pooling, two hidden linear layers with
-    ReLU, and the logits: the modules ``conv{i}`` or ``fc{i}``, ``norm{i}`` (with batch norm), ``relu{i}`` and, after
-    the convolutions, ``pool{i}``; then ``out``. The gates stand after ``pool1``, ``pool2``, ``relu3`` and ``relu4``.
+    ReLU, and the logits: the modules ``conv1``, ``conv2``, ``fc3``, ``fc4``, each with ``norm{i}`` (with batch norm),
+    ``relu{i}`` and, for the convolutions, ``pool{i}`` behind it; then ``out``. The gates stand after ``pool1``, ``pool2``, ``relu3`` and ``relu4``.
     With 1 x 28 x 28 inputs and ten classes it has 85,810 weights.
 
     Args:
@@ -144,7 +144,7 @@ def prune_while_training(
     recipe: Recipe,
     *,
     criterion: str = "Taylor",
-    look: Callable[[nn.Module], object] | None = None,
+    look: Callable | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     progress: bool = False,
@@ -172,17 +172,18 @@ def prune_while_training(
 
     Source: Molchanov et al. 2019, section 4.1 and the authors' code.
     """
-    require_criteria("criterion", criterion, WHILE_TRAINING)
+    require_criteria("criterion", [criterion], WHILE_TRAINING)
     most = sites.n_units - len(sites)
     if schedule.total > most:
         raise ValueError(
             f"schedule: expected at most {most} units, so that each of {len(sites)} sites keeps one, got {schedule.total}"
         )
     steps = recipe.epochs * -(-len(train[0]) // recipe.batch_size)
-    if (needed := schedule.every * len(schedule.counts)) > steps:
+    times = len(schedule.counts)
+    if (needed := schedule.every * times) >= steps:
         raise ValueError(
-            f"schedule: it takes {needed} mini-batches ({len(schedule.counts)} times {schedule.every}), the recipe has "
-            f"{steps}; train for more epochs or prune more units at a time"
+            f"schedule: expected a recipe of more than {needed} mini-batches, {times} times {schedule.every}, got one of "
+            f"{steps}; train for more epochs, or prune more units at a time"
         )
     require_sites(model, sites, as_inputs(model, train[0][:1]))
     pruning = _Pruning(model, sites, schedule, criterion, look, seeds.generator(seed, "scores"))
@@ -210,7 +211,7 @@ class _Pruning:
     sites: Sites
     schedule: Schedule
     criterion: str
-    look: Callable[[nn.Module], object] | None
+    look: Callable | None
     generator: torch.Generator
     masks: list[Tensor] = field(default_factory=list)
     found: list = field(default_factory=list)
@@ -268,7 +269,9 @@ class _Pruning:
 
 def lowest(sites: Sites, scores: Tensor, pruned: Tensor, count: int) -> Tensor:
     """Return the mask (n_units,) of ``count`` units: those pruned already and then the lowest, one a site excepted."""
-    best = [start + part.masked_fill(gone, -torch.inf).argmax() for start, part, gone in _by_site(sites, scores, pruned)]
+    best = [
+        start + part.masked_fill(gone, -torch.inf).argmax() for start, part, gone in _by_site(sites, scores, pruned)
+    ]
     order = scores.masked_fill(pruned, -torch.inf)
     order[torch.stack(best)] = torch.inf
     mask = torch.zeros_like(pruned)
@@ -311,7 +314,7 @@ def remove_units(model: nn.Module, sites: Sites, mask: Tensor, x: Tensor) -> nn.
     if empty := [name for name, part in keep.items() if not part.any()]:
         raise ValueError(f"mask: expected to leave a unit at each site, site {empty[0]!r} would have none")
     wires = find_wires(model, sites)
-    rows, columns = _kept(dict(model.named_modules()), {wires[name]: part for name, part in keep.items()})
+    rows, columns = _kept(dict(model.named_modules()), [(wires[name], part) for name, part in keep.items()])
     clamped = _clamped(model, sites, keep, x, columns)
     smaller = copy.deepcopy(model)
     modules = dict(smaller.named_modules())
@@ -332,11 +335,13 @@ def remove_units(model: nn.Module, sites: Sites, mask: Tensor, x: Tensor) -> nn.
     return smaller
 
 
-def _kept(modules: Mapping[str, nn.Module], keep: Mapping) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _kept(
+    modules: Mapping[str, nn.Module], keep: list[tuple[Wires, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return which rows and columns stay in the weights of which modules, from what stays at the ends of the wires."""
     rows: dict[str, Tensor] = {}
     columns: dict[str, Tensor] = {}
-    for wires, part in keep.items():
+    for wires, part in keep:
         for path in (wires.layer, *wires.norms):
             rows[path] = rows.get(path, True) & part
         for path in wires.readers:

@@ -200,7 +200,9 @@ class _Graph:
     def _require_once(self, site: Site, paths: list[str]) -> None:
         for path in paths:
             if self.uses[path] > 1:
-                raise ValueError(f"site {site.name!r}: {path!r} is used {self.uses[path]} times, and its weights shared")
+                raise ValueError(
+                    f"site {site.name!r}: {path!r} is used {self.uses[path]} times, and its weights shared"
+                )
 
     def _require_ungrouped(self, site: Site, path: str) -> None:
         if getattr(self.modules[path], "groups", 1) > 1:
