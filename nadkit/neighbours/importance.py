@@ -1,8 +1,8 @@
 """Importance: what a unit's removal would change in the loss, measured, and estimated from one backward pass.
 
-A *gate* z = 1 multiplies a unit, of a feature map all positions alike. Closing it, z = 0, ablates the unit. The *oracle*
-does that, unit by unit; the Taylor scores expand the loss in z around 1 instead. With l_b the loss of sample b,
-L = mean l_b that of a mini-batch, h the unit's activation,
+A *gate* z = 1 multiplies a unit, of a feature map all positions alike. Closing it, z = 0, ablates the unit. The
+*oracle* does that, unit by unit; the Taylor scores expand the loss in z around 1 instead. With l_b the loss of sample
+b, L = mean l_b that of a mini-batch, h the unit's activation,
 
     g_b = d l_b / dz = sum over positions of h dl_b/dh,    g = dL/dz = mean of g_b,    H = d^2 L / dz^2,
 

@@ -35,8 +35,8 @@ class LeNet252(Chain):
 
     A chain of two 5x5 convolutions without padding, each with ReLU and 2x2 max pooling, two hidden linear layers with
     ReLU, and the logits: the modules ``conv1``, ``conv2``, ``fc3``, ``fc4``, each with ``norm{i}`` (with batch norm),
-    ``relu{i}`` and, for the convolutions, ``pool{i}`` behind it; then ``out``. The gates stand after ``pool1``, ``pool2``, ``relu3`` and ``relu4``.
-    With 1 x 28 x 28 inputs and ten classes it has 85,810 weights.
+    ``relu{i}`` and, for the convolutions, ``pool{i}`` behind it; then ``out``. The gates stand after the sites `GATES`.
+    With 1 x 28 x 28 inputs and ten classes it has 85,822 weights.
 
     Args:
         width: factor on the numbers of units; they are rounded, to one at least.
@@ -176,14 +176,15 @@ def prune_while_training(
     most = sites.n_units - len(sites)
     if schedule.total > most:
         raise ValueError(
-            f"schedule: expected at most {most} units, so that each of {len(sites)} sites keeps one, got {schedule.total}"
+            f"schedule: expected at most {most} units, so that each of {len(sites)} sites keeps one, got "
+            f"{schedule.total}"
         )
     steps = recipe.epochs * -(-len(train[0]) // recipe.batch_size)
     times = len(schedule.counts)
     if (needed := schedule.every * times) >= steps:
         raise ValueError(
-            f"schedule: expected a recipe of more than {needed} mini-batches, {times} times {schedule.every}, got one of "
-            f"{steps}; train for more epochs, or prune more units at a time"
+            f"schedule: expected a recipe of more than {needed} mini-batches, {times} times {schedule.every}, got one "
+            f"of {steps}; train for more epochs, or prune more units at a time"
         )
     require_sites(model, sites, as_inputs(model, train[0][:1]))
     pruning = _Pruning(model, sites, schedule, criterion, look, seeds.generator(seed, "scores"))
@@ -322,6 +323,8 @@ def remove_units(model: nn.Module, sites: Sites, mask: Tensor, x: Tensor) -> nn.
         _cut(modules[path], 0, part)
     for path, part in columns.items():
         _cut(modules[path], 1, part)
+    if any(map(_is_channels_last, model.parameters())):
+        smaller.to(memory_format=torch.channels_last)  # or it may be the slower one of the two
     try:
         with evaluating(smaller):
             logits = smaller(x.clone())
@@ -392,6 +395,10 @@ def _cut(module: nn.Module, axis: int, keep: Tensor) -> None:
     for name in sizes[axis]:
         if hasattr(module, name):
             setattr(module, name, int(keep.sum()))
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 @dataclass(frozen=True)

@@ -137,8 +137,8 @@ class _Graph:
         layer = self._module(node)
         if width(layer) != site.units:
             raise ValueError(
-                f"site {site.name!r}: expected the {site.units} units to be those of the layer before, {node.target!r}, "
-                f"which has {width(layer)}"
+                f"site {site.name!r}: expected its {site.units} units to be those of the layer before, "
+                f"{node.target!r}, which has {width(layer)}"
             )
         self._require_once(site, [node.target, *norms])
         self._require_ungrouped(site, node.target)

@@ -338,3 +338,13 @@ def test_networks_come_back_in_their_modes():
     assert smaller.training
     with evaluating(model):
         assert not model.training
+
+
+def test_the_memory_format_of_weights_stays():
+    """Of the first convolution's, too, whose single channel has it both ways."""
+    model = LeNet252(SHAPE, 10, width=0.5).to(memory_format=torch.channels_last)
+    sites, x = find_sites(model, SHAPE), torch.rand(2, *SHAPE)
+    smaller = remove_units(model, sites, half(sites), x)
+    assert smaller.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not smaller.conv2.weight.is_contiguous()
+    assert smaller.conv1.weight.stride() == model.conv1.weight.stride()
