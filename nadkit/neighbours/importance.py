@@ -46,6 +46,9 @@ BATCH = 128
 
 EPSILON = 1e-8
 
+TOGETHER = 32
+"""Gates whose second derivatives are one batched backward pass: three times as fast on a CPU as one by one."""
+
 
 # ---- the oracle ------------------------------------------------------------------------------------------------------
 
@@ -418,14 +421,21 @@ def _curvature(model: nn.Module, x: Tensor, y: Tensor, sites: Sites) -> Tensor:
     gates = {site: torch.ones(site.units, device=x.device, dtype=like.dtype, requires_grad=True) for site in sites}
     with replaced(model, {site: functools.partial(_gated, site, z) for site, z in gates.items()}):
         loss = F.cross_entropy(model(x), y)
-    parts = []
-    for z, gradient in zip(gates.values(), torch.autograd.grad(loss, gates.values(), create_graph=True), strict=True):
-        diagonal = torch.zeros_like(z)
-        for i, g in enumerate(gradient):
-            if g.requires_grad:  # not where the loss is linear in the gates
-                diagonal[i] = torch.autograd.grad(g, z, retain_graph=True)[0][i]
-        parts.append(diagonal)
-    return torch.cat(parts).detach()
+    slopes = torch.autograd.grad(loss, gates.values(), create_graph=True)
+    return torch.cat([_diagonal(slope, z) for slope, z in zip(slopes, gates.values(), strict=True)]).detach()
+
+
+def _diagonal(slope: Tensor, z: Tensor) -> Tensor:
+    """Return d slope_i / dz_i, (C,), of slopes (C,) in gates (C,)."""
+    if not slope.requires_grad:  # the loss is linear in the gates
+        return torch.zeros_like(z)
+    rows = torch.eye(len(z), dtype=z.dtype, device=z.device).split(TOGETHER)
+    differentiate = functools.partial(torch.autograd.grad, slope, z, retain_graph=True)
+    try:
+        found = [differentiate(part, is_grads_batched=True)[0] for part in rows]
+    except RuntimeError:  # a step of the network that torch cannot batch
+        found = [differentiate(row)[0][None] for part in rows for row in part]
+    return torch.cat(found).diagonal()
 
 
 def _gated(site: Site, z: Tensor, h: Tensor) -> Tensor:

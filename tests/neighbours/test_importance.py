@@ -104,6 +104,39 @@ def test_curvature_is_the_diagonal_of_the_exact_hessian(activation):
     torch.testing.assert_close(found["Taylor, 2nd order"], (exact / 2 - slope).square())
 
 
+class Picky(torch.autograd.Function):
+    """The identity, whose gradient torch cannot batch, as it looks at it."""
+
+    looked = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Picky.looked += bool(gradient.isfinite().all())
+        return gradient
+
+
+def test_networks_that_torch_cannot_batch_are_differentiated_one_by_one():
+    class Own(nn.Module):
+        def __init__(self, step):
+            super().__init__()
+            self.fc, self.relu, self.out, self.step = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3), step
+
+        def forward(self, x):
+            return self.out(self.step(self.relu(self.fc(x))))
+
+    data, found = samples(7, (3,), 3), []
+    for step in (torch.clone, Picky.apply):
+        model = fresh(Own, step)
+        found.append(unit_scores(model, data, find_sites(model, (3,)), ["OBD"])["OBD"])
+    torch.testing.assert_close(*found)
+    assert Picky.looked >= 4
+    assert found[0].count_nonzero() > 1
+
+
 def test_second_order_comes_closer_to_the_change_than_first_order():
     """Gates half closed: for ever smaller steps the guess is wrong by the square, or by the cube, of the step."""
     model, (x, y) = narrow(), samples(64)
