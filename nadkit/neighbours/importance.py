@@ -24,7 +24,7 @@ from tqdm import tqdm
 from nadkit import checks, seeds
 from nadkit.activations.ablation import unit_impact
 from nadkit.activations.scores import require_logits
-from nadkit.activations.sites import Site, Sites, as_inputs, evaluating, replaced, require_sites
+from nadkit.activations.sites import Site, Sites, as_inputs, capture, evaluating, replaced, require_sites
 from nadkit.names import hint
 from nadkit.neighbours.wiring import find_wires
 from nadkit.training import Data
@@ -308,6 +308,8 @@ def criteria_for(model: nn.Module, sites: Sites) -> list[str]:
     Raises:
         ValueError: sites of another network.
     """
+    with capture(model, sites):  # refuses sites that are not there
+        pass
     try:
         layers = layers_of(model, sites)
     except ValueError:

@@ -173,6 +173,9 @@ def prune_while_training(
     Source: Molchanov et al. 2019, section 4.1 and the authors' code.
     """
     require_criteria("criterion", [criterion], WHILE_TRAINING)
+    checks.require_samples(*train, "train data", "train labels")
+    if look is not None:
+        checks.require_takes("look", look, "network")
     most = sites.n_units - len(sites)
     if schedule.total > most:
         raise ValueError(
@@ -446,10 +449,11 @@ def seconds(models: Mapping[str, nn.Module], x: Tensor, *, repeats: int = 10) ->
     """Return the seconds that each network takes for all of the inputs (B, ...): the fastest of some passes, in turns.
 
     Raises:
-        ValueError: no inputs, or fewer than one pass.
+        ValueError: no networks, no inputs, or fewer than one pass.
     """
     checks.require_integer("repeats", repeats, 1)
     checks.require_inputs("x", x)
+    checks.require_all("models", models.values(), nn.Module)
     best = dict.fromkeys(models, float("inf"))
     for turn in range(repeats + 1):  # the first is to warm up
         for name, model in models.items():

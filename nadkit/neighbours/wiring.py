@@ -19,7 +19,7 @@ from nadkit.activations.sites import Site, Sites
 from nadkit.activations.variants import CHANNELWISE
 from nadkit.names import did_you_mean
 
-__all__ = ["LAYERS", "NORMS", "Wires", "find_wires", "width"]
+__all__ = ["LAYERS", "NORMS", "Wires", "find_wires"]
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -70,7 +70,7 @@ def find_wires(model: nn.Module, sites: Sites, *, readers: bool = True) -> dict[
     return found
 
 
-def width(layer: nn.Module) -> int:
+def _width(layer: nn.Module) -> int:
     """Return how many units a layer makes."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
@@ -107,7 +107,7 @@ class _Graph:
                 f"{site.path + '.' + [*self.modules[site.path]._modules][-1]!r}"
             )
         near = did_you_mean(site.path, self.modules)
-        raise ValueError(f"site {site.name!r}: {self.name} has no such step; {near}")
+        raise ValueError(f"site {site.name!r}: the network, {self.name}, has no such step; {near}")
 
     def _place(self, node: fx.Node) -> tuple[str, str] | None:
         if node.op == "call_module":
@@ -135,10 +135,10 @@ class _Graph:
                     f"several places, by {' and '.join(map(self._words, users))}"
                 )
         layer = self._module(node)
-        if width(layer) != site.units:
+        if _width(layer) != site.units:
             raise ValueError(
                 f"site {site.name!r}: expected its {site.units} units to be those of the layer before, "
-                f"{node.target!r}, which has {width(layer)}"
+                f"{node.target!r}, which has {_width(layer)}"
             )
         self._require_once(site, [node.target, *norms])
         self._require_ungrouped(site, node.target)
