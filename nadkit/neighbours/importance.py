@@ -13,6 +13,7 @@ the authors' code, whose numbers of methods `CRITERIA` gives. The formulas are t
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -314,7 +315,7 @@ def criteria_for(model: nn.Module, sites: Sites) -> list[str]:
         layers = layers_of(model, sites)
     except ValueError:
         return [name for name, criterion in CRITERIA.items() if "weights" not in criterion.needs]
-    normed = all(norm is not None for _, norm in layers.values())
+    normed = all(norm is not None and norm.weight is not None for _, norm in layers.values())
     return [name for name, criterion in CRITERIA.items() if normed or "norms" not in criterion.needs]
 
 
@@ -332,10 +333,12 @@ def layers_for(model: nn.Module, sites: Sites, names: Sequence[str]) -> Layers:
     if not any("weights" in CRITERIA[name].needs for name in names):
         return {}
     layers = layers_of(model, sites)
-    for name in (name for name in names if "norms" in CRITERIA[name].needs):
-        for site, (_, norm) in layers.items():
-            if norm is None:
-                raise ValueError(f"criterion {name!r}: there is no batch normalisation before site {site!r}")
+    for name, (site, (layer, norm)) in itertools.product(names, layers.items()):
+        needs = CRITERIA[name].needs
+        if "norms" in needs and (norm is None or norm.weight is None):
+            raise ValueError(f"criterion {name!r}: there is no batch normalisation with a scale before site {site!r}")
+        if "gradients" in needs and not layer.weight.requires_grad:
+            raise ValueError(f"criterion {name!r}: the weights before site {site!r} do not require a gradient")
     return layers
 
 
@@ -371,7 +374,9 @@ def tell(
     """
     gates, outputs = [], []
     for site in sites:
-        product = site.units_first(activations[site.name] * gradients[site.name])
+        h, slope = activations[site.name], gradients[site.name]
+        number = torch.promote_types(h.dtype, torch.float32)  # of bfloat16, the products would have two digits
+        product = site.units_first(h.to(number) * slope.to(number))
         # of a sample's own loss, not of its share of the mean; (B, C, positions)
         product = len(product) * product.reshape(len(product), site.units, -1)
         gates.append(product.sum(2))
@@ -403,7 +408,8 @@ def _look(
         loss = F.cross_entropy(model(x), y)
     weights = []
     if "gradients" in needs:
-        weights = [part.weight for pair in layers.values() for part in pair if part is not None]
+        parts = (part.weight for pair in layers.values() for part in pair if part is not None)
+        weights = [weight for weight in parts if weight is not None and weight.requires_grad]
     found = torch.autograd.grad(loss, [*seen.values(), *weights])
     gradients = dict(zip(seen, found, strict=False))
     return tell(

@@ -321,6 +321,8 @@ def test_network_and_seed_stay_as_they_were():
     assert all(t.equal(before[name]) for name, t in model.state_dict().items())
     assert torch.get_rng_state().equal(state)
     frozen = narrow().requires_grad_(False)
+    with pytest.raises(ValueError, match="the weights before site 'pool1' do not require a gradient"):
+        unit_scores(frozen, data, at_gates(frozen), ["Taylor, weights"])
     assert unit_scores(frozen, data, at_gates(frozen))["Taylor"].count_nonzero() > 0
 
 
@@ -343,7 +345,7 @@ def test_gates_that_are_not_there():
     [
         (["Tailor"], r"criteria: expected some of .*, got 'Tailor'; did you mean 'Taylor'\?"),
         ([], "criteria: expected a list of str, at least one"),
-        (["BN scale"], "criterion 'BN scale': there is no batch normalisation before site 'pool1'"),
+        (["BN scale"], "criterion 'BN scale': there is no batch normalisation with a scale before site 'pool1'"),
     ],
 )
 def test_criteria_that_are_not_there(criteria, message):

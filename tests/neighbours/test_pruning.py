@@ -297,7 +297,10 @@ def test_pruning_without_units_to_go_is_training():
     ("change", "message"),
     [
         ({"criterion": "OBD"}, "criterion: expected some of Taylor, .*, got 'OBD'"),
-        ({"criterion": "BN scale"}, "criterion 'BN scale': there is no batch normalisation before site 'relu1'"),
+        (
+            {"criterion": "BN scale"},
+            "criterion 'BN scale': there is no batch normalisation with a scale before site 'relu1'",
+        ),
         (
             {"schedule": Schedule(total=26, units=1)},
             "schedule: expected at most 21 units, .* 4 sites keeps one, got 26",
