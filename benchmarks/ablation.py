@@ -3,10 +3,12 @@
     python -m benchmarks.ablation [--network mlp512] [--samples 1000] [--rounds 3] [--threads 2]
     python -m benchmarks.ablation --network convnet11 --width 0.5 --samples 16 --rounds 1
     python -m benchmarks.ablation --device cuda --samples 10000 --memory 268435456
+    python -m benchmarks.ablation --network nadkit.neighbours.pruning:LeNet252 --loop --no-captum
 
 Networks are as initialised, so that about half of the units are silent on a sample, and what they would do there need
 not be computed; in trained networks more are. Captum measures the loss alone, which costs it less than accuracies, too.
-It tries as many units in a pass as is fastest of those asked for (``--together``).
+It tries as many units in a pass as is fastest of those asked for (``--together``). The loop is what one writes first, a
+pass through all of the network for each unit; with it, this measures the oracle of pruning.
 """
 
 import argparse
@@ -46,14 +48,20 @@ def captum(model: nn.Module, data: Data, sites: Sites, together: int) -> Tensor:
     return torch.cat(growth).cpu()
 
 
-def one_by_one(model: nn.Module, data: Data, sites: Sites, masks: Tensor) -> list[float]:
-    """Return the accuracy with each mask, by a pass through all of the network for each."""
-    accuracies = []
+def one_by_one(model: nn.Module, data: Data, sites: Sites, masks: Tensor) -> Tensor:
+    """Return the loss with each mask, (K,), by a pass through all of the network for each."""
+    losses = []
     for mask in masks:
         keep = sites.split(~mask)
         with replaced(model, {s: lambda a, s=s, keep=keep: a * s.spread(keep[s.name]) for s in sites}):
-            accuracies.append(evaluate(model, data)[1])
-    return accuracies
+            losses.append(evaluate(model, data)[0])
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+def unit_by_unit(model: nn.Module, data: Data, sites: Sites) -> Tensor:
+    """Return by how much the mean loss grows with each unit ablated, (n_units,), by a pass for each."""
+    masks = torch.eye(sites.n_units, device=data[0].device) > 0
+    return one_by_one(model, data, sites, masks) - evaluate(model, data)[0]
 
 
 def main() -> None:
@@ -69,6 +77,8 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="+", help="bytes of a chunk, several to compare")
     parser.add_argument("--batch-size", type=int, nargs="+", help="samples of a chunk, several to compare")
     parser.add_argument("--curves", action="store_true", help="time curves, too")
+    parser.add_argument("--loop", action="store_true", help="time a pass for each unit, too")
+    parser.add_argument("--no-captum", action="store_true", help="leave Captum out; the loop is compared with")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = pick(options.device)
@@ -84,8 +94,10 @@ def main() -> None:
 
     contenders = {
         f"Captum, {together} together": functools.partial(captum, model, data, sites, together)
-        for together in options.together
+        for together in ([] if options.no_captum else options.together)
     }
+    if options.loop or options.no_captum:
+        contenders["a pass for each unit"] = functools.partial(unit_by_unit, model, data, sites)
     for memory in options.memory or [None]:
         for batch_size in options.batch_size or [None]:
             chunk = {"memory": memory, "batch_size": batch_size}
@@ -100,7 +112,7 @@ def main() -> None:
     seconds = in_turns(runs, options.rounds)
     first, *others = growth.values()
     print(f"largest difference of losses {max((other - first).abs().max() for other in others):.1e}")
-    best = min((name for name in seconds if name.startswith("Captum")), key=seconds.get)
+    best = min((name for name in seconds if not name.startswith("nadkit")), key=seconds.get)
     print(table({name: time / sites.n_units for name, time in seconds.items()}, reference=best, unit="unit"))
     if options.curves:
         curves(model, data, sites, options.rounds)

@@ -17,7 +17,7 @@ from nadkit.activations import ablation, activity, moments, objective, selectivi
 from nadkit.data import images, interventions, published, synthetic
 from nadkit.files import DataError
 from nadkit.inputs import basis, covariance, fourier, gram, population, spectra, theory
-from nadkit.neighbours import clustering, elasticity, similarity, surfaces
+from nadkit.neighbours import clustering, elasticity, importance, pruning, similarity, surfaces, wiring
 
 MODULES = [
     *(architectures, training, images, interventions, published, synthetic),
@@ -25,6 +25,7 @@ MODULES = [
     *(basis, covariance, fourier, gram, population, spectra, theory),
     similarity,
     *(clustering, elasticity, surfaces),
+    *(importance, pruning, wiring),
 ]
 SHAPE = (3, 4, 4)
 
@@ -241,6 +242,30 @@ CALLS = {
     surfaces.folded_boxes: dict(n=8, seed=0),
     surfaces.torus: dict(n=8, seed=0),
     surfaces.Surfaces.sample: dict(self=SURFACES, split="train", device="cpu"),
+    importance.unit_scores: dict(
+        model=NETWORK, data=DATA, sites=SITES, criteria=["Taylor", "OBD"], batch_size=5, seed=0, progress=False
+    ),
+    importance.criteria_for: dict(model=NETWORK, sites=SITES),
+    importance.oracle: dict(model=NETWORK, data=DATA, sites=SITES, batch_size=5, memory=1000),
+    wiring.find_wires: dict(model=NETWORK, sites=SITES, readers=True),
+    pruning.LeNet252: dict(shape=(1, 16, 16), classes=2, width=0.1, batch_norm=False),
+    pruning.Schedule: dict(total=2, units=1, every=1, momentum=0.5),
+    pruning.prune_while_training: dict(
+        model=network(),
+        train=DATA,
+        test=DATA,
+        sites=SITES,
+        schedule=pruning.Schedule(total=2, units=2, every=1),
+        recipe=training.Recipe(epochs=2),
+        criterion="Taylor",
+        look=None,
+        seed=0,
+        device="cpu",
+        progress=False,
+    ),
+    pruning.remove_units: dict(model=NETWORK, sites=SITES, mask=torch.tensor([True, *[False] * 4]), x=X),
+    pruning.cost: dict(model=NETWORK, x=X),
+    pruning.seconds: dict(models={"toy": NETWORK}, x=X, repeats=1),
     architectures.build: dict(architecture="logreg", shape=SHAPE, classes=2),
     architectures.n_logits: dict(model=network(), shape=SHAPE, device="cpu"),
     architectures.factory: dict(architecture="logreg"),
@@ -288,7 +313,7 @@ ACCEPTED = {
     "0": "alpha channel compile decay dropout fraction fx fy index label mean momentum seed share shift sigma steps "
     "weight_decay",
     "empty list": "problems overlap_ceilings.ks",
-    "network": "after_epoch matrices.model folded.model",  # one takes one argument, the others any network
+    "network": "after_epoch look matrices.model folded.model",  # two take one argument, the others any network
     "class": "architecture",  # networks are built when they are needed
     "function": "architecture",
     "empty tensors": "x images labels",
@@ -297,8 +322,8 @@ ACCEPTED = {
     "NaN in tensors": "coordinates.x flip.x split.values images",
     "infinity in tensors": "coordinates.x flip.x split.values images",
     # activations and similarities need no logits
-    "tuple output": "find_sites.model matrices.model folded.model",
-    "dict output": "find_sites.model matrices.model folded.model",
+    "tuple output": "find_sites.model matrices.model folded.model cost.model",
+    "dict output": "find_sites.model matrices.model folded.model cost.model",
 }
 
 # ---- what takes the place of a good argument, made of it; `GOOD` where that would not make it bad ----
@@ -400,6 +425,7 @@ def optional(function, name):
 OTHERS = """
     Carrier Ceiling Cell FourierBasis Frequency GradientCovariance History IndexCurve NADs Trained  (results)
     Activity Curve Impact Moments MutualInformation NoiseCurve Scores Site  (more of them)
+    Batch Cost Criterion Oracle Pruned Weights Wires  (and more)
     Anchor Flipping Reported union activity_at over_positions require_every_class require_finite require_sites as_inputs
     capture evaluating find origin replaced require_directions  (what other modules are made of)
     Diverged Problem cross_entropy square_loss  (an error, and what users give)
