@@ -64,7 +64,7 @@ def variance_along(x: Tensor, basis: Basis) -> Tensor:
     Raises:
         ValueError: inputs that are not finite, all the same, or of another shape than the basis is for.
     """
-    x = _inputs("x", x, basis).double()
+    x = _double(_inputs("x", x, basis))
     return _shares("x", x - x.mean(0), basis)
 
 
@@ -85,7 +85,8 @@ def signal_along(data: Data, basis: Basis) -> Tensor:
     """
     x, y = data
     checks.require_samples(x, y)
-    x = _inputs("data", x, basis).double()
+    x = _double(_inputs("data", x, basis))
+    y = y.to(x.device)
     classes = y.unique()
     if len(classes) < 2:
         raise ValueError(f"labels: expected at least two classes, got {len(classes)}")
@@ -105,7 +106,8 @@ def principal_basis(x: Tensor) -> Basis:
     """
     checks.require_axes("x", x, "(N, C, H, W)")
     checks.require_inputs("x", x)
-    rows = (x.double() - x.double().mean(0)).flatten(2).flatten(0, 1).cpu()
+    x = _double(x.cpu())
+    rows = (x - x.mean(0)).flatten(2).flatten(0, 1)
     covariance = rows.T @ rows / len(x)
     if not covariance.trace() > 0:
         raise ValueError("x: expected inputs that differ, they are all the same")
@@ -205,7 +207,7 @@ def removal_curve(
 
     Raises:
         ValueError: a count is out of range; no data, labels without a logit, inputs that are not finite, all the same,
-            or of another shape than the basis is for; the network gives no logits, or NaN.
+            or of another shape than the basis is for; the network does not take them, or gives no logits, or NaN.
     """
     x, y = data
     checks.require_samples(x, y)
@@ -214,7 +216,7 @@ def removal_curve(
     checks.require_integer("batch_size", batch_size, 1)
     steps = sorted({0, len(basis), *(checks.require_integer("counts", k, 0, len(basis)) for k in counts)})
     with evaluating(model):
-        classes = require_logits(model(x[:1]))
+        classes = _classes(model, x[:1])
         checks.require_labels("labels", y, classes)
         taken = _taken(x, basis, value)
 
@@ -320,6 +322,11 @@ def _gradients(model: nn.Module, x: Tensor, sites: Sites) -> Iterator[Tensor]:
 # ---- parts ----------------------------------------------------------------------------------------------------------
 
 
+def _double(t: Tensor) -> Tensor:
+    """Return float64 (on the CPU for MPS, which has none)."""
+    return (t.cpu() if t.device.type == "mps" else t).double()
+
+
 def _inputs(name: str, x: Tensor, basis: Basis) -> Tensor:
     """Return inputs as float, having checked that a basis is for them."""
     checks.require_axes(name, x, "(N, C, H, W)")
@@ -339,6 +346,15 @@ def _shares(name: str, x: Tensor, basis: Basis) -> Tensor:
     if not total > 0:
         raise ValueError(f"{name}: expected inputs that differ, or their class means, they are all the same")
     return basis.coordinates(x).square().reshape(-1, len(basis)).sum(0) / total
+
+
+def _classes(model: nn.Module, x: Tensor) -> int:
+    """Return the number of logits of a network, having checked that it takes such inputs."""
+    try:
+        logits = model(x.clone())
+    except Exception as error:
+        raise ValueError(f"the network does not take inputs of shape {tuple(x.shape)}: {error}") from error
+    return require_logits(logits)
 
 
 def _taken(x: Tensor, basis: Basis, value: Value) -> Tensor:
