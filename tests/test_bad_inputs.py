@@ -17,7 +17,7 @@ from nadkit.activations import ablation, activity, moments, objective, selectivi
 from nadkit.data import images, interventions, published, synthetic
 from nadkit.files import DataError
 from nadkit.inputs import basis, covariance, fourier, gram, population, spectra, theory
-from nadkit.neighbours import clustering, elasticity, importance, pruning, similarity, surfaces, wiring
+from nadkit.neighbours import alignment, clustering, elasticity, importance, pruning, similarity, surfaces, wiring
 
 MODULES = [
     *(architectures, training, images, interventions, published, synthetic),
@@ -26,6 +26,7 @@ MODULES = [
     similarity,
     *(clustering, elasticity, surfaces),
     *(importance, pruning, wiring),
+    *(alignment,),
 ]
 SHAPE = (3, 4, 4)
 
@@ -68,6 +69,7 @@ ACTIVITY = activity.record_activity(NETWORK, DATA, SITES)
 CPU = {"device": "cpu"}
 SIMILARITY = torch.eye(4) + 0.1
 SURFACES = surfaces.torus(8)
+REMOVED = alignment.removal_curve(NETWORK, DATA, BASIS, counts=[1])
 ABLATION = {"batch_size": 5, "memory": 1000, "progress": False}
 
 CALLS = {
@@ -206,6 +208,16 @@ CALLS = {
     spectra.population_effective_dimension: dict(one=MOMENTS, other=OTHERS),
     spectra.overlap_ceiling: dict(eigenvalues=torch.ones(3), k=1, n_networks=(4, 4), repeats=2, seed=0),
     spectra.overlap_ceilings: dict(eigenvalues=torch.ones(3), ks=[1], n_networks=(4, 4), repeats=2, seed=0),
+    alignment.variance_along: dict(x=X, basis=GREY),
+    alignment.signal_along: dict(data=DATA, basis=GREY),
+    alignment.principal_basis: dict(x=X),
+    alignment.exchanged: dict(basis=GREY, chosen=torch.arange(8) < 3),
+    alignment.remove: dict(x=X, basis=GREY, k=3, value="zero"),
+    alignment.removal_curve: dict(
+        model=NETWORK, data=DATA, basis=BASIS, counts=[3], value="zero", batch_size=5, progress=False
+    ),
+    alignment.area_over_variance: dict(curve=REMOVED, normalised=False),
+    alignment.units_along: dict(model=NETWORK, x=X, sites=SITES, bases=[BASIS], batch_size=5, progress=False),
     theory.aliases: dict(frequency=[1], size=(8,), stride=2),
     theory.transfer: dict(taps=TAPS, size=(8,)),
     theory.composed: dict(first=TAPS, second=TAPS),
@@ -311,8 +323,8 @@ ACCEPTED = {
     "fraction": "stop_at_loss",
     "-1": "alpha axis fx fy mean seed shift",
     "0": "alpha channel compile decay dropout fraction fx fy index label mean momentum seed share shift sigma steps "
-    "weight_decay",
-    "empty list": "problems overlap_ceilings.ks",
+    "weight_decay remove.k",
+    "empty list": "problems overlap_ceilings.ks removal_curve.counts",
     "network": "after_epoch look matrices.model folded.model",  # two take one argument, the others any network
     "class": "architecture",  # networks are built when they are needed
     "function": "architecture",
@@ -424,7 +436,7 @@ def optional(function, name):
 # What has no good call above.
 OTHERS = """
     Carrier Ceiling Cell FourierBasis Frequency GradientCovariance History IndexCurve NADs Trained  (results)
-    Activity Curve Impact Moments MutualInformation NoiseCurve Scores Site  (more of them)
+    Activity Curve Impact Moments RemovalCurve MutualInformation NoiseCurve Scores Site  (more of them)
     Batch Cost Criterion Oracle Pruned Weights Wires  (and more)
     Anchor Flipping Reported union activity_at over_positions require_every_class require_finite require_sites as_inputs
     capture evaluating find origin replaced require_directions  (what other modules are made of)
