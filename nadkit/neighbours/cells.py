@@ -8,7 +8,7 @@ node i by an edge with one of five `OPERATIONS`, and a node is the sum of what r
 Six edges make 5^6 = 15,625 cells. A cell is written as in NAS-Bench-201, node by node, with the node that an edge comes
 from: ``|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|``.
 
-Source: Dong and Yang 2020, NAS-Bench-201, section 2.
+Source: Dong and Yang 2020, NAS-Bench-201.
 """
 
 import functools

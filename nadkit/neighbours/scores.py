@@ -6,7 +6,7 @@ the unit is active, 0 where it is not. Two images are as alike to a network as t
     K = sum_a X_a X_a^T + (1 - X_a)(1 - X_a)^T,   K_ij = N - Hamming(i, j),   N = sum_a N_a
     score = log |det K|
 
-Source: Mellor, Turner, Storkey and Crowley 2021, Neural Architecture Search without Training, section 3.
+Source: Mellor, Turner, Storkey and Crowley 2021, Neural Architecture Search without Training.
 """
 
 import copy
@@ -192,7 +192,7 @@ def gradient_norm(model: nn.Module, data: Data, *, batch_statistics: bool = True
     Raises:
         ValueError: fewer than two inputs, labels without a logit, a network without weights or that does not take them.
 
-    Source: Abdelfattah et al. 2021, Zero-Cost Proxies for Lightweight NAS, section 3.
+    Source: Abdelfattah et al. 2021, Zero-Cost Proxies for Lightweight NAS.
     """
     x, y = data
     checks.require_samples(x, y)
@@ -296,7 +296,7 @@ def best_of(scores: Sequence[float], values: Sequence[float], n: int) -> tuple[f
     Raises:
         ValueError: not one score a value, a score or a value that is not a number, or n out of range.
 
-    Source: Mellor et al. 2021, algorithm 1 and table 2, which draws 500 times.
+    Source: Mellor et al. 2021, the search on NAS-Bench-201, which draws 500 times.
     """
     order, values = (np.asarray(numbers, dtype=float) for numbers in (scores, values))
     if order.ndim != 1 or order.shape != values.shape or not len(order):
