@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -458,6 +459,45 @@ def matrices(table: pd.DataFrame, *, panel: str) -> Figure:
             title=name, xlabel="window tap", ylabel="filter tap" if axis is axes[0] else "", xticks=ticks, yticks=ticks
         )
     figure.colorbar(drawn, ax=axes, shrink=0.8)
+    return figure
+
+
+def kernels(table: pd.DataFrame, *, panel: str, label: str) -> Figure:
+    """Return similarities of images as heat maps side by side, on one scale that the diagonal is left out of.
+
+    Columns: ``panel``; ``image``, the number of a row; and ``"0"``, ``"1"``, ... for the columns of the matrix.
+    """
+    groups = {name: rows.drop(columns=[panel, "image"]).to_numpy() for name, rows in table.groupby(panel, sort=False)}
+    figure = _figure(2.3 * len(groups) + 0.9, 2.6)
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    others = pd.concat([pd.Series(k[~np.eye(len(k), dtype=bool)]) for k in groups.values()])
+    for axis, (name, kernel) in zip(axes, groups.items(), strict=True):
+        drawn = axis.imshow(kernel, cmap=SEQUENTIAL, vmin=others.min(), vmax=others.max())
+        axis.set(title=name, xticks=[], yticks=[], xlabel="images", ylabel="images" if axis is axes[0] else "")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
+    return figure
+
+
+def strips(frame: pd.DataFrame, *, x: str, y: str, panel: str) -> Figure:
+    """Return column ``y`` of every row as a dot at its ``x``, a panel with a scale of its own for each ``panel``."""
+    groups = frame.groupby(panel, sort=False)
+    figure = _figure(3.2 * len(groups) + 0.4, 3.2)
+    for axis, (name, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        sns.stripplot(rows, x=x, y=y, ax=axis, jitter=0.15, alpha=0.7)
+        axis.set(title=name)
+    for axis in figure.axes[1:]:
+        axis.set(ylabel="")
+    return figure
+
+
+def intervals(table: pd.DataFrame, *, x: str, y: str, error: str) -> Figure:
+    """Return column ``x`` with bars of +- ``error``, a row for each ``y``, the first on top; a line marks zero."""
+    figure = _figure(6.4, 0.36 * len(table) + 1)
+    axis = figure.subplots()
+    axis.axvline(0, color="0.8", linewidth=1, zorder=0)
+    axis.errorbar(table[x], range(len(table)), xerr=table[error], fmt="o", capsize=3)
+    axis.set(xlabel=x, yticks=range(len(table)), yticklabels=table[y])
+    axis.invert_yaxis()
     return figure
 
 

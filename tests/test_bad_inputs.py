@@ -14,19 +14,31 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nadkit import HOME, architectures, training
 from nadkit.activations import ablation, activity, moments, objective, selectivity, sites
-from nadkit.data import images, interventions, published, synthetic
+from nadkit.data import images, interventions, nas_bench, published, synthetic
 from nadkit.files import DataError
 from nadkit.inputs import basis, covariance, fourier, gram, population, spectra, theory
-from nadkit.neighbours import alignment, clustering, elasticity, importance, pruning, similarity, surfaces, wiring
+from nadkit.neighbours import (
+    alignment,
+    cells,
+    clustering,
+    elasticity,
+    importance,
+    pruning,
+    scores,
+    similarity,
+    surfaces,
+    wiring,
+)
 
 MODULES = [
-    *(architectures, training, images, interventions, published, synthetic),
+    *(architectures, training, images, interventions, nas_bench, published, synthetic),
     *(ablation, activity, moments, objective, selectivity, sites),
     *(basis, covariance, fourier, gram, population, spectra, theory),
     similarity,
     *(clustering, elasticity, surfaces),
     *(importance, pruning, wiring),
     *(alignment,),
+    *(cells, scores),
 ]
 SHAPE = (3, 4, 4)
 
@@ -62,6 +74,7 @@ BASIS, GREY = basis.random_basis(SHAPE), basis.random_basis((1, 4, 4))
 POPULATION = population.Population(tiny, SHAPE, "gradient")
 MOMENTS, OTHERS = (covariance.gradient_covariance(POPULATION, networks=range(i, i + 4)) for i in (0, 4))
 TAPS = torch.rand(1, 3)
+CELL = cells.random_cells(1)[0]
 NETWORK = network()
 SITES = sites.find_sites(NETWORK, SHAPE)
 UNITS = moments.unit_moments(NETWORK, X, SITES)
@@ -228,6 +241,21 @@ CALLS = {
     theory.nads: dict(phi=torch.rand(4, 48), shape=SHAPE),
     theory.hessian: dict(phi=torch.rand(4, 48), v=V, shift=1.0, sigma=1.0),
     theory.descent: dict(phi=torch.rand(4, 48), v=V, steps=1, learning_rate=0.01, shift=1.0, sigma=1.0),
+    cells.cell_of: dict(operations=["none"] * 6),
+    cells.operations: dict(cell=CELL),
+    cells.is_connected: dict(cell=CELL),
+    cells.random_cells: dict(n=3, seed=0),
+    cells.CellNetwork: dict(shape=SHAPE, classes=2, cell=CELL, channels=2, cells=1, stages=2),
+    nas_bench.read: dict(path="bench.csv"),
+    scores.code_kernel: dict(model=NETWORK, x=X, batch_statistics=True),
+    scores.log_determinant: dict(kernel=torch.eye(3), normalised=True),
+    scores.naswot: dict(
+        model=nn.Sequential(nn.Flatten(), nn.ReLU()), x=X[:3] - 0.5, batch_statistics=True, normalised=True
+    ),
+    scores.gradient_norm: dict(model=NETWORK, data=DATA, batch_statistics=True),
+    scores.synflow: dict(model=NETWORK, shape=SHAPE),
+    scores.energy: dict(covariance=torch.eye(4), x=torch.rand(3, 4)),
+    scores.best_of: dict(scores=[1.0, 2.0], values=[1.0, 2.0], n=1),
     similarity.SimilarityConv2d: dict(conv=nn.Conv2d(1, 1, 2), matrix=torch.rand(4, 4), learned=True),
     similarity.DynamicConv2d: dict(conv=nn.Conv2d(1, 1, 2), diagonal=False),
     similarity.Stages: dict(shape=SHAPE, classes=2, width=0.05, convs=1),
@@ -304,6 +332,7 @@ CALLED = {
     "data": "labels",
     "model": "network|module",
     "names": "module",
+    "path": "bench",
     "name": "image set|NADs|architecture|model",
     "size": "kernel",
     "test": "test data|test labels",
@@ -329,13 +358,13 @@ ACCEPTED = {
     "class": "architecture",  # networks are built when they are needed
     "function": "architecture",
     "empty tensors": "x images labels",
-    "flat tensors": "v images accuracy split.values marchenko_pastur_cdf.x",
+    "flat tensors": "v images accuracy split.values marchenko_pastur_cdf.x energy.x",
     # NaN stays NaN where numbers are not averaged
     "NaN in tensors": "coordinates.x flip.x split.values images",
     "infinity in tensors": "coordinates.x flip.x split.values images",
     # activations and similarities need no logits
-    "tuple output": "find_sites.model matrices.model folded.model cost.model",
-    "dict output": "find_sites.model matrices.model folded.model cost.model",
+    "tuple output": "find_sites.model matrices.model folded.model cost.model code_kernel.model naswot.model",
+    "dict output": "find_sites.model matrices.model folded.model cost.model code_kernel.model naswot.model",
 }
 
 # ---- what takes the place of a good argument, made of it; `GOOD` where that would not make it bad ----

@@ -446,3 +446,28 @@ def test_points_in_space_are_coloured_on_one_scale_and_the_first_is_a_star():
         dots, star = axis.collections
         assert (dots.get_clim(), len(dots.get_offsets()), len(star.get_offsets())) == ((0, 1), 2, 1)
     assert axes[4].get_ylabel() == "similarity"
+
+
+def test_kernels_share_a_scale_without_their_diagonals():
+    rows = [("bad", 0, 1.0, 0.9), ("bad", 1, 0.9, 1.0), ("good", 0, 1.0, 0.5), ("good", 1, 0.5, 1.0)]
+    bad, good, bar = draw(plots.kernels(pd.DataFrame(rows, columns=["net", "image", "0", "1"]), panel="net", label="K"))
+    assert (bad.get_title(), good.get_title(), bar.get_ylabel()) == ("bad", "good", "K")
+    assert bad.images[0].get_clim() == good.images[0].get_clim() == (0.5, 0.9)
+    assert good.images[0].get_array().tolist() == [[1, 0.5], [0.5, 1]]
+
+
+def test_strips_have_a_dot_for_each_row_and_a_panel_for_each_kind():
+    frame = pd.DataFrame({"net": [0, 0, 1, 0], "score": [1.0, 2.0, 3.0, 40.0], "kind": ["a", "a", "a", "b"]})
+    first, second = draw(plots.strips(frame, x="net", y="score", panel="kind"))
+    assert [axis.get_title() for axis in (first, second)] == ["a", "b"]
+    assert sorted(y for dots in first.collections for _, y in dots.get_offsets()) == [1, 2, 3]
+    assert (first.get_ylabel(), second.get_ylabel()) == ("score", "")
+
+
+def test_intervals_are_rows_from_the_top():
+    frame = pd.DataFrame({"score": ["a", "b"], "tau": [0.5, -0.1], "error": [0.2, 0.1]})
+    (axis,) = draw(plots.intervals(frame, x="tau", y="score", error="error"))
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b"]
+    assert axis.yaxis_inverted()
+    ends = [tuple(x for x, _ in segment) for segment in axis.collections[0].get_segments()]
+    assert ends == [pytest.approx((0.3, 0.7)), pytest.approx((-0.2, 0.0))]

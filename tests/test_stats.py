@@ -88,6 +88,23 @@ def test_rank_correlation_is_that_of_scipy_row_by_row():
         stats.rank_correlation(A, B[:3])
 
 
+def test_kendalls_tau_is_that_of_scipy_row_by_row(monkeypatch):
+    tied = np.round(A)
+    expected = [scipy.stats.kendalltau(a, B).statistic for a in (A, -A, tied)]
+    assert stats.kendall_tau(np.stack([A, -A, tied]), np.stack([B, B, B])) == pytest.approx(expected)
+    monkeypatch.setattr(stats, "PAIRS", 500)  # one row at a time
+    assert stats.kendall_tau(np.stack([A, -A, tied]), np.stack([B, B, B])) == pytest.approx(expected)
+    assert np.isnan(stats.kendall_tau(A, np.ones(20)))
+    with pytest.raises(ValueError, match="of one shape"):
+        stats.kendall_tau(A, B[:3])
+
+
+def test_kendalls_tau_takes_infinite_values():
+    assert stats.kendall_tau([-np.inf, 1, 2], [0, 1, 5]) == 1
+    both = stats.kendall_tau([-np.inf, -np.inf, 2], [0, 1, 5])
+    assert both == pytest.approx(scipy.stats.kendalltau([0, 0, 2], [0, 1, 5]).statistic)
+
+
 @pytest.mark.parametrize("r", [-0.6, 0.0, 0.8])
 def test_fishers_interval(r):
     low, high = stats.fisher_interval(r, 28)
