@@ -34,11 +34,7 @@ MODULES = [
     *(architectures, training, images, interventions, nas_bench, published, synthetic),
     *(ablation, activity, moments, objective, selectivity, sites),
     *(basis, covariance, fourier, gram, population, spectra, theory),
-    similarity,
-    *(clustering, elasticity, surfaces),
-    *(importance, pruning, wiring),
-    *(alignment,),
-    *(cells, scores),
+    *(alignment, cells, clustering, elasticity, importance, pruning, scores, similarity, surfaces, wiring),
 ]
 SHAPE = (3, 4, 4)
 
