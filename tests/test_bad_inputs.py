@@ -17,11 +17,13 @@ from nadkit.activations import ablation, activity, moments, objective, selectivi
 from nadkit.data import images, interventions, published, synthetic
 from nadkit.files import DataError
 from nadkit.inputs import basis, covariance, fourier, gram, population, spectra, theory
+from nadkit.neighbours import inactive, polynomial
 
 MODULES = [
     *(architectures, training, images, interventions, published, synthetic),
     *(ablation, activity, moments, objective, selectivity, sites),
     *(basis, covariance, fourier, gram, population, spectra, theory),
+    *(inactive, polynomial),
 ]
 SHAPE = (3, 4, 4)
 
@@ -209,6 +211,17 @@ CALLS = {
     theory.nads: dict(phi=torch.rand(4, 48), shape=SHAPE),
     theory.hessian: dict(phi=torch.rand(4, 48), v=V, shift=1.0, sigma=1.0),
     theory.descent: dict(phi=torch.rand(4, 48), v=V, steps=1, learning_rate=0.01, shift=1.0, sigma=1.0),
+    polynomial.CCP: dict(inputs=4, units=3, degree=2, bias=False),
+    polynomial.NCP: dict(inputs=4, units=3, degree=2, skip=False),
+    polynomial.PolynomialNet: dict(shape=SHAPE, classes=2, kind="CCP", degree=[2, 1], width=3, bias=False),
+    polynomial.ConvCCP: dict(shape=SHAPE, classes=2, width=3),
+    polynomial.ProductBlock: dict(channels=3, width=2, stride=1, product="1x1", relu=False, scale=0.5),
+    polynomial.TutorialBlock: dict(channels=3, width=2, stride=1),
+    polynomial.PiNet: dict(shape=SHAPE, classes=2, block="pi", depth=1, width=2, relu=False, scale=0.5, max_pool=False),
+    inactive.without_activations: dict(architecture=tiny),
+    polynomial.finite_differences: dict(network=NETWORK, shape=SHAPE, most=2, reach=1.5, lines=1, seed=0),
+    polynomial.degree_of: dict(network=NETWORK, shape=SHAPE, most=2, tolerance=1e-9, reach=1.5, lines=1, seed=0),
+    polynomial.expected_moment: dict(x=X[0], kind="CCP", degree=2, bias=False),
     architectures.build: dict(architecture="logreg", shape=SHAPE, classes=2),
     architectures.n_logits: dict(model=network(), shape=SHAPE, device="cpu"),
     architectures.factory: dict(architecture="logreg"),
@@ -252,15 +265,15 @@ ACCEPTED = {
     "None": "clip",
     "text": "checkpoint source ImageSet.name Basis.name name_of.architecture is_at_hand.name",
     "fraction": "stop_at_loss",
-    "-1": "alpha axis fx fy mean seed shift",
+    "-1": "alpha axis fx fy mean seed shift ProductBlock.scale PiNet.scale",
     "0": "alpha channel compile dropout fraction fx fy index label mean momentum seed share shift sigma steps "
-    "weight_decay",
+    "weight_decay ProductBlock.scale PiNet.scale",
     "empty list": "problems overlap_ceilings.ks",
     "network": "after_epoch",  # it takes one argument
     "class": "architecture",  # networks are built when they are needed
     "function": "architecture",
     "empty tensors": "x images labels",
-    "flat tensors": "v images accuracy split.values marchenko_pastur_cdf.x",
+    "flat tensors": "v images accuracy split.values marchenko_pastur_cdf.x expected_moment.x",
     # NaN stays NaN where numbers are not averaged
     "NaN in tensors": "coordinates.x flip.x split.values images",
     "infinity in tensors": "coordinates.x flip.x split.values images",

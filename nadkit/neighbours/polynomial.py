@@ -7,20 +7,19 @@ Source: Chrysos, Moschoglou, Bouritsas, Panagakis, Deng and Zafeiriou, "Pi-nets:
 """
 
 import copy
+import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from nadkit import architectures, checks, seeds
-from nadkit.activations.calls import FUNCTIONS
-from nadkit.architectures import Architecture, Shape
+from nadkit.architectures import Shape
 
 Kind = Literal["CCP", "NCP", "NCP-skip"]
+Product = Literal["plain", "1x1"]
 Block = Literal["residual", "pi", "pi-1x1", "tutorial"]
 
 STAGES = 4
@@ -187,21 +186,33 @@ class ConvCCP(nn.Module):
         return self.out(self.hidden(self.pool(x).flatten(1)))
 
 
+@checks.typed
 class ProductBlock(nn.Module):
     """A residual block with the product of its two branches: (B, C, H, W) -> (B, width, H / stride, W / stride).
 
         o = BN2(c_2 BN1(c_1 x)),   i = skip(x),   y = o + i + BN3(o * i)
 
-    With ``relu`` there is one after BN1 and one after the sum. ``product`` None leaves the product out, for a plain
-    block; ``"1x1"`` has a 1x1 convolution of o * i before BN3. The scale of BN2 starts at ``scale``.
+    With ``relu`` there is one after BN1 and one after the sum. With ``product`` ``"1x1"`` there is a 1x1 convolution of
+    o * i before BN3, with None there is no product: a plain block. The scale of BN2 starts at ``scale``.
+
+    Raises:
+        ValueError: a number below 1, an unknown product, a scale that is not finite.
 
     Source: the authors' code for ImageNet without activation functions (2023), whose scale is 0.
     """
 
     def __init__(
-        self, channels: int, width: int, stride: int, product: str | None, relu: bool = False, scale: float = 0.0
+        self,
+        channels: checks.Count,
+        width: checks.Count,
+        stride: checks.Count = 1,
+        *,
+        product: Product | None = "plain",
+        relu: bool = False,
+        scale: float = 0.0,
     ) -> None:
         super().__init__()
+        checks.require_finite_number("scale", scale)
         self.first = _conv_norm(channels, width, 3, stride)
         self.second = _conv_norm(width, width, 3)
         nn.init.constant_(self.second[-1].weight, scale)
@@ -220,6 +231,7 @@ class ProductBlock(nn.Module):
         return self.activation(y)
 
 
+@checks.typed
 class TutorialBlock(nn.Module):
     """A block of degree 2 with a learned share of the product: (B, C, H, W) -> (B, width, H / stride, W / stride).
 
@@ -227,10 +239,13 @@ class TutorialBlock(nn.Module):
 
     IN, instance normalisation, divides by the deviation of the input itself, so that y is no polynomial of x.
 
+    Raises:
+        ValueError: a number below 1.
+
     Source: the authors' tutorial for CIFAR-10 in PyTorch, an NCP of degree 2.
     """
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: checks.Count, width: checks.Count, stride: checks.Count = 1) -> None:
         super().__init__()
         self.one = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.InstanceNorm2d(width))
         self.other = _conv_norm(channels, width, 5, stride)
@@ -282,7 +297,6 @@ class PiNet(nn.Module):
         max_pool: bool = False,
     ) -> None:
         super().__init__()
-        checks.require_finite_number("scale", scale)
         channels, *size = shape
         counts = [count for i in range(STAGES) if (count := (depth + STAGES - 1 - i) // STAGES)]
         if block == "tutorial":
@@ -294,16 +308,17 @@ class PiNet(nn.Module):
         stem: list[nn.Module] = [_conv_norm(channels, width, 3)]
         stem += [nn.ReLU()] * relu + [nn.MaxPool2d(3, 2, padding=1)] * max_pool
         self.stem = nn.Sequential(*stem)
-        product = {"pi": "plain", "pi-1x1": "1x1"}.get(block)
+        if block == "tutorial":
+            make = TutorialBlock
+        else:
+            product = {"pi": "plain", "pi-1x1": "1x1"}.get(block)
+            make = functools.partial(ProductBlock, product=product, relu=relu, scale=scale)
         blocks: list[nn.Module] = []
         channels = width
         for stage, count in enumerate(counts):
             for i in range(count):
-                place = channels, width * 2**stage, 2 if stage and not i else 1
-                blocks.append(
-                    TutorialBlock(*place) if block == "tutorial" else ProductBlock(*place, product, relu, scale)
-                )
-                channels = place[1]
+                blocks.append(make(channels, width * 2**stage, 2 if stage and not i else 1))
+                channels = width * 2**stage
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(channels, classes)
@@ -316,65 +331,6 @@ def _conv_norm(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Se
     conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(width))
-
-
-# ---- any network without its activations ----------------------------------------------------------------------------
-
-
-@checks.typed
-def without_activations(architecture: Architecture) -> Callable[..., nn.Module]:
-    """Return a factory of the same networks with every activation function left out: each gives its input.
-
-    What counts as one is what `find_sites` counts, modules and functions alike. The weights are those that
-    ``architecture`` alone gives for the same seed. Max pooling, attention and normalisation stay. A GLU halves its
-    input, so a network with one cannot do without.
-
-    Args:
-        architecture: a name or a factory (`nadkit.architectures`).
-
-    Raises:
-        ValueError: an unknown architecture.
-    """
-    architectures.factory(architecture)
-    return _Without(architecture)
-
-
-@dataclass(frozen=True)
-class _Without:
-    """What `without_activations` returns: of a class, unlike a function within one, so that it can be pickled."""
-
-    architecture: Architecture
-
-    @property
-    def __name__(self) -> str:
-        return f"{architectures.name_of(self.architecture)} without activations"
-
-    def __call__(self, shape: Shape, classes: int) -> nn.Module:
-        return _Inactive(architectures.build(self.architecture, shape=shape, classes=classes))
-
-
-class _Inactive(nn.Module):
-    """A network that runs with activation functions replaced by the identity."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        with _Identities():
-            return self.network(x)
-
-
-class _Identities(TorchFunctionMode):
-    """Calls of activation functions, also those by modules and in place, return their first argument untouched."""
-
-    def __torch_function__(
-        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        kwargs = kwargs or {}
-        if function in FUNCTIONS:
-            return args[0] if args else kwargs["input"]
-        return function(*args, **kwargs)
 
 
 # ---- the exact degree -----------------------------------------------------------------------------------------------
