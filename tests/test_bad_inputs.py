@@ -220,6 +220,7 @@ CALLS = {
     polynomial.PiNet: dict(shape=SHAPE, classes=2, block="pi", depth=1, width=2, relu=False, scale=0.5, max_pool=False),
     inactive.without_activations: dict(architecture=tiny),
     polynomial.finite_differences: dict(network=NETWORK, shape=SHAPE, most=2, reach=1.5, lines=1, seed=0),
+    polynomial.degree_from: dict(differences=torch.rand(4), tolerance=1e-9),
     polynomial.degree_of: dict(network=NETWORK, shape=SHAPE, most=2, tolerance=1e-9, reach=1.5, lines=1, seed=0),
     polynomial.expected_moment: dict(x=X[0], kind="CCP", degree=2, bias=False),
     architectures.build: dict(architecture="logreg", shape=SHAPE, classes=2),

@@ -392,6 +392,25 @@ def _relative_difference(answers: Tensor) -> Tensor:
 
 
 @checks.typed
+def degree_from(differences: Tensor, *, tolerance: float = TOLERANCE) -> int | None:
+    """Return the highest order whose relative difference is above the tolerance, None if that is the last one.
+
+    Args:
+        differences: (most,) of orders 1 to ``most``, as `finite_differences` gives them.
+        tolerance: differences up to this count as zero.
+
+    Raises:
+        ValueError: no differences, or some that are not finite; a tolerance that is not above 0.
+    """
+    checks.require_axes("differences", differences, "(most,)")
+    checks.require_finite("differences", differences)
+    checks.require_positive("tolerance", tolerance)
+    present = (differences > tolerance).nonzero().flatten()
+    degree = present.max().item() + 1 if len(present) else 0
+    return degree if degree < len(differences) else None
+
+
+@checks.typed
 def degree_of(
     network: nn.Module,
     shape: Shape,
@@ -420,9 +439,7 @@ def degree_of(
     """
     checks.require_positive("tolerance", tolerance)
     found = finite_differences(network, shape, most=most, reach=reach, lines=lines, seed=seed)
-    present = (found > tolerance).nonzero().flatten()
-    degree = present.max().item() + 1 if len(present) else 0
-    return degree if degree < most else None
+    return degree_from(found, tolerance=tolerance)
 
 
 # ---- the second moment of the input gradient ------------------------------------------------------------------------
