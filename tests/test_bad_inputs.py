@@ -23,6 +23,8 @@ from nadkit.neighbours import (
     clustering,
     elasticity,
     importance,
+    inactive,
+    polynomial,
     pruning,
     scores,
     similarity,
@@ -34,7 +36,8 @@ MODULES = [
     *(architectures, training, images, interventions, nas_bench, published, synthetic),
     *(ablation, activity, moments, objective, selectivity, sites),
     *(basis, covariance, fourier, gram, population, spectra, theory),
-    *(alignment, cells, clustering, elasticity, importance, pruning, scores, similarity, surfaces, wiring),
+    *(alignment, cells, clustering, elasticity, importance, inactive, polynomial, pruning, scores),
+    *(similarity, surfaces, wiring),
 ]
 SHAPE = (3, 4, 4)
 
@@ -302,6 +305,18 @@ CALLS = {
     pruning.remove_units: dict(model=NETWORK, sites=SITES, mask=torch.tensor([True, *[False] * 4]), x=X),
     pruning.cost: dict(model=NETWORK, x=X),
     pruning.seconds: dict(models={"toy": NETWORK}, x=X, repeats=1),
+    polynomial.CCP: dict(inputs=4, units=3, degree=2, bias=False),
+    polynomial.NCP: dict(inputs=4, units=3, degree=2, skip=False),
+    polynomial.PolynomialNet: dict(shape=SHAPE, classes=2, kind="CCP", degree=[2, 1], width=3, bias=False),
+    polynomial.ConvCCP: dict(shape=SHAPE, classes=2, width=3),
+    polynomial.ProductBlock: dict(channels=3, width=2, stride=1, product="1x1", relu=False, scale=0.5),
+    polynomial.TutorialBlock: dict(channels=3, width=2, stride=1),
+    polynomial.PiNet: dict(shape=SHAPE, classes=2, block="pi", depth=1, width=2, relu=False, scale=0.5, max_pool=False),
+    inactive.without_activations: dict(architecture=tiny),
+    polynomial.finite_differences: dict(network=NETWORK, shape=SHAPE, most=2, reach=1.5, lines=1, seed=0),
+    polynomial.degree_from: dict(differences=torch.rand(4), tolerance=1e-9),
+    polynomial.degree_of: dict(network=NETWORK, shape=SHAPE, most=2, tolerance=1e-9, reach=1.5, lines=1, seed=0),
+    polynomial.expected_moment: dict(x=X[0], kind="CCP", degree=2, bias=False),
     architectures.build: dict(architecture="logreg", shape=SHAPE, classes=2),
     architectures.n_logits: dict(model=network(), shape=SHAPE, device="cpu"),
     architectures.factory: dict(architecture="logreg"),
@@ -346,15 +361,15 @@ ACCEPTED = {
     "None": "clip",
     "text": "checkpoint source ImageSet.name Basis.name name_of.architecture is_at_hand.name",
     "fraction": "stop_at_loss",
-    "-1": "alpha axis fx fy mean seed shift",
+    "-1": "alpha axis fx fy mean seed shift ProductBlock.scale PiNet.scale",
     "0": "alpha channel compile decay dropout fraction fx fy index label mean momentum seed share shift sigma steps "
-    "weight_decay remove.k",
+    "weight_decay remove.k ProductBlock.scale PiNet.scale",
     "empty list": "problems overlap_ceilings.ks removal_curve.counts",
     "network": "after_epoch look matrices.model folded.model",  # two take one argument, the others any network
     "class": "architecture",  # networks are built when they are needed
     "function": "architecture",
     "empty tensors": "x images labels",
-    "flat tensors": "v images accuracy split.values marchenko_pastur_cdf.x energy.x",
+    "flat tensors": "v images accuracy split.values marchenko_pastur_cdf.x energy.x expected_moment.x",
     # NaN stays NaN where numbers are not averaged
     "NaN in tensors": "coordinates.x flip.x split.values images",
     "infinity in tensors": "coordinates.x flip.x split.values images",
