@@ -68,6 +68,20 @@ def _test(sign: str, bound: float) -> Test:
     return lambda number: _COMPARE[sign](number, bound)
 
 
+def within(value: float, error: float, bound: str) -> int:
+    """Return 0 if all of value ± error is within a bound, 1 if none of it is, and 2 if it reaches across.
+
+    Raises:
+        ValueError: `bound` is none.
+    """
+    ends = (value - error, value + error)
+    passed = [[test(end) for end in ends] for test in parse_bound(bound)]
+    if all(map(all, passed)):
+        return 0
+    # Each test is one-sided: where both ends miss it, so does everything between them.
+    return 2 if all(map(any, passed)) else 1
+
+
 @dataclass(frozen=True)
 class Claim:
     """One statement of a paper beside one measurement of ours.
@@ -149,14 +163,7 @@ class Claim:
     def _outcome(self) -> str:
         if self.measured is None or self._obstacles():
             return UNDECIDED
-        ends = (self.measured - self.error, self.measured + self.error)
-        tests = parse_bound(self.holds_if)
-        if all(test(end) for test in tests for end in ends):
-            return HOLDS
-        # Each test is one-sided: where both ends miss it, so does everything between them.
-        if any(not any(test(end) for end in ends) for test in tests):
-            return FAILS
-        return UNDECIDED
+        return (HOLDS, FAILS, UNDECIDED)[within(self.measured, self.error, self.holds_if)]
 
     def judged_by(self, today: Self) -> Self:
         """Return what was measured under the rules of the same claim as it is made today.

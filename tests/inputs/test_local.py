@@ -71,6 +71,8 @@ def network(stem):
         model = nn.Sequential(*STEMS[stem], nn.Flatten(), nn.LazyLinear(1)).double().eval()
         model(torch.zeros(1, *SHAPE, dtype=torch.float64))
         for layer in model.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()  # the stems were made when this file was read, with whatever seed was there
             if isinstance(layer, nn.BatchNorm2d):
                 layer.running_mean.normal_()
                 layer.running_var.uniform_(0.5, 2)

@@ -1,0 +1,61 @@
+"""Answers: what a run says to the questions of its chapter, in words that follow from its numbers.
+
+A chapter ends in "What we found" with one call, `show([answer(...), ...], recorded)`. A rerun says its own.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nadkit.book import results
+from nadkit.book.claims import within
+from nadkit.names import with_error
+
+if TYPE_CHECKING:  # statistics take a second to import
+    from nadkit.book.records import Record
+    from nadkit.stats import Measured
+
+YES, NO, OPEN, UNMEASURED = "yes", "no", "not clear", "not measured"
+
+
+def answer(
+    question: str,
+    found: "Measured | float | str | None",
+    yes_if: str = "",
+    *,
+    measure: str = "",
+    words: tuple[str, str, str] = (YES, NO, OPEN),
+) -> dict[str, str]:
+    """Return a question, its answer, and the number behind it.
+
+    What is `found` is a number of the kind that `measure` names, with its uncertainty if it has one; None where
+    nothing could be measured; or the answer itself, in words. `yes_if` is a bound such as "> 0" (`claims.parse_bound`).
+    The answer is the first of the `words` if the whole interval is within the bound, the second if none of it is, else
+    the third. Without a bound the number is the answer.
+
+    Raises:
+        ValueError: the question has no question mark, or the bound cannot be read.
+    """
+    if not question.endswith("?"):
+        raise ValueError(f"question: expected one with a question mark at its end, got {question!r}")
+    if isinstance(found, str):
+        return {"question": question, "answer": found, "measured": ""}
+    value, error = getattr(found, "value", found), getattr(found, "error", 0.0)
+    if value is None or not math.isfinite(value) or not math.isfinite(error):
+        return {"question": question, "answer": UNMEASURED, "measured": measure}
+    number = with_error(value, error)
+    if not yes_if:
+        return {"question": question, "answer": number, "measured": measure}
+    return {
+        "question": question,
+        "answer": words[within(value, error, yes_if)],
+        "measured": f"{measure}: {number}" if measure else number,
+    }
+
+
+def show(answers: Sequence[dict[str, str]], recorded: Sequence["Record"] = ()) -> None:
+    """Store and display answers as the table "found"; in tabs beside it those of recorded runs."""
+    import pandas as pd
+
+    alt = "The questions of this chapter, the answers, and the numbers behind them, with their errors."
+    results.show("found", pd.DataFrame(answers, columns=["question", "answer", "measured"]), alt=alt, recorded=recorded)

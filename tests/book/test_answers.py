@@ -1,0 +1,46 @@
+"""Answers of a chapter: the words follow from the numbers."""
+
+import pytest
+
+from nadkit.book import answers
+from nadkit.book.answers import answer
+from nadkit.stats import Measured
+
+
+@pytest.mark.parametrize(
+    ("found", "yes_if", "said", "measured"),
+    [
+        (Measured(0.5, 0.1), "> 0", "yes", "AUC: 0.50 ± 0.1"),
+        (Measured(-0.5, 0.1), "> 0", "no", "AUC: -0.50 ± 0.1"),
+        (Measured(0.05, 0.1), "> 0", "not clear", "AUC: 0.05 ± 0.1"),
+        (Measured(2.0, 0.1), "between 0 and 1", "no", "AUC: 2.00 ± 0.1"),
+        (0.25, "<= 0.25", "yes", "AUC: 0.25"),
+        (Measured(0.5, 0.1), "", "0.50 ± 0.1", "AUC"),
+        ("16 networks", "", "16 networks", ""),
+        (None, "> 0", "not measured", "AUC"),
+        (float("nan"), "", "not measured", "AUC"),
+        (Measured(0.5, float("inf")), "> 0", "not measured", "AUC"),
+    ],
+)
+def test_an_answer_follows_from_the_number(found, yes_if, said, measured):
+    given = answer("Is it so?", found, yes_if, measure="AUC")
+    assert given == {"question": "Is it so?", "answer": said, "measured": measured}
+
+
+def test_an_answer_in_other_words():
+    words = ("more", "less", "no difference beyond the error")
+    given = [answer("More?", Measured(v, 1), "> 0", words=words)["answer"] for v in (2, -2, 0)]
+    assert given == list(words)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [({"question": "It is so."}, "question mark"), ({"yes_if": "large"}, "holds_if: expected")]
+)
+def test_bad_questions_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        answer(**{"question": "Is it?", "found": 1.0, "yes_if": "> 0"} | wrong)
+
+
+def test_answers_are_a_table_of_the_run(capsys):
+    answers.show([answer("Is it so?", 1.0, "> 0"), answer("How many?", "16")])
+    assert "Is it so?" in capsys.readouterr().out
