@@ -1,8 +1,9 @@
-"""Excerpts: figures and verdicts of the chapters, for pages that are no chapters.
+"""Excerpts: figures and verdicts of the chapters, for other pages and for the heads of the chapters themselves.
 
-A Markdown page asks for one by including a file, which `nadkit build` makes of what the chapters gave:
+A page asks for one by including a file, which `nadkit build` makes of what the chapters gave:
 
 - `_generated/figures/CHAPTER/NAME.md`: what `results.show(NAME, ...)` shows there, this run beside the recorded ones;
+- `_generated/lead/CHAPTER/NAME.md`: the best of these alone: a recorded run that holds, or else this run;
 - `_generated/claims/ID+ID.md`: the verdicts on these claims, of the records that count or else of this run.
 """
 
@@ -11,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nadkit import files
-from nadkit.book import collect, scorecard
-from nadkit.book.chapters import BadInput
+from nadkit.book import collect, pages, scorecard
+from nadkit.book.chapters import BadInput, cell_source, read_notebook
 from nadkit.book.scorecard import Row
 from nadkit.names import did_you_mean
 
-_INCLUDE = re.compile(r"^```\{include\} (_generated/(figures|claims)/(\S+)\.md)$", re.MULTILINE)
+_INCLUDE = re.compile(r"^```\{include\} (_generated/(figures|lead|claims)/(\S+)\.md)$", re.MULTILINE)
 
 
 def make(
@@ -30,15 +31,16 @@ def make(
         BadInput: a page asks for a chapter, a figure or a claim that is not there.
     """
     made = {}
-    for page in sorted((root / "book").rglob("*.md")):
+    own = [root / "book" / f"{name}.ipynb" for name in chapters]
+    for page in [*sorted((root / "book").rglob("*.md")), *filter(Path.exists, own)]:
         where = page.parent.relative_to(root)
         start = "../" * (len(where.parts) - 1)  # from the page to `html/book/`
-        for place, kind, name in _INCLUDE.findall(page.read_text(encoding="utf-8")):
+        for place, kind, name in _INCLUDE.findall(_markdown(page)):
             try:
-                if kind == "figures":
-                    text = _figure(name, chapters, executed)
-                else:
+                if kind == "claims":
                     text = _verdicts(name, rows, start, whole=len(executed) == len(chapters))
+                else:
+                    text = _figure(name, chapters, executed, lead=kind == "lead")
             except BadInput as error:
                 raise BadInput(f"{page.relative_to(root)}: {place}: {error}") from error
             made[(where / place).as_posix()] = path = folder / "excerpts" / where / place
@@ -48,7 +50,14 @@ def make(
     return made
 
 
-def _figure(name: str, chapters: Sequence[str], executed: Mapping[str, Path]) -> str:
+def _markdown(page: Path) -> str:
+    if page.suffix == ".md":
+        return page.read_text(encoding="utf-8")
+    cells = read_notebook(page)["cells"]
+    return "\n".join(cell_source(cell) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def _figure(name: str, chapters: Sequence[str], executed: Mapping[str, Path], *, lead: bool) -> str:
     chapter, _, figure = name.rpartition("/")
     if chapter not in chapters:
         raise BadInput(f"no chapter is called {chapter!r}: {did_you_mean(chapter, chapters)}")
@@ -57,7 +66,10 @@ def _figure(name: str, chapters: Sequence[str], executed: Mapping[str, Path]) ->
     shown = collect.shown(executed[chapter])
     if figure not in shown:
         raise BadInput(f"{chapter} shows nothing called {figure!r}: {did_you_mean(figure, shown)}")
-    return shown[figure]
+    if not lead:
+        return shown[figure]
+    label, best = pages.first_panel(shown[figure])
+    return f'<figure class="nadkit-lead">\n{best}\n<figcaption>{label}</figcaption>\n</figure>'
 
 
 def _verdicts(name: str, rows: Sequence[Row], start: str, *, whole: bool) -> str:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -34,6 +35,13 @@ def tabs(panels: Iterable[tuple[str, str]]) -> str:
     inside = "\n".join(parts)
     attributes = 'class="nadkit-tabs" role="group" aria-label="this run and recorded ones"'
     return f"<style>\n{TAB_STYLE}\n</style>\n<div {attributes}>\n{inside}\n</div>"
+
+
+def first_panel(page: str) -> tuple[str, str]:
+    """Return the label of the first of some `tabs`, as HTML, and what it shows; a page without tabs is of this run."""
+    if found := re.search(r"<label[^>]*>(.*?)</label>\n<div>(.*?)</div>\n(?=<input|</div>)", page, flags=re.DOTALL):
+        return found[1], found[2]
+    return "this run", page
 
 
 def duration(seconds: float) -> str:

@@ -35,6 +35,23 @@ def test_a_page_gets_the_figures_that_it_names(book):
     assert book("figures/inputs/bias/map") == {"book/_generated/figures/inputs/bias/map.md": "<img alt='Map'>\n"}
 
 
+def test_a_page_gets_the_best_of_a_figure(book):
+    (text,) = book("lead/inputs/bias/map").values()
+    assert "<img alt='Map'>" in text
+    assert "<figcaption>this run</figcaption>" in text
+
+
+def test_a_chapter_may_ask_for_its_own_figure(book, tmp_path):
+    book()
+    include = "```{include} _generated/%s/map.md\n```"
+    asked = nbformat.v4.new_markdown_cell(f"# Bias\n\n{include % 'lead/inputs/bias'}")
+    code = nbformat.v4.new_code_cell(f'text = """\n{include % "figures/no"}\n"""')
+    path = tmp_path / "book" / "inputs" / "bias.ipynb"
+    path.parent.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=[asked, code]), path)
+    assert list(book()) == ["book/inputs/_generated/lead/inputs/bias/map.md"]
+
+
 @pytest.mark.parametrize(("page", "link"), [("glance", "inputs/bias"), ("more/glance", "../inputs/bias")])
 def test_a_page_gets_the_verdicts_that_it_names(book, page, link):
     (text,) = book("claims/low-first", page=page).values()

@@ -27,3 +27,9 @@ def test_an_image_of_zeros_stays_one():
 def test_a_duration_has_the_unit_that_suits_it():
     said = [pages.duration(seconds) for seconds in (0.4, 45, 119, 120, 3840, 7200, 9000, 54_000)]
     assert said == ["0 s", "45 s", "119 s", "2 min", "64 min", "2 h", "2.5 h", "15 h"]
+
+
+def test_the_first_of_some_tabs():
+    page = pages.tabs([("recorded: 3 < 4", "<p>best</p>\n<div>inside</div>"), ("this run", "<p>live</p>")])
+    assert pages.first_panel(page) == ("recorded: 3 &lt; 4", "<p>best</p>\n<div>inside</div>")
+    assert pages.first_panel("<p>live</p>") == ("this run", "<p>live</p>")
