@@ -120,6 +120,13 @@ def test_normalising_takes_the_number_of_units_away(network):
     assert scores.log_determinant(twice, normalised=True) == pytest.approx(normalised)
 
 
+def test_the_determinant_of_codes_that_are_coins():
+    """K = N / 2 (I + 1 1^T) has the eigenvalue N / 2 (B + 1) once, and N / 2 for the rest."""
+    kernel = 50 * (torch.eye(6, dtype=torch.float64) + 1)
+    assert scores.log_determinant(kernel) == pytest.approx(6 * math.log(50) + math.log(7))
+    assert scores.log_determinant(kernel, normalised=True) == pytest.approx(math.log(7) - 6 * math.log(2))
+
+
 def test_order_and_size_of_the_batch(network):
     order = torch.tensor([3, 0, 4, 1, 2])
     whole = scores.code_kernel(network, X)
