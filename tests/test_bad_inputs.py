@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nadkit import HOME, architectures, training
 from nadkit.activations import ablation, activity, moments, objective, selectivity, sites
-from nadkit.data import images, interventions, nas_bench, published, synthetic
+from nadkit.data import images, interventions, published, synthetic
 from nadkit.files import DataError
 from nadkit.inputs import basis, covariance, fourier, gram, population, spectra, theory
 from nadkit.neighbours import (
@@ -23,6 +23,8 @@ from nadkit.neighbours import (
     clustering,
     elasticity,
     importance,
+    kernels,
+    nas_bench,
     pruning,
     scores,
     similarity,
@@ -31,10 +33,10 @@ from nadkit.neighbours import (
 )
 
 MODULES = [
-    *(architectures, training, images, interventions, nas_bench, published, synthetic),
+    *(architectures, training, images, interventions, published, synthetic),
     *(ablation, activity, moments, objective, selectivity, sites),
     *(basis, covariance, fourier, gram, population, spectra, theory),
-    *(alignment, cells, clustering, elasticity, importance, pruning, scores),
+    *(alignment, cells, clustering, elasticity, importance, kernels, nas_bench, pruning, scores),
     *(similarity, surfaces, wiring),
 ]
 SHAPE = (3, 4, 4)
@@ -245,7 +247,6 @@ CALLS = {
     cells.CellNetwork: dict(shape=SHAPE, classes=2, cell=CELL, channels=2, cells=1, stages=2),
     nas_bench.read: dict(path="bench.csv"),
     scores.code_kernel: dict(model=NETWORK, x=X, batch_statistics=True),
-    scores.log_determinant: dict(kernel=torch.eye(3), normalised=True),
     scores.naswot: dict(
         model=nn.Sequential(nn.Flatten(), nn.ReLU()), x=X[:3] - 0.5, batch_statistics=True, normalised=True
     ),
@@ -256,25 +257,26 @@ CALLS = {
     similarity.SimilarityConv2d: dict(conv=nn.Conv2d(1, 1, 2), matrix=torch.rand(4, 4), learned=True),
     similarity.DynamicConv2d: dict(conv=nn.Conv2d(1, 1, 2), diagonal=False),
     similarity.Stages: dict(shape=SHAPE, classes=2, width=0.05, convs=1),
-    similarity.with_similarity: dict(architecture="lenet", kind="static", start="ones", root=True),
+    similarity.with_similarity: dict(architecture="lenet", kind="static-diagonal", start="ones", root=True),
     similarity.transplanted: dict(architecture="lenet", given={"conv1": torch.eye(25)}),
     similarity.matrices: dict(model=NETWORK),
     similarity.folded: dict(model=NETWORK),
     similarity.MatrixDecay: dict(decay=0.1),
     clustering.agreement: dict(found=Y, classes=Y),
-    clustering.centred: dict(kernel=SIMILARITY),
-    clustering.kernel_distance: dict(kernel=SIMILARITY),
-    clustering.leading_components: dict(kernel=SIMILARITY, k=2),
+    kernels.centred: dict(kernel=SIMILARITY),
+    kernels.kernel_distance: dict(kernel=SIMILARITY),
+    kernels.leading_components: dict(kernel=SIMILARITY, k=2),
+    kernels.log_determinant: dict(kernel=SIMILARITY),
     clustering.primary_and_auxiliary: dict(images=THREE, primary=(0, 1), auxiliary=(2,), n=2, seed=0),
     clustering.two_means: dict(kernel=SIMILARITY, seed=0, restarts=1, steps=5),
-    elasticity.as_kernel: dict(kernel=SIMILARITY),
+    kernels.as_kernel: dict(kernel=SIMILARITY),
     elasticity.critical_rate: dict(kernel=SIMILARITY),
     elasticity.elasticity_along: dict(
         model=network(), x=X[0], directions=torch.eye(48)[:2], shift=1.0, loss="cross-entropy"
     ),
-    elasticity.normalised: dict(kernel=SIMILARITY),
+    kernels.normalised: dict(kernel=SIMILARITY),
     elasticity.single_steps: dict(model=network(), x=X, y=Y, loss="square", rate=0.1, progress=False),
-    elasticity.symmetrised: dict(similarity=SIMILARITY),
+    kernels.symmetrised: dict(similarity=SIMILARITY),
     elasticity.tangent_kernel: dict(model=network(), x=X, loss="square", memory=1000),
     surfaces.folded_boxes: dict(n=8, seed=0),
     surfaces.torus: dict(n=8, seed=0),

@@ -88,11 +88,9 @@ def test_rank_correlation_is_that_of_scipy_row_by_row():
         stats.rank_correlation(A, B[:3])
 
 
-def test_kendalls_tau_is_that_of_scipy_row_by_row(monkeypatch):
+def test_kendalls_tau_is_that_of_scipy_row_by_row():
     tied = np.round(A)
     expected = [scipy.stats.kendalltau(a, B).statistic for a in (A, -A, tied)]
-    assert stats.kendall_tau(np.stack([A, -A, tied]), np.stack([B, B, B])) == pytest.approx(expected)
-    monkeypatch.setattr(stats, "PAIRS", 500)  # one row at a time
     assert stats.kendall_tau(np.stack([A, -A, tied]), np.stack([B, B, B])) == pytest.approx(expected)
     assert np.isnan(stats.kendall_tau(A, np.ones(20)))
     with pytest.raises(ValueError, match="of one shape"):

@@ -14,44 +14,12 @@ from torch import Tensor, nn
 
 from nadkit import checks, seeds
 from nadkit.data.images import ImageSet
-from nadkit.neighbours.elasticity import as_kernel
+from nadkit.neighbours.kernels import centred
 
-__all__ = ["agreement", "centred", "kernel_distance", "leading_components", "primary_and_auxiliary", "two_means"]
+__all__ = ["agreement", "primary_and_auxiliary", "two_means"]
 
 ROUNDING = 1e-10
 """Squared distances below this share of a kernel's largest entry are zero."""
-
-
-@checks.typed
-def centred(kernel: Tensor) -> Tensor:
-    """Return the kernel of the features less their mean, H K H with H = I - 1 1^T / N: (N, N) float64."""
-    kernel = as_kernel(kernel)
-    return kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
-
-
-@checks.typed
-def leading_components(kernel: Tensor, k: int) -> Tensor:
-    """Return sum_{i <= k} lambda_i u_i u_i^T, what the k largest positive eigenvalues make of a kernel: (N, N) float64.
-
-    Of a `centred` inner product of inputs that is the inner product of their k principal components.
-
-    Raises:
-        ValueError: k is not from 1 to N, the kernel is not symmetric.
-
-    Source: the code of He and Su 2020, with k = 10.
-    """
-    kernel = as_kernel(kernel)
-    checks.require_integer("k", k, 1, len(kernel))
-    values, vectors = torch.linalg.eigh(kernel)
-    return (vectors[:, -k:] * values[-k:].clamp(min=0)) @ vectors[:, -k:].T
-
-
-@checks.typed
-def kernel_distance(kernel: Tensor) -> Tensor:
-    """Return the distance between the features of a kernel, sqrt(K_ii + K_jj - 2 K_ij): (N, N) float64."""
-    kernel = as_kernel(kernel)
-    size = kernel.diagonal()
-    return (size[:, None] + size - 2 * kernel).clamp(min=0).sqrt()
 
 
 @checks.typed

@@ -2,7 +2,7 @@
 
 A network's answer f is its one logit, or of two the difference z_1 - z_0, trained with square loss to s = +-1; or the
 probability of class 1 made of it, trained with cross-entropy. From weights w a step of gradient descent at (x, y) leads
-to w+, and gives two similarities, both unsymmetrised (`symmetrised` averages the two ways):
+to w+, and gives two similarities, both unsymmetrised (`kernels.symmetrised` averages the two ways):
 
     S_rel(x, x') = |f(x', w+) - f(x', w)| / |f(x, w+) - f(x, w)|
     S_ker(x, x') = (f(x', w+) - f(x', w)) / (-eta dL/df)  ->  <grad_w f(x), grad_w f(x')>   as eta -> 0
@@ -27,16 +27,14 @@ from tqdm import tqdm
 
 from nadkit import checks
 from nadkit.activations.sites import as_inputs, evaluating
+from nadkit.neighbours.kernels import as_kernel, symmetrised
 
 __all__ = [
     "Steps",
-    "as_kernel",
     "critical_rate",
     "elasticity_along",
-    "normalised",
     "single_steps",
     "square_loss",
-    "symmetrised",
     "tangent_kernel",
 ]
 
@@ -319,44 +317,3 @@ def critical_rate(kernel: Tensor) -> float:
     if not largest > 0:
         raise ValueError(f"kernel: expected a positive eigenvalue, the largest is {largest:.3g}")
     return len(kernel) / largest
-
-
-# ---- similarities ---------------------------------------------------------------------------------------------------
-
-
-@checks.typed
-def symmetrised(similarity: Tensor) -> Tensor:
-    """Return (S + S^T) / 2 of a similarity (N, N), in float64."""
-    _require_square("similarity", similarity)
-    return (similarity.double() + similarity.double().T) / 2
-
-
-@checks.typed
-def normalised(kernel: Tensor) -> Tensor:
-    """Return K_ij / sqrt(K_ii K_jj), (N, N) float64 from -1 to 1 for a tangent kernel: the cosine of two gradients.
-
-    Raises:
-        ValueError: the kernel is not symmetric, or its diagonal not positive.
-    """
-    kernel = as_kernel(kernel)
-    if not (kernel.diagonal() > 0).all():
-        raise ValueError("kernel: expected a positive diagonal; at some point no step changes the answer")
-    size = kernel.diagonal().sqrt()
-    return kernel / size / size[:, None]
-
-
-def _require_square(name: str, values: Tensor) -> None:
-    checks.require_axes(name, values, "(N, N)")
-    if values.shape[0] != values.shape[1]:
-        raise ValueError(f"{name}: expected a square (N, N), got {tuple(values.shape)}")
-    checks.require_finite(name, values)
-
-
-@checks.typed
-def as_kernel(kernel: Tensor) -> Tensor:
-    """Return a kernel in float64, having checked that it is symmetric."""
-    _require_square("kernel", kernel)
-    kernel = _double(kernel)
-    if (kernel - kernel.T).abs().max() > 1e-6 * kernel.abs().max():
-        raise ValueError("kernel: expected a symmetric one; symmetrised(...) makes it so")
-    return kernel

@@ -26,10 +26,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from nadkit import checks
 from nadkit.activations.calls import ACTIVATIONS, Place, watched
 from nadkit.activations.sites import as_inputs, evaluating
+from nadkit.neighbours import kernels
 from nadkit.training import fitting
 from nadkit.training.fitting import Data
 
-__all__ = ["best_of", "code_kernel", "energy", "gradient_norm", "log_determinant", "naswot", "synflow"]
+__all__ = ["best_of", "code_kernel", "energy", "gradient_norm", "naswot", "synflow"]
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 RECTIFYING = ("relu", "relu6", "leaky_relu")
@@ -109,35 +110,6 @@ def _agreement(place: Place, activation: Tensor, batch: int) -> Tensor:
 
 
 @checks.typed
-def log_determinant(kernel: Tensor, *, normalised: bool = False) -> float:
-    """Return log |det K| of a kernel (B, B), which has no negative eigenvalues; -inf if K is singular.
-
-    ``normalised`` divides K by its diagonal first, K_ij / sqrt(K_ii K_jj), so that the number of units no longer
-    counts: of NASWOT's kernel, log |det K| - B log N.
-
-    Raises:
-        ValueError: a kernel that is not square, symmetric and finite; a diagonal that is not positive, to normalise by.
-    """
-    checks.require_axes("kernel", kernel, "(B, B)")
-    checks.require_finite("kernel", kernel)
-    if kernel.shape[0] != kernel.shape[1]:
-        raise ValueError(f"kernel: expected (B, B), got {tuple(kernel.shape)}")
-    kernel = kernel.cpu().double()
-    if not torch.allclose(kernel, kernel.T):
-        raise ValueError("kernel: expected a symmetric matrix, got one that is not")
-    diagonal = kernel.diagonal()
-    if normalised:
-        if not (diagonal > 0).all():
-            raise ValueError("kernel: expected a positive diagonal to normalise by, got zero or less")
-        kernel = kernel / torch.outer(diagonal, diagonal).sqrt()
-    eigenvalues = torch.linalg.eigvalsh(kernel)
-    # rounding would leave a singular matrix some determinant, and a score that looks like one
-    if eigenvalues[0] <= len(kernel) * torch.finfo(torch.float64).eps * eigenvalues[-1]:
-        return -math.inf
-    return eigenvalues.log().sum().item()
-
-
-@checks.typed
 def naswot(
     model: nn.Module,
     x: Tensor,
@@ -155,7 +127,7 @@ def naswot(
         ValueError: what `code_kernel` raises.
     """
     kernel = code_kernel(model, x, batch_statistics=batch_statistics)
-    score = log_determinant(kernel, normalised=normalised)
+    score = kernels.log_determinant(kernels.normalised(kernel) if normalised else kernel)
     if score == -math.inf:
         warnings.warn(f"the score is -inf: {_why_singular(kernel)}", RuntimeWarning, stacklevel=2)
     return score

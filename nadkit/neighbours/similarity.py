@@ -222,9 +222,11 @@ def with_similarity(
         root: whether the first convolution learns one, too; the paper's does not.
 
     Raises:
-        ValueError: an unknown name; when a network is made, one without such convolutions.
+        ValueError: an unknown name; a start of what has none; when a network is made, one without such convolutions.
     """
     architectures.factory(architecture)
+    if start != "ones" and kind != "static-diagonal":
+        raise ValueError(f"start: {start!r} is of a 'static-diagonal', {kind!r} has a start of its own")
     return functools.partial(_learning, architecture, kind, start, root)
 
 
@@ -326,6 +328,8 @@ class MatrixDecay:
 
     Raises:
         ValueError: the decay is negative or not finite.
+
+    Source: the code of Liu et al. 2019.
     """
 
     decay: float

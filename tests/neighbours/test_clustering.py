@@ -5,19 +5,12 @@ import itertools
 import pytest
 import torch
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 
 from nadkit.architectures import LogReg
 from nadkit.data.images import ImageSet
-from nadkit.neighbours.clustering import (
-    agreement,
-    centred,
-    kernel_distance,
-    leading_components,
-    primary_and_auxiliary,
-    two_means,
-)
-from nadkit.neighbours.elasticity import single_steps, symmetrised
+from nadkit.neighbours.clustering import agreement, primary_and_auxiliary, two_means
+from nadkit.neighbours.elasticity import single_steps
+from nadkit.neighbours.kernels import symmetrised
 
 DRAW = torch.Generator().manual_seed(0)
 ROWS = torch.randn(40, 5, generator=DRAW, dtype=torch.float64)
@@ -62,18 +55,6 @@ def test_a_kernel_may_have_negative_eigenvalues():
     assert two_means(similarity).unique().tolist() == [0, 1]
 
 
-def test_leading_components_are_principal_components():
-    scores = torch.from_numpy(PCA(3, svd_solver="full").fit_transform(ROWS.numpy()))
-    assert torch.allclose(leading_components(centred(KERNEL), 3), scores @ scores.T)
-    away = ROWS - ROWS.mean(0)
-    assert torch.allclose(leading_components(centred(KERNEL), 40), away @ away.T)
-    assert torch.allclose(leading_components(-KERNEL, 3), torch.zeros(40, 40, dtype=torch.float64), atol=1e-9)
-
-
-def test_kernel_distance_is_that_of_the_features():
-    assert torch.allclose(kernel_distance(KERNEL), torch.cdist(ROWS, ROWS), atol=1e-6)
-
-
 def test_two_means_of_a_linear_network_are_those_of_its_inputs():
     torch.manual_seed(0)
     x, y = ROWS.view(40, 1, 1, 5), torch.arange(40) % 2
@@ -116,7 +97,6 @@ def test_primary_classes_are_hidden_behind_one_label():
         (lambda: two_means(torch.zeros(4, 4)), "kernel: expected points that differ"),
         (lambda: two_means(ROWS[:5]), r"kernel: expected .*"),
         (lambda: two_means(torch.rand(4, 4)), "kernel: expected a symmetric one"),
-        (lambda: leading_components(KERNEL, 41), "k: expected an integer from 1 to 40, got 41"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):

@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from networks import fresh
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,18 +22,6 @@ SHAPE = (1, 16, 16)
 def samples(n=11, shape=SHAPE, classes=10):
     x = torch.randn(n, *shape, dtype=torch.float64, generator=seeds.generator(0, "x"))
     return x, torch.arange(n) % classes
-
-
-def fresh(make, *args, **options):
-    """A network in float64, with batch statistics and scales that are no ones and zeros."""
-    with seeds.seeded(0, "network"):
-        model = make(*args, **options).double()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                for values in (module.weight, module.bias, module.running_mean):
-                    nn.init.normal_(values)
-                nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return model
 
 
 def narrow(**options):

@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from networks import fresh
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
@@ -18,18 +19,6 @@ from nadkit.neighbours.wiring import find_wires
 from nadkit.training import Recipe, evaluate
 
 SHAPE = (1, 16, 16)
-
-
-def fresh(make, *args, **options):
-    """A network in float64, with batch statistics, scales and shifts that are no ones and zeros."""
-    with seeds.seeded(0, "network"):
-        model = make(*args, **options).double()
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                for values in (module.weight, module.bias, module.running_mean):
-                    nn.init.normal_(values)
-                nn.init.uniform_(module.running_var, 0.5, 2.0)
-    return model.eval()
 
 
 def inputs(shape=SHAPE, n=5):

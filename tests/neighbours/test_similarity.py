@@ -220,6 +220,7 @@ def test_the_papers_network_has_ten_convolutions():
         ),
         (lambda: DynamicConv2d(nn.Conv2d(2, 2, 3, groups=2)), "conv: expected one without groups, got 2"),
         (lambda: with_similarity("lenet", "statc"), "kind: expected one of static, .* got 'statc'; did you mean"),
+        (lambda: with_similarity("lenet", "dynamic", start="centre"), "start: 'centre' is of a 'static-diagonal'"),
         (lambda: with_similarity("lenett", "static"), "unknown architecture 'lenett'; did you mean 'lenet'"),
         (lambda: built(with_similarity("mlp128", "static")), "expected convolutions .*, mlp128 has none"),
         (lambda: built(transplanted(SMALL, {"conv_rot": torch.eye(9)})), "conv_rot: no convolution of .*'conv_root'"),

@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 
-from nadkit.data import nas_bench
 from nadkit.files import DataError
+from nadkit.neighbours import nas_bench
 from nadkit.neighbours.cells import random_cells
 
 CELLS = random_cells(3)
