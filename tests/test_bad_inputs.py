@@ -360,7 +360,7 @@ CALLED = {
 
 # What is no bad input for these arguments (of one function), and why, where that is not plain.
 ACCEPTED = {
-    "None": "clip",
+    "None": "clip ProductBlock.product",
     "text": "checkpoint source ImageSet.name Basis.name name_of.architecture is_at_hand.name",
     "fraction": "stop_at_loss",
     "-1": "alpha axis fx fy mean seed shift ProductBlock.scale PiNet.scale",

@@ -126,6 +126,15 @@ def test_the_convolutions_of_the_tutorial():
     torch.testing.assert_close(model(x), model.out(model.hidden(pooled.flatten(1))))
 
 
+def test_the_convolutions_start_with_the_variance_of_the_tutorials_library():
+    model = seeded(ConvCCP, (3, 16, 16), 10, width=64)
+    for layer in (*model.maps, model.hidden):
+        fan_in = layer.weight[0].numel()
+        assert layer.weight.var().item() * fan_in == pytest.approx(1, rel=0.1)
+        assert layer.weight.abs().max().item() * math.sqrt(fan_in) < 2 / 0.8796
+        assert not layer.bias.any()
+
+
 @pytest.mark.parametrize("block", ["residual", "pi", "pi-1x1"])
 @pytest.mark.parametrize("relu", [False, True])
 def test_a_block_with_products_by_hand(block, relu):
@@ -412,7 +421,7 @@ def test_random_networks_have_that_moment(kind):
     """With the initialisation that they really have, by the machinery of Part I."""
     x = torch.randn(1, 3, 3, generator=seeds.generator(0, "x"))
     factory = functools.partial(PolynomialNet, kind=kind, degree=3, width=32)
-    found = gradient_covariance(Population(factory, (1, 3, 3), "gradient", x=x), networks=range(300)).covariance()
+    found = gradient_covariance(Population(factory, (1, 3, 3), "gradient", x=x), networks=range(1200)).covariance()
     a, b = expected_moment(x, kind=kind, degree=3)
     v = (x / x.norm()).flatten().double()
     top, mean = a + b * x.square().sum().item(), a + b * x.square().sum().item() / 9
