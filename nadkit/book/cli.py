@@ -117,9 +117,11 @@ def _allowed(entry: Mapping[str, Any]) -> str:
 
 
 def _check(options: argparse.Namespace) -> Answer:
-    from nadkit.book import proofread
+    from nadkit.book import plan, proofread
 
     found = proofread.problems(_root(options), options.chapters)
+    if not found:
+        plan.read(_root(options))  # which raises if something is wrong with it
     if found:
         return _problem("\n".join(found), BAD_INPUT, problems=found)
     return Answer("nothing is wrong", {"status": "sound", "problems": []})
@@ -454,7 +456,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     listing = command("list", _list, "the chapters of the book")
     show = command("show", _show, "a chapter's parameters, and their values per profile")
-    check = command("check", _check, "find what is wrong with chapters, without running them")
+    check = command("check", _check, "find what is wrong with chapters and the plan, without running them")
     run = command("run", _run, "run one chapter")
     sweep = command("sweep", _sweep, "run one chapter at every point of a grid of parameters")
     build = command("build", _build, "run the chapters that changed, then build the book's pages")

@@ -10,12 +10,11 @@ the `ENVIRONMENTS` below, and keeps for every series of numbers the largest diff
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -277,9 +276,15 @@ def observe(
             text=True,
         )
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if not re.match(r"\s|What ran is kept", line)]
-            raise WitnessFailed(f"{chapter.name} does not run at the size of the witness: {' '.join(said[:2])}")
+            raise WitnessFailed(f"{chapter.name} does not run at the size of the witness: {_cause(done)}")
         return seen(out, values)
+
+
+def _cause(done: subprocess.CompletedProcess[str]) -> str:
+    """Return in a line or two what a run said of its failure; libraries may have written to stderr before."""
+    with suppress(ValueError, KeyError, TypeError):
+        return " ".join([line for line in json.loads(done.stdout)["error"].splitlines() if line.strip()][:2])
+    return " ".join(done.stderr.splitlines()[-2:])
 
 
 def seen(notebook: Path, values: Mapping[str, Any]) -> Witness:

@@ -106,7 +106,7 @@ def stand_in(monkeypatch):
 
 def test_a_run_has_its_parameters_and_threads_and_a_low_priority(planned, stand_in):
     ((_, told),) = plan.work(planned(*ROWS), ["cpu"], threads=1, say=str)
-    assert json.loads(told) == ["record", "one", {"n": 10}, "1", os.nice(0) + plan.NICE]
+    assert json.loads(told) == ["record", "one", {"n": 10}, "1", min(19, os.nice(0) + plan.NICE)]
 
 
 def test_a_run_is_stopped_when_the_time_is_over(planned, stand_in):
@@ -241,3 +241,9 @@ def test_a_folder_with_changes_is_refused(planned):
     (root / "book" / "intro.md").write_text("# Other words\n")
     with pytest.raises(BadInput, match=r"has changes that no commit holds.*work in a clone"):
         list(plan.work(root, ["cpu"]))
+
+
+def test_check_reads_the_plan(planned, capsys):
+    root = planned(ROWS[0] | {"chapter": "onee"})
+    assert main(["check", "--root", str(root)]) == 2
+    assert "did you mean one?" in capsys.readouterr().err
