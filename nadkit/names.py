@@ -5,6 +5,10 @@ import math
 from collections.abc import Iterable
 
 
+ROUNDING = 1e-12
+"""Errors of numbers in float64 below this share of them come from rounding."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str | None:
     """Return the option nearest to ``name``, in any case, or None if none is near."""
     spellings = {option.lower(): option for option in options}
@@ -29,8 +33,10 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 def with_error(value: float, error: float = 0.0) -> str:
     """Return a number with its error, two digits of that, and no more digits than it leaves sure: '0.305 ± 0.012'.
 
-    Four significant digits are the most, as without an error.
+    Four significant digits are the most, as without an error. An error that is rounding is none.
     """
+    if error <= ROUNDING * abs(value):
+        error = 0.0
     if not error or not (math.isfinite(value) and math.isfinite(error)):
         return f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
     places = 1 - math.floor(math.log10(error))  # of the error's second digit
