@@ -4,7 +4,6 @@ import difflib
 import math
 from collections.abc import Iterable
 
-
 ROUNDING = 1e-12
 """Errors of numbers in float64 below this share of them come from rounding."""
 
