@@ -44,6 +44,24 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+def _levels(names: Iterable[object]) -> tuple[list, list[tuple[float, float, float]]]:
+    """Return names and a colour for each: three numbers or more ascend, from dark to light; other names stay apart."""
+    names = list(names)
+    try:
+        ascending = sorted(names, key=float)
+    except (TypeError, ValueError):
+        ascending = []
+    if len(ascending) < 3:
+        return names, sns.color_palette("colorblind", len(names))
+    return ascending, sns.color_palette("viridis", len(names) + 1)[:-1]  # the last is too pale
+
+
+def _log_x(axis: Axes) -> None:
+    """Make the axis below logarithmic, with plain numbers at its ticks."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+
+
 def _by_frequency(axis: Axes, title: str = "", *, first: bool = True) -> None:
     """Label a map of the Fourier plane; of several side by side, the first alone names the vertical axis."""
     axis.set(title=title, xlabel="horizontal frequency", ylabel="vertical frequency" if first else "")
@@ -191,7 +209,7 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x:
     marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True, "dashes": False}
     sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **marks)
     if log_x:
-        axis.set_xscale("log")
+        _log_x(axis)
     if hue is not None:
         axis.legend(frameon=False)
     return figure
@@ -304,11 +322,14 @@ def scatter(
     groups = frame.groupby(panel, sort=False)
     figure = _figure(3.2 * len(groups) + 1.4, 3.4)
     axes = figure.subplots(1, len(groups), squeeze=False, sharex=share, sharey=share)[0]
-    order = {f"{mark}_order": frame[style].unique() for mark in ("hue", "style")}
+    names, palette = _levels(frame[style].unique())
+    order = {"hue_order": names, "style_order": names, "palette": palette}
     for axis, (name, rows) in zip(axes, groups, strict=True):
         legend = "auto" if axis is axes[-1] else False
         sns.scatterplot(rows, x=x, y=y, hue=style, style=style, ax=axis, legend=legend, **order)
-        axis.set(xscale="log" if log_x else "linear", title=name, ylabel=y if axis is axes[0] else "")
+        axis.set(title=name, ylabel=y if axis is axes[0] else "")
+        if log_x:
+            _log_x(axis)
     axes[-1].legend(title=style, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
@@ -390,10 +411,10 @@ def curves(
 
     Dashed upright lines stand at the ``marks``, each in the colour of its ``hue``.
     """
-    groups, hues = frame.groupby(panel, sort=False), frame[hue].unique()
+    groups, (hues, palette) = frame.groupby(panel, sort=False), _levels(frame[hue].unique())
     figure = _figure(4 * len(groups) + 1.8, 3.6)
     axes = figure.subplots(1, len(groups), squeeze=False, sharex=True, sharey=True)[0]
-    colours = dict(zip(hues, sns.color_palette("colorblind", len(hues)), strict=True))
+    colours = dict(zip(hues, palette, strict=True))
     shapes = dict(zip(hues, itertools.cycle("os^DvP"), strict=False))
     for axis, (title, rows) in zip(axes, groups, strict=True):
         for name, line in rows.groupby(hue, sort=False):
@@ -401,7 +422,9 @@ def curves(
             axis.fill_between(line[x], line[y] - line[error], line[y] + line[error], color=colours[name], alpha=0.2)
         for name, at in (marks or {}).items():
             axis.axvline(at, color=colours[name], linestyle="--", linewidth=1)
-        axis.set(title=title, xlabel=x, ylabel=y if axis is axes[0] else "", xscale="log" if log_x else "linear")
+        axis.set(title=title, xlabel=x, ylabel=y if axis is axes[0] else "")
+        if log_x:
+            _log_x(axis)
     lines = {line.get_label(): line for axis in axes for line in axis.get_legend_handles_labels()[0]}
     axes[-1].legend(lines.values(), lines, title=hue, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
@@ -509,16 +532,19 @@ def stacked(
     Where rows share an ``x``, a line is their mean, in a band of two standard errors. The columns in ``log`` have
     logarithmic axes.
     """
-    figure = _figure(6.4, 1.7 * len(y) + 0.8)
+    figure = _figure(6.4, 2 * len(y) + 0.6)
     axes = figure.subplots(len(y), 1, squeeze=False, sharex=True)[:, 0]
     colours = sns.color_palette("colorblind")[1:]
     for axis, column in zip(axes, y, strict=True):
         sns.lineplot(frame, x=x, y=column, ax=axis, errorbar=("se", 2), marker="o", markersize=5)
         for (name, at), colour, dash in zip(marks.items(), colours, itertools.cycle(["--", ":", "-."]), strict=False):
             axis.axvline(at, color=colour, linestyle=dash, label=name)
-        axis.set(xscale="log" if x in log else "linear", yscale="log" if column in log else "linear")
+        if x in log:
+            _log_x(axis)
         if column in log:
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_yscale("log")
+            low, high = axis.get_ylim()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.tick_params(axis="y", which="minor", left=False, labelleft=False)
     axes[0].legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")

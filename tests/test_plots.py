@@ -5,8 +5,10 @@ import xml.etree.ElementTree as ET
 
 import pandas as pd
 import pytest
+import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from nadkit import plots
@@ -305,6 +307,20 @@ def test_curves_have_bands_and_marks_in_the_colours_of_their_lines():
         plots.curves(frame[2:4], x="fraction", y="accuracy", error="error", hue="network", panel="data", log_x=True)
     )
     assert axis.get_xscale() == "log"
+
+
+def test_levels_ascend_in_a_sequential_palette_and_other_names_stay_apart():
+    frame = pd.DataFrame({"level": ["1", "0", "0.2"], "x": 1.0, "y": [3.0, 2.0, 1.0], "error": 0.1, "panel": ""})
+    columns = {"x": "x", "y": "y", "panel": "panel"}
+    (axis,) = draw(plots.scatter(frame, style="level", **columns))
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["0", "0.2", "1"]
+    (axis,) = draw(plots.curves(frame, hue="level", error="error", log_x=True, **columns))
+    by_name = {line.get_label(): sum(to_rgb(line.get_color())) for line in axis.get_lines()}
+    assert by_name["0"] < by_name["0.2"] < by_name["1"]
+    assert axis.xaxis.get_major_formatter()(0.1) == "0.1"
+    words = frame.assign(level=["a", "b", "c"])
+    (axis,) = draw(plots.curves(words, hue="level", error="error", **columns))
+    assert [line.get_color() for line in axis.get_lines()] == sns.color_palette("colorblind", 3)
 
 
 def test_stacked_panels_share_what_runs_below_them_and_the_marks():
