@@ -108,7 +108,7 @@ def log_map(table: pd.DataFrame, *, label: str) -> Figure:
     """Return one heat map of positive numbers on a logarithmic colour scale, by vertical and horizontal frequency."""
     figure = _figure(5, 4.2)
     axis = figure.subplots()
-    sns.heatmap(table, ax=axis, norm=LogNorm(), cmap=SEQUENTIAL, cbar_kws={"label": label})
+    sns.heatmap(table, ax=axis, norm=LogNorm(), cmap=SEQUENTIAL, cbar_kws={"label": label, "format": "%g"})
     _by_frequency(axis)
     return figure
 
@@ -268,7 +268,11 @@ def accuracy_by_index(table: pd.DataFrame) -> Figure:
     top.set(xscale="log", ylabel="test accuracy (%)", ylim=limits)
     top.tick_params(labelbottom=False)
     bottom.set(yscale="log", xlabel="index of the direction, from 1", ylabel="eigenvalue / mean")
-    right.set(xscale="log", xlabel="eigenvalue / mean, or variance / mean variance", ylim=limits)
+    right.set(
+        xscale="log", xlabel="eigenvalue / mean, or variance / mean variance", ylabel="test accuracy (%)", ylim=limits
+    )
+    for axis in (bottom.xaxis, bottom.yaxis, right.xaxis):
+        axis.set_major_formatter("{x:g}")
     top.legend(frameon=False, fontsize="small")
     return figure
 
