@@ -1,12 +1,19 @@
-"""The reference: docstrings, plain text with Markdown's backticks, as Sphinx reads them.
+"""The reference: the parameters of all chapters on one page, and docstrings as Sphinx reads them.
 
-An extension of Sphinx, in the list of `_config.yml`: autodoc finds the docstrings, napoleon reads their sections.
+For the docstrings, plain text with Markdown's backticks, this module is an extension of Sphinx, in the list of
+`_config.yml`: autodoc finds them, napoleon reads their sections.
 """
 
+import html
 import inspect
+import json
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from nadkit.book import pages
+from nadkit.book.chapters import QUICK, Chapter, describe
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -19,10 +26,46 @@ _SECTION = re.compile(r"[A-Z][a-z]+:$")
 _NAMES = re.compile(r"( +\w+(?:, \w+)+): ")
 
 
+def parameters(chapters: Iterable[Chapter]) -> str:
+    """Return, in Markdown, a table for each chapter: its parameters, their types, values and limits."""
+    return "\n\n".join(map(_table, map(describe, chapters))) + "\n"
+
+
+def _table(chapter: Mapping[str, Any]) -> str:
+    profiles = sorted(chapter["profiles"], key=lambda name: name != QUICK)
+    rows = [
+        pages.row(
+            [_code(p["type"]), *(_code(json.dumps(p["values"][name])) for name in profiles), _limits(p)],
+            head=f"<code>{p['name']}</code><br><small>{html.escape(p['help'])}</small>",
+        )
+        for p in chapter["parameters"]
+    ]
+    caption = f"Parameters of {chapter['chapter']}"
+    found = pages.table(("Parameter", "Type", *profiles, "Allowed"), rows, caption=caption, css="nadkit-claims")
+    # A link with words of its own: the page's table of contents shows no titles that Sphinx fills in.
+    heading = f"## [{chapter['title']}](/book/{chapter['chapter']}.ipynb)"
+    return f'{heading}\n\n<div class="nadkit-scroll" tabindex="0">\n{found}\n</div>'
+
+
+def _code(text: str) -> str:
+    return f"<code>{html.escape(text)}</code>"
+
+
+def _limits(parameter: Mapping[str, Any]) -> str:
+    if "choices" in parameter:
+        return ", ".join(map(_code, map(str, parameter["choices"])))
+    return html.escape(parameter.get("range") or parameter.get("known", ""))
+
+
 def setup(app: "Sphinx") -> dict[str, Any]:
     """Register with Sphinx."""
+    from sphinx.domains.python import PyObject
+
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.napoleon")
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"  # as the docstrings call them
     app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon, at 500
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
