@@ -5,6 +5,8 @@ function mend() {
     const scrolls = /auto|scroll/.test(getComputedStyle(element).overflowX);
     if (scrolls && element.scrollWidth > element.clientWidth) element.tabIndex = 0;
   }
+  // Parameters that have a line each are no list of definitions.
+  document.querySelectorAll("dt dl, dt dl > dd").forEach((part) => part.setAttribute("role", "none"));
   // The bibliography calls itself a list, but its entries are none of a list.
   document.querySelectorAll('.citation-list[role="list"]').forEach((list) => list.removeAttribute("role"));
 }
