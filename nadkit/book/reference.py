@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from nadkit.book import pages
@@ -123,7 +124,7 @@ def _link(name: str, scope: dict[str, Any]) -> str:
     return f"`{name} <{home}.{thing.__qualname__}>`" if home and hasattr(thing, "__qualname__") else f"`{name}`"
 
 
-def _module(name: str) -> Any:
+def _module(name: str) -> ModuleType:
     """Return the module in which a name with dots lies."""
     while name not in sys.modules:
         name = name.rpartition(".")[0]
