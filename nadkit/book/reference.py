@@ -33,16 +33,16 @@ def parameters(chapters: Iterable[Chapter]) -> str:
 
 
 def _table(chapter: Mapping[str, Any]) -> str:
-    profiles = sorted(chapter["profiles"], key=lambda name: name != QUICK)
-    rows = [
-        pages.row(
-            [_code(p["type"]), *(_code(json.dumps(p["values"][name])) for name in profiles), _limits(p)],
-            head=f"<code>{p['name']}</code><br><small>{html.escape(p['help'])}</small>",
-        )
-        for p in chapter["parameters"]
-    ]
+    others = [name for name in chapter["profiles"] if name != QUICK]
+    rows = []
+    for p in chapter["parameters"]:
+        values = p["values"]
+        cells = [_code(p["type"]), _code(json.dumps(values[QUICK]))]
+        cells += ["" if values[name] == values[QUICK] else _code(json.dumps(values[name])) for name in others]
+        head = f"<code>{p['name']}</code><br><small>{html.escape(p['help'])}</small>"
+        rows.append(pages.row([*cells, _limits(p)], head=head))
     caption = f"Parameters of {chapter['chapter']}"
-    found = pages.table(("Parameter", "Type", *profiles, "Allowed"), rows, caption=caption, css="nadkit-claims")
+    found = pages.table(("Parameter", "Type", QUICK, *others, "Allowed"), rows, caption=caption, css="nadkit-claims")
     # A link with words of its own: the page's table of contents shows no titles that Sphinx fills in.
     heading = f"## [{chapter['title']}](/book/{chapter['chapter']}.ipynb)"
     return f'{heading}\n\n<div class="nadkit-scroll" tabindex="0">\n{found}\n</div>'
@@ -60,8 +60,23 @@ def _limits(parameter: Mapping[str, Any]) -> str:
 
 def setup(app: "Sphinx") -> dict[str, Any]:
     """Register with Sphinx."""
+    from docutils import nodes
+    from sphinx.addnodes import index
     from sphinx.domains.python import PyObject
+    from sphinx.transforms import SphinxTransform
 
+    class Named(SphinxTransform):
+        """Enters a page into the index under its name, so that a search for it finds the page first."""
+
+        default_priority = 800  # before the index is made, at 850
+
+        def apply(self, **_: object) -> None:
+            section = next(self.document.findall(nodes.section), None)
+            if section is not None:
+                name = self.env.docname.rpartition("/")[2].replace("-", " ")
+                self.document.insert(0, index(entries=[("single", name, section["ids"][0], "main", None)]))
+
+    app.add_transform(Named)
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.napoleon")
     for field in PyObject.doc_field_types:

@@ -57,4 +57,5 @@ def test_the_parameters_of_a_chapter_are_a_table_with_the_quick_values_first(mak
     assert '<th scope="col">quick</th><th scope="col">smoke</th>' in page
     assert "<code>n</code><br><small>how often</small>" in page
     assert "<td><code>int</code></td><td><code>3</code></td><td><code>2</code></td><td>1..100</td>" in page
+    assert "<td><code>0.5</code></td><td></td><td>&gt;0</td>" in page
     assert "<code>mean</code>, <code>sum</code>" in page
