@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,14 +29,14 @@ Visit = Callable[[Path], Visited]
 
 
 @contextmanager
-def browser(theme: str = "light", size: Mapping[str, int] = DESK) -> Iterator[Visit]:
+def browser(theme: str = "light") -> Iterator[Visit]:
     """A function that opens a file, in a browser that has no network."""
     sync_api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = chromium.new_context(viewport=dict(size), color_scheme=theme)
+        context = chromium.new_context(viewport=DESK, color_scheme=theme)
         context.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
         page, complaints = context.new_page(), []
         page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
@@ -68,8 +68,9 @@ def too_wide(page: Any) -> list[str]:
     return page.evaluate("""() => {
         const width = document.documentElement.clientWidth;
         if (document.documentElement.scrollWidth <= width) return [];
+        const scrolls = e => e && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
         return [...document.querySelectorAll('body *')]
-            .filter(e => e.getBoundingClientRect().right > width + 1).slice(0, 5)
+            .filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e.parentElement)).slice(0, 5)
             .map(e => e.outerHTML.slice(0, 200));
     }""")
 
