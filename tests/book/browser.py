@@ -68,7 +68,8 @@ def too_wide(page: Any) -> list[str]:
     return page.evaluate("""() => {
         const width = document.documentElement.clientWidth;
         if (document.documentElement.scrollWidth <= width) return [];
-        const scrolls = e => e && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+        const cut = e => /auto|scroll|hidden/.test(getComputedStyle(e).overflowX);
+        const scrolls = e => e && (cut(e) || scrolls(e.parentElement));
         return [...document.querySelectorAll('body *')]
             .filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e.parentElement)).slice(0, 5)
             .map(e => e.outerHTML.slice(0, 200));
