@@ -1,5 +1,7 @@
 # make book   run the chapters, build the book, say where it is
 # make test   check the code and run the tests
+# make lab    open the chapters in JupyterLab
+# make links  check the book's links to other sites, which needs a network
 # make clean  remove what make book made, but not the environment
 # PROFILE=gpu, JOBS=4 and PYTHON=python3.12 choose other than the defaults.
 
@@ -9,7 +11,7 @@ JOBS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: book test clean
+.PHONY: book test lab links clean
 
 book: .venv/installed-book
 	@$(BIN)/nadkit build --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
@@ -21,12 +23,23 @@ test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not alone' --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m alone
 
+lab: .venv/installed-lab
+	$(BIN)/jupyter lab book
+
+links: book
+	$(BIN)/jupyter-book build _build/stage --path-output _build/links --builder custom --custom-builder linkcheck
+
 clean:
 	rm -rf _build runs
 
 .venv/installed-book: pyproject.toml | $(BIN)/python
 	@echo 'installing what the book needs into .venv (PyTorch is large: this takes minutes)'
 	@$(PIP) --editable '.[book]'
+	@touch $@
+
+.venv/installed-lab: pyproject.toml | $(BIN)/python
+	@echo 'installing JupyterLab and what the book needs into .venv (PyTorch is large: this takes minutes)'
+	@$(PIP) --editable '.[book,lab]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml | $(BIN)/python

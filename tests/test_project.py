@@ -2,9 +2,12 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +41,38 @@ def test_version_is_one():
     namespace = {}
     exec((ROOT / "nadkit" / "__init__.py").read_text(), namespace)
     assert namespace["__version__"] == PROJECT["version"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [("citation-file-format", "CITATION.cff"), ("github-workflows", ".github/workflows/*.yml")],
+)
+def test_files_for_others_keep_to_their_schemas(schema, pattern):
+    found = list(map(str, ROOT.glob(pattern)))
+    assert found
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *found]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_citations_name_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    page = (ROOT / "book" / "reference" / "cite.md").read_text()
+    assert cited["version"] == PROJECT["version"] == re.search(r"version = {(.*?)}", page)[1]
+    assert cited["title"] == re.search(r"title   = {(.*?)}", page)[1]
+
+
+def test_every_module_is_in_the_reference():
+    pages = "".join(path.read_text() for path in (ROOT / "book" / "reference").glob("*.md"))
+    named = re.findall(r"automodule:: ([\w.]+)$", pages, re.MULTILINE)
+    assert len(named) == len(set(named))
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "nadkit").rglob("*.py")
+    }
+    # the modules of architectures stand on the page of their package, which gives their public names
+    left_out = {name for name in modules if name.startswith("nadkit.architectures.")} | {"nadkit.__main__"}
+    assert set(named) == modules - left_out
 
 
 def imported(path: Path) -> set[str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import yaml
 from papermill.exceptions import strip_color
 
 from nadkit import files
-from nadkit.book import claims, excerpts, plan, proofread, records, scorecard
+from nadkit.book import claims, excerpts, plan, proofread, records, reference, scorecard
 from nadkit.book.chapters import (
     QUICK,
     BadInput,
@@ -26,6 +27,7 @@ from nadkit.book.chapters import (
     find_chapters,
     find_pages,
     load,
+    read_mapping,
     read_notebook,
     validate,
 )
@@ -37,6 +39,12 @@ from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, rea
 MOST_JOBS = 4
 USUAL_SECONDS = 60.0
 SCORECARD = "scorecard.json"
+REPOSITORY = "NADKIT_REPOSITORY"
+LAUNCH_BUTTONS = {
+    "notebook_interface": "jupyterlab",
+    "binderhub_url": "https://mybinder.org",
+    "colab_url": "https://colab.research.google.com",
+}
 
 
 def build(
@@ -90,6 +98,7 @@ def build(
             made[f"book/{name}.ipynb"] = _annotated(notebook, notes, pages / f"{name}.ipynb")
         rows = _scorecard_rows(root, executed, planned.waits_for())
         made |= _make_scorecard(root, rows, folder) | excerpts.make(root, listed, executed, rows, folder)
+        made |= _make_parameters(root, listed, folder) | _make_config(root, folder)
         error = _update_pages(root, made, folder)
     except BadInput as problem:
         error = str(problem)
@@ -232,6 +241,33 @@ def _make_scorecard(root: Path, rows: Sequence[scorecard.Row], folder: Path) -> 
         with files.atomic_write(path) as part:
             part.write_text(text)
     return {"book/practice/_generated/scorecard.md": included}
+
+
+def _make_parameters(root: Path, listed: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Write the tables of all chapters' parameters, and return where they belong; a book may be without."""
+    if not (root / "book" / "reference" / "parameters.md").exists():
+        return {}
+    included = folder / "parameters.md"
+    with files.atomic_write(included) as part:
+        part.write_text(reference.parameters(load(root, name) for name in listed), encoding="utf-8")
+    return {"book/reference/_generated/parameters.md": included}
+
+
+def _make_config(root: Path, folder: Path) -> dict[str, Path]:
+    """Write the settings with buttons to the repository that the environment names, or none: then there are no buttons.
+
+    Binder and Colab take notebooks from GitHub.
+    """
+    if not (url := os.environ.get(REPOSITORY)):
+        return {}
+    config = read_mapping(root / "_config.yml")
+    config["repository"] = {"url": url, "branch": os.environ.get("NADKIT_BRANCH", "main")}
+    config["html"] = (config.get("html") or {}) | {"use_repository_button": True, "use_issues_button": True}
+    if url.startswith("https://github.com/"):
+        config["launch_buttons"] = LAUNCH_BUTTONS
+    with files.atomic_write(folder / "config.yml") as part:
+        part.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return {"_config.yml": folder / "config.yml"}
 
 
 def _update_pages(root: Path, made: Mapping[str, Path], folder: Path) -> str | None:

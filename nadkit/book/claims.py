@@ -331,7 +331,7 @@ def _as_text(claim: Claim) -> str:
 def _as_html(claims: Claims, notes: Mapping[str, str] = MappingProxyType({})) -> str:
     head = ("Claim", "Source", "Reported", "Measured", "Holds if", "Verdict")
     rows = (_as_row(claim, notes.get(claim.id, "")) for claim in claims)
-    return pages.table(head, rows, css="nadkit-claims")
+    return pages.table(head, rows, caption="The claims, and what this run measured", css="nadkit-claims")
 
 
 def _as_row(claim: Claim, note: str) -> str:

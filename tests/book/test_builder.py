@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from jupyter_book.config import get_final_config
 from toy import files_below, make_notebook, printed
 
 from nadkit.book import builder, records, runner, witness
@@ -280,3 +281,21 @@ def test_a_claim_of_an_unknown_paper_fails_the_build(scored, tmp_path):
     result = build(scored, "smoke", out=tmp_path)
     assert result["html"] is None
     assert "did you mean 'somebody2021paper'?" in result["error"]
+
+
+def test_pages_have_buttons_to_the_repository_that_the_environment_names(make_book, tmp_path, monkeypatch):
+    root = make_book(one=make_notebook())
+    monkeypatch.delenv(builder.REPOSITORY, raising=False)
+    assert builder._make_config(root, tmp_path) == {}
+
+    def theme(url: str) -> dict:
+        monkeypatch.setenv(builder.REPOSITORY, url)
+        made = builder._make_config(root, tmp_path)["_config.yml"]
+        return get_final_config(user_yaml=made, cli_config={"latex_individualpages": False})[0]["html_theme_options"]
+
+    ours = theme("https://github.com/someone/a-fork")
+    assert (ours["repository_url"], ours["use_repository_button"]) == ("https://github.com/someone/a-fork", True)
+    assert ours["launch_buttons"]["binderhub_url"] == "https://mybinder.org"
+    elsewhere = theme("https://git.example.org/someone/a-fork")
+    assert elsewhere["repository_url"] == "https://git.example.org/someone/a-fork"
+    assert not elsewhere["launch_buttons"].get("colab_url")
