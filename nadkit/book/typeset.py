@@ -179,7 +179,8 @@ def _set_head(notebook: dict[str, Any], box: str) -> None:
         if cell["cell_type"] == "markdown" and (found := re.search(r"^# .*$", cell_source(cell), flags=re.MULTILINE)):
             text = cell_source(cell)
             about = f'<p class="nadkit-reading">{reading_minutes(cells)} min to read</p>'
-            cell["source"] = f"{text[: found.end()]}\n\n{about}\n{text[found.end() :]}"
+            # As lines, for the heading on a line of its own says whether the sidebar changed.
+            cell["source"] = f"{text[: found.end()]}\n\n{about}\n{text[found.end() :]}".splitlines(keepends=True)
             cells.insert(i + 1, {"cell_type": "markdown", "id": "rerun", "metadata": {}, "source": box})
             return
 
