@@ -83,10 +83,14 @@ def _figure(width: float, height: float) -> Figure:
 def _panels(
     count: int, width: float, height: float, *, extra: float = 0.2, **shared: bool
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of panels (inches each), in rows that are not too wide, with `extra` inches beside them."""
-    rows = math.ceil(count / max(1, int((WIDEST - extra) // width)))
+    """Return a figure of panels (inches each), with `extra` inches beside them.
+
+    Panels are narrower, by up to a quarter, where they then fit in one row; else they stand in several.
+    """
+    room = WIDEST - extra
+    rows = math.ceil(count / max(1, int(room / (0.75 * width))))
     columns = math.ceil(count / rows)
-    figure = _figure(width * columns + extra, height * rows)
+    figure = _figure(min(width, room / columns) * columns + extra, height * rows)
     axes = figure.subplots(rows, columns, squeeze=False, **shared).flatten()
     for axis in axes[count:]:
         axis.remove()

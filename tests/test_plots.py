@@ -502,10 +502,14 @@ def test_lines_of_numbers_are_coloured_in_order_and_those_of_words_apart():
 def test_no_figure_is_wider_than_its_type_is_legible(count):
     maps = {f"m{i}": pd.DataFrame(np.eye(3) + 1) for i in range(count)}
     for figure in (plots.accuracy_maps(maps), plots.log_maps(maps, label="x"), plots.step_maps(maps, most=9)):
-        assert figure.get_figwidth() <= plots.WIDEST
+        assert figure.get_figwidth() <= plots.WIDEST + 1e-9
+        rows = {axis.get_subplotspec().rowspan.start for axis in figure.axes if axis.get_title()}
+        assert len(rows) == math.ceil(count / 3)  # three in a row, as "left", "middle" and "right" in words
         titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
         assert titles == list(maps)
-    assert plots.images_and_spectra(torch.rand(count + 6, 4, 4), ["x"] * (count + 6)).get_figwidth() <= plots.WIDEST
+    assert (
+        plots.images_and_spectra(torch.rand(count + 6, 4, 4), ["x"] * (count + 6)).get_figwidth() <= plots.WIDEST + 1e-9
+    )
 
 
 def test_logarithmic_axes_have_plain_numbers():

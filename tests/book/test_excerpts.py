@@ -13,7 +13,7 @@ from nadkit.book.scorecard import rows
 from nadkit.book.typeset import Pictures
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
-IMAGE = f'<img src="data:image/png;base64,{PNG}" alt="A map. Bright is high.">'
+IMAGE = f'<img src="data:image/png;base64,{PNG}" alt="A map. Bright is high."><p class="nadkit-provenance">A GPU</p>'
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ def test_a_page_gets_the_figures_that_it_names(book):
 def test_a_page_gets_the_best_of_a_figure(book):
     (text,) = book("lead/inputs/bias/map").values()
     assert text.count("<img") == 1
+    assert "A GPU" not in text
     assert "</b> A map. <small>this run</small></figcaption>" in text
 
 

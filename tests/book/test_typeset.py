@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -14,6 +17,9 @@ from nadkit.book import collect, results, typeset
 from nadkit.book.chapters import load
 from nadkit.book.cli import main
 from nadkit.book.typeset import Pictures
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+SCRIPT = Path(typeset.__file__).parents[2] / "book" / "_static" / "pages.js"
 
 
 def png(side: int = 8, seed: int = 0) -> bytes:
@@ -203,3 +209,30 @@ def test_the_figures_of_a_build_are_written_for_slides(built, tmp_path, capsys):
 def test_pictures_are_found_by_the_tables_that_they_show(built):
     names = [drawing.name for drawing in collect.drawings(built / "_build/executed/quick/part/one.ipynb")]
     assert names == ["map", "map-2", "cell-3"]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize(
+    ("address", "does", "found"),
+    [
+        ("", "", []),
+        ("?present", "", ["nadkit-present"]),
+        ("", "key(document.body, 'p')", ["nadkit-present"]),
+        ("", "key(document.body, 'p'); key(document.body, 'p')", []),
+        ("", "key(document.querySelector('textarea'), 'p')", []),
+        ("", "document.querySelector('a').click()", ["nadkit-large"]),
+    ],
+)
+def test_the_script_enlarges_figures_and_makes_pages_fit_for_a_projector(address, does, found, tmp_path):
+    page = tmp_path / "page.html"
+    key = "function key(at, key) { at.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true})) }"
+    page.write_text(
+        f'<body><textarea></textarea><a class="nadkit-enlarge" href="x.png"><img src="x.png" alt="x"></a>'
+        f"<script>{SCRIPT.read_text()}</script><script>{key}; {does}</script></body>"
+    )
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--user-data-dir={tmp_path}"]
+    done = subprocess.run(
+        [*command, f"{page.as_uri()}{address}"], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert [name for name in ("nadkit-present", "nadkit-large") if f'class="{name}"' in done.stdout] == found
