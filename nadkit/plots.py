@@ -3,6 +3,7 @@
 import html
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,45 @@ ANNOTATED = 64
 """Up to this many cells a heat map carries its numbers."""
 
 
+WIDEST = 11.0
+"""Inches of a figure at most: in the book's column of 790 pixels its smallest type, of 10 points, is 10 pixels high."""
+
+
 def style() -> None:
-    """Set the book's look for every figure that follows."""
+    """Set the book's look for every figure that follows, in a notebook sharp, and with a PDF beside the picture."""
     sns.set_theme(context="notebook", style="ticks", palette="colorblind")
-    plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
+    spines = {"axes.spines.top": False, "axes.spines.right": False}
+    # Plain numbers on logarithmic axes too, up to 10^5.
+    numbers = {"axes.formatter.min_exponent": 5, "axes.formatter.useoffset": False}
+    plt.rcParams.update({"figure.dpi": 110, **spines, **numbers})
+    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("retina", "pdf")
+
+
+def ordered_palette(values: Iterable[object]) -> dict[object, tuple[float, float, float]]:
+    """Return a colour for each of some values that have an order, dark to light: numbers by size, else as they come."""
+    values = list(dict.fromkeys(values))
+    if all(map(_is_number, values)):
+        values.sort(key=float)
+    # neighbours differ more than in cividis, and without its bright end, which is hard to see on white
+    return dict(zip(values, sns.color_palette("viridis", len(values) + 1)[:-1], strict=True))
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _colours(values: Iterable[object]) -> dict[object, tuple[float, float, float]]:
+    """Return a colour for each value: in order for numbers, else as far apart as can be."""
+    values = list(dict.fromkeys(values))
+    if len(values) > 1 and all(map(_is_number, values)):
+        return ordered_palette(values)
+    return dict(zip(values, sns.color_palette("colorblind", len(values)), strict=True))
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -44,22 +80,32 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _levels(names: Iterable[object]) -> tuple[list, list[tuple[float, float, float]]]:
-    """Return names and a colour for each: three numbers or more ascend, from dark to light; other names stay apart."""
-    names = list(names)
-    try:
-        ascending = sorted(names, key=float)
-    except (TypeError, ValueError):
-        ascending = []
-    if len(ascending) < 3:
-        return names, sns.color_palette("colorblind", len(names))
-    return ascending, sns.color_palette("viridis", len(names) + 1)[:-1]  # the last is too pale
+def _panels(
+    count: int, width: float, height: float, *, extra: float = 0.2, **shared: bool
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of panels (inches each), with `extra` inches beside them.
+
+    Panels are narrower, by up to a quarter, where they then fit in one row; else they stand in several.
+    """
+    room = WIDEST - extra
+    rows = math.ceil(count / max(1, int(room / (0.75 * width))))
+    columns = math.ceil(count / rows)
+    figure = _figure(min(width, room / columns) * columns + extra, height * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, **shared).flatten()
+    for axis in axes[count:]:
+        axis.remove()
+    for axis in axes[max(0, count - columns) : count]:
+        axis.tick_params(labelbottom=True)  # of shared axes, also above a gap in the last row
+    return figure, list(axes[:count])
 
 
-def _log_x(axis: Axes) -> None:
-    """Make the axis below logarithmic, with plain numbers at its ticks."""
-    axis.set_xscale("log")
-    axis.xaxis.set_major_formatter("{x:g}")
+def _first(axis: Axes) -> bool:
+    return axis.get_subplotspec().is_first_col()
+
+
+def _corner(axes: Sequence[Axes]) -> Axes:
+    """Return the panel at the upper right, beside which there is room for a legend."""
+    return [axis for axis in axes if axis.get_subplotspec().is_first_row()][-1]
 
 
 def _by_frequency(axis: Axes, title: str = "", *, first: bool = True) -> None:
@@ -85,10 +131,9 @@ def wave_maps(table: pd.DataFrame, values: str) -> dict[str, pd.DataFrame]:
 
 def accuracy_maps(maps: Mapping[str, pd.DataFrame], *, low: float = 50.0, high: float = 100.0) -> Figure:
     """Return heat maps side by side, one colour scale: accuracy (%) by vertical (rows) and horizontal frequency."""
-    figure = _figure(4.2 * len(maps) + 0.6, 4.2)
-    axes = figure.subplots(1, len(maps), squeeze=False)
-    for axis, (title, table) in zip(axes[0], maps.items(), strict=True):
-        last = axis is axes[0, -1]
+    figure, axes = _panels(len(maps), 4.2, 4.2, extra=0.6)
+    for axis, (title, table) in zip(axes, maps.items(), strict=True):
+        last = axis is _corner(axes)
         sns.heatmap(
             table,
             ax=axis,
@@ -100,7 +145,7 @@ def accuracy_maps(maps: Mapping[str, pd.DataFrame], *, low: float = 50.0, high: 
             cbar=last,
             cbar_kws={"label": "test accuracy (%)"} if last else None,
         )
-        _by_frequency(axis, title, first=axis is axes[0, 0])
+        _by_frequency(axis, title, first=_first(axis))
     return figure
 
 
@@ -143,7 +188,7 @@ def images_and_spectra(images: Tensor, titles: Sequence[str]) -> Figure:
     """Return one-channel images (K, H, W) above the magnitudes of their Fourier transforms, zero frequency centred."""
     count, height, width = images.shape
     images = images.double().cpu()
-    figure = _figure(1.6 * count + 0.4, 3.6)
+    figure = _figure(min(1.6 * count + 0.4, WIDEST), 3.6)
     axes = figure.subplots(2, count, squeeze=False)
     spectra = torch.fft.fftshift(torch.fft.fft2(images), dim=(-2, -1)).abs()
     extent = (-width / 2 - 0.5, width / 2 - 0.5, height / 2 - 0.5, -height / 2 - 0.5)
@@ -206,13 +251,20 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x:
     """
     figure = _figure(6.4, 4)
     axis = figure.subplots()
-    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True, "dashes": False}
-    sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **marks)
+    sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **_line_marks(frame, hue))
     if log_x:
-        _log_x(axis)
+        axis.set_xscale("log")
     if hue is not None:
         axis.legend(frameon=False)
     return figure
+
+
+def _line_marks(frame: pd.DataFrame, hue: str | None) -> dict[str, object]:
+    """Return how seaborn is to tell lines apart: by colour and by mark."""
+    if hue is None:
+        return {"marker": "o"}
+    palette = _colours(frame[hue])
+    return {"hue": hue, "palette": palette, "style": hue, "markers": True, "dashes": False}
 
 
 def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str, hue: str | None = None) -> Figure:
@@ -224,8 +276,9 @@ def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str, hue: str | None
     axis = figure.subplots()
     kinds = 1 if hue is None else frame[hue].nunique()
     # seaborn spreads dots over 0.8 of a group: the means stand among their own
-    beside = {"hue": hue, "dodge": 0.8 - 0.8 / kinds} if kinds > 1 else {}
-    pale = {"hue": hue, "dodge": True, "alpha": 0.4, "legend": False} if kinds > 1 else {"color": "0.6"}
+    colours = {"hue": hue, "palette": _colours(frame[hue])} if kinds > 1 else {}
+    beside = {**colours, "dodge": 0.8 - 0.8 / kinds} if kinds > 1 else {}
+    pale = {**colours, "dodge": True, "alpha": 0.4, "legend": False} if kinds > 1 else {"color": "0.6"}
     marks = {"markers": list(itertools.islice(itertools.cycle("os^DvP"), kinds))} if kinds > 1 else {}
     sns.stripplot(frame, x=x, y=y, ax=axis, jitter=0.1, zorder=1, **pale)
     options = {"errorbar": ("se", 2), "linestyle": "none", "capsize": 0.1, "zorder": 2}
@@ -283,7 +336,7 @@ def dots(table: pd.DataFrame, *, y: str, x: Sequence[str], hue: str, band: str) 
     The rows named ``band`` are what the others are compared with: a grey band, two of their standard deviations to each
     side of their mean, runs through every panel.
     """
-    figure = _figure(3.2 * len(x) + 2, 0.24 * table[y].nunique() + 1.2)
+    figure = _figure(min(3.2 * len(x) + 2, WIDEST), 0.24 * table[y].nunique() + 1.2)
     axes = figure.subplots(1, len(x), squeeze=False, sharey=True)[0]
     for axis, column in zip(axes, x, strict=True):
         of_band = table.loc[table[y] == band, column]
@@ -296,8 +349,8 @@ def dots(table: pd.DataFrame, *, y: str, x: Sequence[str], hue: str, band: str) 
 
 def colour_images(images: Tensor, titles: Sequence[str]) -> Figure:
     """Return three-channel images (K, 3, H, W) side by side, zero as mid-grey, each scaled by its largest entry."""
-    figure = _figure(1.6 * len(images) + 0.4, 2)
-    for axis, image, title in zip(figure.subplots(1, len(images), squeeze=False)[0], images, titles, strict=True):
+    figure, axes = _panels(len(images), 1.6, 2, extra=0.4)
+    for axis, image, title in zip(axes, images, titles, strict=True):
         image = image.double().cpu()
         axis.imshow((0.5 + image / (2 * image.abs().max())).permute(1, 2, 0).numpy())
         axis.set(title=title, xticks=[], yticks=[])
@@ -306,12 +359,11 @@ def colour_images(images: Tensor, titles: Sequence[str]) -> Figure:
 
 def log_maps(maps: Mapping[str, pd.DataFrame], *, label: str) -> Figure:
     """Return heat maps of positive numbers by vertical and horizontal frequency, on one logarithmic scale."""
-    figure = _figure(3.4 * len(maps) + 1, 3.4)
-    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    figure, axes = _panels(len(maps), 3.4, 3.4, extra=1)
     norm = LogNorm(*(pd.concat(maps).stack().agg(["min", "max"])))
     for axis, (title, table) in zip(axes, maps.items(), strict=True):
         sns.heatmap(table, ax=axis, norm=norm, cmap=SEQUENTIAL, cbar=False, xticklabels=8, yticklabels=8)
-        _by_frequency(axis, title, first=axis is axes[0])
+        _by_frequency(axis, title, first=_first(axis))
     figure.colorbar(axes[-1].collections[0], ax=axes, label=label)
     return figure
 
@@ -324,24 +376,20 @@ def scatter(
     With ``share`` the panels have the same axes.
     """
     groups = frame.groupby(panel, sort=False)
-    figure = _figure(3.2 * len(groups) + 1.4, 3.4)
-    axes = figure.subplots(1, len(groups), squeeze=False, sharex=share, sharey=share)[0]
-    names, palette = _levels(frame[style].unique())
-    order = {"hue_order": names, "style_order": names, "palette": palette}
+    figure, axes = _panels(len(groups), 3.2, 3.4, extra=1.4, sharex=share, sharey=share)
+    palette = _colours(frame[style])
+    order = {"hue_order": list(palette), "style_order": list(palette), "palette": palette}
     for axis, (name, rows) in zip(axes, groups, strict=True):
-        legend = "auto" if axis is axes[-1] else False
+        legend = "auto" if axis is _corner(axes) else False
         sns.scatterplot(rows, x=x, y=y, hue=style, style=style, ax=axis, legend=legend, **order)
-        axis.set(title=name, ylabel=y if axis is axes[0] else "")
-        if log_x:
-            _log_x(axis)
-    axes[-1].legend(title=style, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+        axis.set(xscale="log" if log_x else "linear", title=name, ylabel=y if _first(axis) else "")
+    _corner(axes).legend(title=style, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
 
 def step_maps(maps: Mapping[str, pd.DataFrame], *, most: int) -> Figure:
     """Return heat maps of numbers of steps side by side, one logarithmic scale up to ``most``; NaN (never) is grey."""
-    figure = _figure(3.6 * len(maps) + 1, 3.6)
-    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    figure, axes = _panels(len(maps), 3.6, 3.6, extra=1)
     reached = pd.concat([table.stack() for table in maps.values()])
     fewest = min(reached.min(), most - 1) if reached.notna().any() else 1
     for axis, (title, table) in zip(axes, maps.items(), strict=True):
@@ -357,7 +405,7 @@ def step_maps(maps: Mapping[str, pd.DataFrame], *, most: int) -> Figure:
             cbar=False,
         )
         axis.set_facecolor("0.85")
-        _by_frequency(axis, title, first=axis is axes[0])
+        _by_frequency(axis, title, first=_first(axis))
     bar = figure.colorbar(axes[-1].collections[0], ax=axes, label=f"steps (grey: not within {most})", format="%.0f")
     bar.set_ticks(LogLocator(subs=(1, 2, 5)))
     bar.minorticks_off()
@@ -386,14 +434,13 @@ def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = 
     zero, and logarithmic beyond.
     """
     groups = frame.groupby(panel, sort=False)
-    figure = _figure(4.6 * len(groups) + 0.4, 3.8)
-    for axis, (name, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+    figure, axes = _panels(len(groups), 4.6, 3.8, extra=0.4)
+    for axis, (name, rows) in zip(axes, groups, strict=True):
         size = rows[y].abs()
         if symlog and (size > 0).any():
             axis.set_yscale("symlog", linthresh=10 ** math.ceil(math.log10(size[size > 0].median())))
             axis.axhline(0, color="0.8", linewidth=1, zorder=0)
-        # neighbours differ more than in cividis, and without its bright end, which is hard to see on white
-        colours = sns.color_palette("viridis", rows.layer.nunique() + 1)[:-1]
+        colours = ordered_palette(rows.layer)
         sns.scatterplot(rows, x=x, y=y, hue="layer", palette=colours, ax=axis, linewidth=0, alpha=0.7, legend="full")
         axis.set(title=name)
         axis.legend(title="layer", frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
@@ -415,22 +462,18 @@ def curves(
 
     Dashed upright lines stand at the ``marks``, each in the colour of its ``hue``.
     """
-    groups, (hues, palette) = frame.groupby(panel, sort=False), _levels(frame[hue].unique())
-    figure = _figure(4 * len(groups) + 1.8, 3.6)
-    axes = figure.subplots(1, len(groups), squeeze=False, sharex=True, sharey=True)[0]
-    colours = dict(zip(hues, palette, strict=True))
-    shapes = dict(zip(hues, itertools.cycle("os^DvP"), strict=False))
+    groups, colours = frame.groupby(panel, sort=False), _colours(frame[hue])
+    figure, axes = _panels(len(groups), 4, 3.6, extra=1.8, sharex=True, sharey=True)
+    shapes = dict(zip(colours, itertools.cycle("os^DvP"), strict=False))
     for axis, (title, rows) in zip(axes, groups, strict=True):
         for name, line in rows.groupby(hue, sort=False):
             axis.plot(line[x], line[y], color=colours[name], marker=shapes[name], markersize=4, label=name)
             axis.fill_between(line[x], line[y] - line[error], line[y] + line[error], color=colours[name], alpha=0.2)
         for name, at in (marks or {}).items():
             axis.axvline(at, color=colours[name], linestyle="--", linewidth=1)
-        axis.set(title=title, xlabel=x, ylabel=y if axis is axes[0] else "")
-        if log_x:
-            _log_x(axis)
+        axis.set(title=title, xlabel=x, ylabel=y if _first(axis) else "", xscale="log" if log_x else "linear")
     lines = {line.get_label(): line for axis in axes for line in axis.get_legend_handles_labels()[0]}
-    axes[-1].legend(lines.values(), lines, title=hue, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    _corner(axes).legend(lines.values(), lines, title=hue, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
 
@@ -455,9 +498,9 @@ def tap_graphs(table: pd.DataFrame, *, panel: str) -> Figure:
     entry has the widest line.
     """
     groups = table.groupby(panel, sort=False)
-    figure = _figure(2.6 * len(groups) + 0.2, 2.3)
+    figure, axes = _panels(len(groups), 2.6, 2.3)
     colours = sns.color_palette("colorblind")
-    for axis, (name, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+    for axis, (name, rows) in zip(axes, groups, strict=True):
         largest = rows.entry.abs().max() or 1.0
         for i, j, entry in rows[["filter tap", "window tap", "entry"]].itertuples(index=False):
             share = math.sqrt(abs(entry) / largest)
@@ -475,15 +518,14 @@ def matrices(table: pd.DataFrame, *, panel: str) -> Figure:
     Columns: ``panel``, filter tap (rows), window tap (columns), entry.
     """
     groups = table.groupby(panel, sort=False)
-    figure = _figure(2.6 * len(groups) + 0.8, 2.8)
-    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    figure, axes = _panels(len(groups), 2.6, 2.8, extra=0.8)
     largest = table.entry.abs().max()
     for axis, (name, rows) in zip(axes, groups, strict=True):
         matrix = rows.pivot(index="filter tap", columns="window tap", values="entry")
         drawn = axis.imshow(matrix.to_numpy(), cmap=DIVERGING, vmin=-largest, vmax=largest)
         ticks = range(0, len(matrix), 2)
         axis.set(
-            title=name, xlabel="window tap", ylabel="filter tap" if axis is axes[0] else "", xticks=ticks, yticks=ticks
+            title=name, xlabel="window tap", ylabel="filter tap" if _first(axis) else "", xticks=ticks, yticks=ticks
         )
     figure.colorbar(drawn, ax=axes, shrink=0.8)
     return figure
@@ -495,12 +537,11 @@ def kernels(table: pd.DataFrame, *, panel: str, label: str) -> Figure:
     Columns: ``panel``; ``image``, the number of a row; and ``"0"``, ``"1"``, ... for the columns of the matrix.
     """
     groups = {name: rows.drop(columns=[panel, "image"]).to_numpy() for name, rows in table.groupby(panel, sort=False)}
-    figure = _figure(2.3 * len(groups) + 0.9, 2.6)
-    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    figure, axes = _panels(len(groups), 2.3, 2.6, extra=0.9)
     others = pd.concat([pd.Series(k[~np.eye(len(k), dtype=bool)]) for k in groups.values()])
     for axis, (name, kernel) in zip(axes, groups.items(), strict=True):
         drawn = axis.imshow(kernel, cmap=SEQUENTIAL, vmin=others.min(), vmax=others.max())
-        axis.set(title=name, xticks=[], yticks=[], xlabel="images", ylabel="images" if axis is axes[0] else "")
+        axis.set(title=name, xticks=[], yticks=[], xlabel="images", ylabel="images" if _first(axis) else "")
     figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
     return figure
 
@@ -508,12 +549,10 @@ def kernels(table: pd.DataFrame, *, panel: str, label: str) -> Figure:
 def strips(frame: pd.DataFrame, *, x: str, y: str, panel: str) -> Figure:
     """Return column ``y`` of every row as a dot at its ``x``, a panel with a scale of its own for each ``panel``."""
     groups = frame.groupby(panel, sort=False)
-    figure = _figure(3.2 * len(groups) + 0.4, 3.2)
-    for axis, (name, rows) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+    figure, axes = _panels(len(groups), 3.2, 3.2, extra=0.4)
+    for axis, (name, rows) in zip(axes, groups, strict=True):
         sns.stripplot(rows, x=x, y=y, ax=axis, jitter=0.15, alpha=0.7)
-        axis.set(title=name)
-    for axis in figure.axes[1:]:
-        axis.set(ylabel="")
+        axis.set(title=name, ylabel=y if _first(axis) else "")
     return figure
 
 
@@ -544,7 +583,7 @@ def stacked(
         for (name, at), colour, dash in zip(marks.items(), colours, itertools.cycle(["--", ":", "-."]), strict=False):
             axis.axvline(at, color=colour, linestyle=dash, label=name)
         if x in log:
-            _log_x(axis)
+            axis.set_xscale("log")
         if column in log:
             axis.set_yscale("log")
             low, high = axis.get_ylim()
@@ -561,14 +600,12 @@ def side_by_side(frame: pd.DataFrame, *, x: str, y: Sequence[str], hue: str | No
     Lines are means over rows that share an ``x``, in bands of two standard errors. Words in ``x`` stand equally far
     apart, in the order of the table.
     """
-    figure = _figure(3.8 * len(y) + (1.6 if hue else 0.2), 3.4)
-    axes = figure.subplots(1, len(y), squeeze=False, sharex=True)[0]
-    marks = {"marker": "o"} if hue is None else {"hue": hue, "style": hue, "markers": True, "dashes": False}
+    figure, axes = _panels(len(y), 3.8, 3.4, extra=1.6 if hue else 0.2, sharex=True)
     for axis, column in zip(axes, y, strict=True):
-        shown = {} if hue is None else {"legend": "full" if axis is axes[-1] else False}
-        sns.lineplot(frame, x=x, y=column, ax=axis, errorbar=("se", 2), **marks, **shown)
+        shown = {} if hue is None else {"legend": "full" if axis is _corner(axes) else False}
+        sns.lineplot(frame, x=x, y=column, ax=axis, errorbar=("se", 2), **_line_marks(frame, hue), **shown)
     if hue is not None:
-        axes[-1].legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+        _corner(axes).legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
 

@@ -3,12 +3,13 @@
 import math
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pandas as pd
 import pytest
 import seaborn as sns
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from nadkit import plots
@@ -317,7 +318,6 @@ def test_levels_ascend_in_a_sequential_palette_and_other_names_stay_apart():
     (axis,) = draw(plots.curves(frame, hue="level", error="error", log_x=True, **columns))
     by_name = {line.get_label(): sum(to_rgb(line.get_color())) for line in axis.get_lines()}
     assert by_name["0"] < by_name["0.2"] < by_name["1"]
-    assert axis.xaxis.get_major_formatter()(0.1) == "0.1"
     words = frame.assign(level=["a", "b", "c"])
     (axis,) = draw(plots.curves(words, hue="level", error="error", **columns))
     assert [line.get_color() for line in axis.get_lines()] == sns.color_palette("colorblind", 3)
@@ -487,3 +487,47 @@ def test_intervals_are_rows_from_the_top():
     assert axis.yaxis_inverted()
     ends = [tuple(x for x, _ in segment) for segment in axis.collections[0].get_segments()]
     assert ends == [pytest.approx((0.3, 0.7)), pytest.approx((-0.2, 0.0))]
+
+
+def test_ordered_quantities_have_colours_in_order():
+    light = {value: sum(colour) for value, colour in plots.ordered_palette([10, 2, "0.5"]).items()}
+    assert list(light) == ["0.5", 2, 10]
+    assert sorted(light.values()) == list(light.values())
+    words = plots.ordered_palette(["early", "middle", "late", "early"])
+    assert list(words) == ["early", "middle", "late"]
+    assert len(set(words.values())) == 3
+
+
+def test_lines_of_numbers_are_coloured_in_order_and_those_of_words_apart():
+    rows = {"x": [0, 1] * 3, "y": range(6), "level": [1.0, 1.0, 0.2, 0.2, 0.5, 0.5], "name": list("aabbcc")}
+    frame = pd.DataFrame(rows | {"error": 0.1, "panel": ""})
+    for draw_lines in (plots.lines, lambda frame, **more: plots.curves(frame, error="error", panel="panel", **more)):
+        (axis,) = draw(draw_lines(frame, x="x", y="y", hue="level"))
+        drawn = [line for line in axis.get_lines() if len(line.get_xdata())]
+        ordered = plots.ordered_palette([0.2, 0.5, 1.0])
+        assert {to_hex(line.get_color()) for line in drawn} == {to_hex(colour) for colour in ordered.values()}
+        (axis,) = draw(draw_lines(frame, x="x", y="y", hue="name"))
+        drawn = [line for line in axis.get_lines() if len(line.get_xdata())]
+        assert {to_hex(c.get_color()) for c in drawn} == {to_hex(c) for c in sns.color_palette("colorblind", 3)}
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7])
+def test_no_figure_is_wider_than_its_type_is_legible(count):
+    maps = {f"m{i}": pd.DataFrame(np.eye(3) + 1) for i in range(count)}
+    for figure in (plots.accuracy_maps(maps), plots.log_maps(maps, label="x"), plots.step_maps(maps, most=9)):
+        assert figure.get_figwidth() <= plots.WIDEST + 1e-9
+        rows = {axis.get_subplotspec().rowspan.start for axis in figure.axes if axis.get_title()}
+        assert len(rows) == math.ceil(count / 3)  # three in a row, as "left", "middle" and "right" in words
+        titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+        assert titles == list(maps)
+    assert (
+        plots.images_and_spectra(torch.rand(count + 6, 4, 4), ["x"] * (count + 6)).get_figwidth() <= plots.WIDEST + 1e-9
+    )
+
+
+def test_logarithmic_axes_have_plain_numbers():
+    frame = pd.DataFrame({"x": [0.01, 1.0, 1000.0], "y": [1.0, 2.0, 3.0]})
+    (axis,) = draw(plots.lines(frame, x="x", y="y", log_x=True))
+    said = [label.get_text() for label in axis.get_xticklabels()]
+    assert "$\\mathdefault{0.01}$" in said
+    assert not [text for text in said if "^" in text]

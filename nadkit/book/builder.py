@@ -19,7 +19,7 @@ import yaml
 from papermill.exceptions import strip_color
 
 from nadkit import files
-from nadkit.book import claims, excerpts, plan, proofread, records, reference, scorecard
+from nadkit.book import claims, excerpts, plan, proofread, records, reference, scorecard, typeset
 from nadkit.book.chapters import (
     QUICK,
     BadInput,
@@ -28,12 +28,12 @@ from nadkit.book.chapters import (
     find_pages,
     load,
     read_mapping,
-    read_notebook,
     validate,
 )
 from nadkit.book.pages import duration
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
+from nadkit.book.typeset import Pictures
 
 # More chapters than this at once fight over memory, or over the only GPU.
 MOST_JOBS = 4
@@ -92,14 +92,14 @@ def build(
         say(f"{len(without)} of {len(listed)} chapters never ran: their pages are without results")
     say("building the pages")
     try:
-        made = {f"book/{name}.ipynb": load(root, name).path for name in listed}
-        notes, pages = planned.notes(), folder / "pages"
-        for name, notebook in executed.items():
-            made[f"book/{name}.ipynb"] = _annotated(notebook, notes, pages / f"{name}.ipynb")
+        pictures = Pictures(folder / "pictures")
         rows = _scorecard_rows(root, executed, planned.waits_for())
-        made |= _make_scorecard(root, rows, folder) | excerpts.make(root, listed, executed, rows, folder)
+        made = _typeset(root, listed, executed, rows, planned.notes(), pictures, folder / "pages")
+        made |= _make_scorecard(root, rows, folder)
+        made |= excerpts.make(root, listed, executed, rows, folder, pictures)
+        beside = {f"notebooks/{name}.ipynb": load(root, name).path for name in listed} | pictures.made
         made |= _make_parameters(root, listed, folder) | _make_config(root, folder)
-        error = _update_pages(root, made, folder)
+        error = _update_pages(root, made, folder, beside)
     except BadInput as problem:
         error = str(problem)
     if error:
@@ -207,14 +207,26 @@ class _Runs:
             child.terminate()  # a shell's background jobs are deaf to SIGINT
 
 
-def _annotated(notebook: Path, notes: Mapping[str, str], copy: Path) -> Path:
-    """Return an executed notebook, or a copy that has notes beside its undecided claims."""
-    content = read_notebook(notebook)
-    if not claims.annotate(content, notes):
-        return notebook
-    with files.atomic_write(copy) as part:
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return copy
+def _typeset(
+    root: Path,
+    listed: Sequence[str],
+    executed: Mapping[str, Path],
+    rows: Sequence[scorecard.Row],
+    notes: Mapping[str, str],
+    pictures: Pictures,
+    folder: Path,
+) -> dict[str, Path]:
+    """Write the pages of the chapters as notebooks below `folder`, and return where each belongs -> its file."""
+    made = {}
+    for name in listed:
+        best = {row.claim.id: row.best for row in rows if row.chapter == name and row.best}
+        said = {id: (record.words, claim) for id, (record, claim) in best.items()}
+        found = records.recorded(name, root)
+        content = typeset.chapter(load(root, name), executed.get(name), found, said, notes, pictures)
+        made[f"book/{name}.ipynb"] = copy = folder / f"{name}.ipynb"
+        with files.atomic_write(copy) as part:
+            part.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return made
 
 
 def _scorecard_rows(root: Path, executed: Mapping[str, Path], waits: Mapping[str, str]) -> list[scorecard.Row]:
@@ -270,10 +282,11 @@ def _make_config(root: Path, folder: Path) -> dict[str, Path]:
     return {"_config.yml": folder / "config.yml"}
 
 
-def _update_pages(root: Path, made: Mapping[str, Path], folder: Path) -> str | None:
+def _update_pages(root: Path, made: Mapping[str, Path], folder: Path, beside: Mapping[str, Path]) -> str | None:
     """Bring the pages in `folder/html` up to date and return what Sphinx complained of, if anything.
 
-    `made` are the files that are not as they stand in the sources: path in the staging folder -> file.
+    `made` are the files that are not as they stand in the sources: path in the staging folder -> file. What is `beside`
+    the pages Sphinx does not see: path below `folder/html` -> file.
 
     Sphinx works in a folder of its own and goes on from what it left there, but only after a build
     that ended well: it does not read again a page that it warned of or was interrupted at.
@@ -287,18 +300,25 @@ def _update_pages(root: Path, made: Mapping[str, Path], folder: Path) -> str | N
         shutil.rmtree(work, ignore_errors=True)
     if error := _render(folder / "stage", work):
         return error
-    _publish(work / "_build" / "html", folder)
+    _publish(work / "_build" / "html", folder, beside)
     os.replace(work, kept)
     return None
 
 
-def _publish(pages: Path, folder: Path) -> None:
-    """Put a copy of `pages`, with the scorecard's data, in the place of `folder/html`, in one go."""
+def _publish(pages: Path, folder: Path, beside: Mapping[str, Path]) -> None:
+    """Put a copy of `pages`, their figures numbered, and what lies `beside` them in the place of `folder/html`."""
     html, new, old = (folder / name for name in ("html", "html.new", "html.old"))
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(pages, new)
+    for page in (new / "book").rglob("*.html"):
+        text, when = page.read_text(encoding="utf-8"), page.stat()
+        page.write_text(typeset.numbered(text), encoding="utf-8")
+        os.utime(page, ns=(when.st_atime_ns, when.st_mtime_ns))
     if (folder / SCORECARD).exists():
-        shutil.copyfile(folder / SCORECARD, new / SCORECARD)
+        beside = {SCORECARD: folder / SCORECARD, **beside}
+    for name, path in beside.items():
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, new / name)
     shutil.rmtree(old, ignore_errors=True)
     if html.exists():
         os.replace(html, old)

@@ -26,9 +26,12 @@ if TYPE_CHECKING:  # statistics take a second to import, and reading claims need
 # The key of the claims in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.claims+json"
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "not decidable at this scale"
+# What people read where a claim fails that sets a band to both sides of a number: the band is ours, and it may be too
+# narrow though the paper is right.
+OUTSIDE = "outside our band"
 # A symbol and a word each, so that colour is never the only cue.
-SYMBOLS = {HOLDS: "✓", FAILS: "✗", UNDECIDED: "?"}
-CSS_CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided"}
+SYMBOLS = {HOLDS: "✓", FAILS: "✗", OUTSIDE: "≠", UNDECIDED: "?"}
+CSS_CLASSES = {HOLDS: "holds", FAILS: "fails", OUTSIDE: "outside", UNDECIDED: "undecided"}
 
 # Folders of images that stand in for a set: name of the folder -> what readers call it, and the set.
 STAND_INS = {"cifar10-jpeg": ("a JPEG copy of CIFAR-10", "cifar10")}
@@ -153,6 +156,17 @@ class Claim:
         """
         found = self._outcome
         return f"{found}, on {self.stand_in}" if self.stand_in and found != UNDECIDED else found
+
+    @property
+    def word(self) -> str:
+        """The verdict without what it was measured on, as people read it: OUTSIDE for a band that is missed."""
+        return OUTSIDE if self._outcome == FAILS and self.holds_if.strip().startswith("between") else self._outcome
+
+    @property
+    def verdict_in_words(self) -> str:
+        """The verdict as people read it, with its symbol."""
+        where = f", on {self.stand_in}" if self.stand_in and self.word != UNDECIDED else ""
+        return f"{SYMBOLS[self.word]} {self.word}{where}"
 
     @property
     def stand_in(self) -> str:
@@ -322,46 +336,56 @@ def show(claims: Iterable[Claim]) -> None:
 
 def _as_text(claim: Claim) -> str:
     lines = [
-        f"{SYMBOLS[claim._outcome]} {claim.verdict}: {claim.statement} [{claim.id}]",
+        f"{claim.verdict_in_words}: {claim.statement} [{claim.id}]",
         f"    {claim.source}; reported: {claim.report}; measured: {claim.measurement}; holds if {claim.holds_if}",
     ]
     return "\n".join(lines + ([f"    {claim.why_undecided}"] if claim.why_undecided else []))
 
 
-def _as_html(claims: Claims, notes: Mapping[str, str] = MappingProxyType({})) -> str:
-    head = ("Claim", "Source", "Reported", "Measured", "Holds if", "Verdict")
-    rows = (_as_row(claim, notes.get(claim.id, "")) for claim in claims)
-    return pages.table(head, rows, caption="The claims, and what this run measured", css="nadkit-claims")
+Recorded = Mapping[str, tuple[str, Claim]]
+"""By claim, what the record that counts says of it: the record in a few words, and the claim."""
 
 
-def _as_row(claim: Claim, note: str) -> str:
-    texts = (claim.source, claim.report, claim.measurement, claim.holds_if)
-    statement = f"{html.escape(claim.statement)}<br><code>{claim.id}</code>"
-    cells = [statement, *map(html.escape, texts), verdict_as_html(claim, note)]
-    return pages.row(cells, id=f"claim-{claim.id}")
+def _as_html(
+    claims: Claims, notes: Mapping[str, str] = MappingProxyType({}), recorded: Recorded = MappingProxyType({})
+) -> str:
+    found = [recorded.get(claim.id) for claim in claims]
+    head = ["Claim", "Reported", "This run", *(["Recorded"] if any(found) else [])]
+    rows = (
+        _as_row(claim, notes.get(claim.id, ""), pair, wide=any(found))
+        for claim, pair in zip(claims, found, strict=True)
+    )
+    return pages.table(head, rows, caption="The claims, and what was measured", css="nadkit-claims")
 
 
-def verdict_as_html(claim: Claim, note: str = "") -> str:
-    """Return `word_as_html`; where the claim is undecided also why, and a note."""
-    reasons = [claim.why_undecided, note] if claim.why_undecided else []
-    return word_as_html(claim) + "".join(f"<br><small>{html.escape(reason)}</small>" for reason in reasons if reason)
+def _as_row(claim: Claim, note: str, recorded: tuple[str, Claim] | None, *, wide: bool) -> str:
+    escape = html.escape
+    statement = f"{escape(claim.statement)}<br><small>{escape(claim.source)}</small><br><code>{claim.id}</code>"
+    reported = f"{escape(claim.report)}<br><small>holds if {escape(claim.holds_if)}</small>"
+    cells = {"claim": statement, "reported": reported, "run": measured_as_html(claim, note)}
+    if wide:
+        words, made = recorded or ("", None)
+        cells["recorded"] = f"{measured_as_html(made)}<br><small>{escape(words)}</small>" if made else "-"
+    return pages.row(cells.values(), id=f"claim-{claim.id}", css=cells)
+
+
+def measured_as_html(claim: Claim, note: str = "") -> str:
+    """Return the verdict on a claim, the measurement if there is one, and where undecided also why, and a note."""
+    number = [] if claim.measured is None else [html.escape(claim.measurement)]
+    reasons = filter(None, [claim.why_undecided, note]) if claim.why_undecided else []
+    return "<br>".join([word_as_html(claim), *number, *(f"<small>{html.escape(reason)}</small>" for reason in reasons)])
 
 
 def word_as_html(claim: Claim) -> str:
     """Return a verdict as a symbol and a word."""
-    word = f"{SYMBOLS[claim._outcome]} {claim.verdict}"
-    return f'<strong class="nadkit-{CSS_CLASSES[claim._outcome]}">{word}</strong>'
+    return f'<strong class="nadkit-{CSS_CLASSES[claim.word]}">{claim.verdict_in_words}</strong>'
 
 
-def annotate(notebook: Mapping[str, Any], notes: Mapping[str, str]) -> bool:
-    """Put notes beside the undecided claims of an executed notebook, and return whether there are any."""
-    changed = False
+def annotate(notebook: Mapping[str, Any], notes: Mapping[str, str], recorded: Recorded = MappingProxyType({})) -> None:
+    """Put what was recorded beside the claims of an executed notebook, and notes beside the undecided ones."""
     for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
         if store := output.get("metadata", {}).get(MIME):
-            claims = Claims.from_json(store["claims"])
-            output["data"]["text/html"] = _as_html(claims, notes)
-            changed |= any(claim.id in notes for claim in claims if claim.verdict == UNDECIDED)
-    return changed
+            output["data"]["text/html"] = _as_html(Claims.from_json(store["claims"]), notes, recorded)
 
 
 @dataclass(frozen=True)

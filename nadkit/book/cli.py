@@ -188,6 +188,26 @@ def _collect(options: argparse.Namespace) -> Answer:
     return Answer(text, json.loads(table.to_json(orient="records")))
 
 
+def _figures(options: argparse.Namespace) -> Answer:
+    from nadkit.book import collect
+
+    root = _root(options)
+    built = root / "_build" / "executed" / options.profile
+    found = {name: built / f"{name}.ipynb" for name in chapters.find_chapters(root)}
+    names = [chapters.resolve(name, found)[0] for name in options.chapters]
+    names = names or [name for name, path in found.items() if path.exists()]
+    if missing := [name for name in names if not found[name].exists()]:
+        raise BadInput(f"{missing[0]} is not in the last build of profile {options.profile}: 'nadkit build' makes it")
+    data = []
+    for name in names:
+        made = collect.write_drawings(found[name], options.folder / name)
+        data += [{"chapter": name, "figure": drawing.name, "pdf": drawing.pdf is not None} for drawing in made]
+    lines = [f"{len(data)} figures of {len(names)} chapters: {options.folder}"]
+    if old := list(dict.fromkeys(entry["chapter"] for entry in data if not entry["pdf"])):
+        lines.append(f"without PDF, for their last run kept none: {', '.join(old)}; a new run keeps them")
+    return Answer("\n".join(lines), data)
+
+
 def _record(options: argparse.Namespace) -> Answer:
     from nadkit.book import prints, records, runner, witness
 
@@ -461,16 +481,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     sweep = command("sweep", _sweep, "run one chapter at every point of a grid of parameters")
     build = command("build", _build, "run the chapters that changed, then build the book's pages")
     collect = command("collect", _collect, "one table of many runs: parameters, measured values, claims, provenance")
+    figures = command("figures", _figures, "the figures of the last build as PDF and PNG, for slides")
     record = command("record", _record, "run a chapter, or take a finished run, and keep its results in the book")
     verify = command("verify", _verify, "whether today's code still gives the numbers of the recorded runs")
     reading = command("claims", _claims, "what executed chapters claim, and whether it holds")
 
-    for sub in (listing, show, check, run, sweep, record, verify, build):
+    for sub in (listing, show, check, run, sweep, record, verify, build, figures):
         sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
     for sub in (show, run, sweep, record):
         number = "?" if sub is record else None  # with --plan, all
         sub.add_argument("chapter", nargs=number, metavar="CHAPTER", help="its name, as 'nadkit list' has it")
-    for sub in (run, sweep, record, build):
+    for sub in (run, sweep, record, build, figures):
         default = None if sub is record else QUICK  # a finished run has its own
         sub.add_argument("--profile", default=default, help="a set of parameters (default: quick)")
 
@@ -520,11 +541,13 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     record.add_argument("--minutes", type=_jobs, metavar="N", help="with --plan: stop then; the next call goes on")
     record.add_argument("--threads", type=_jobs, metavar="N", help="with --plan: of a run (default: one a core)")
     record.add_argument("--dry-run", action="store_true", help="with --plan: show the runs, their claims and state")
+    figures.add_argument("folder", type=Path, metavar="DIR", help="where they go, in a folder for each chapter")
     all_listed = "all that _toc.yml lists"
     for sub, what, usual in (
         (check, "to check", all_listed),
         (verify, "whose records to look at", "all"),
         (build, "to run", all_listed),
+        (figures, "whose figures to write", "all that were built"),
     ):
         sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"chapters {what} (default: {usual})")
     verify.add_argument("--again", action="store_true", help="run the witnesses though the code did not change")

@@ -1,5 +1,7 @@
 """Collect: what finished runs stored, and one table of many of them."""
 
+import base64
+import itertools
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +14,7 @@ from nadkit.book import claims
 from nadkit.book.chapters import BadInput, cell_source, cell_tags, read_notebook
 from nadkit.book.claims import Claims
 from nadkit.book.parameters import parse_parameters
-from nadkit.book.results import FINISHED, MIME, Scalar, Table, checked, data_words
+from nadkit.book.results import FINISHED, MIME, PDF, Scalar, Table, checked, data_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,14 +50,74 @@ def stored(path: Path) -> Stored:
     return Stored(device, data, numbers, tables, _parameters(notebook))
 
 
-def shown(path: Path) -> dict[str, str]:
-    """Return what the executed notebook at `path` shows of its tables, as HTML."""
+@dataclass(frozen=True)
+class Shown:
+    """What an executed notebook shows of a table: HTML, and the caption of its picture if the chapter gave one."""
+
+    page: str
+    caption: str = ""
+
+
+def shown(path: Path) -> dict[str, Shown]:
+    """Return by name what the executed notebook at `path` shows of its tables."""
     outputs = (output for cell in read_notebook(path)["cells"] for output in cell.get("outputs", []))
-    return {
-        name: "".join(output["data"].get("text/html", ""))
-        for output in outputs
-        for name in output.get("metadata", {}).get(MIME, {}).get("tables", {})
-    }
+    return dict(pair for output in outputs for pair in shown_by(output).items())
+
+
+def shown_by(output: Mapping[str, Any]) -> dict[str, Shown]:
+    """Return by name what an output shows of a table; most outputs show none."""
+    store = output.get("metadata", {}).get(MIME, {})
+    page = "".join(output.get("data", {}).get("text/html", ""))
+    return {name: Shown(page, store.get("captions", {}).get(name, "")) for name in store.get("tables", {})}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture of an executed notebook: its name, a PNG, and a PDF if the run kept one."""
+
+    name: str
+    png: bytes
+    pdf: bytes | None
+
+
+def drawings(path: Path) -> list[Drawing]:
+    """Return the pictures that the executed notebook at `path` shows, in their order.
+
+    They are called after the table that they show or the cell that displays them; of several in tabs or in one cell,
+    the first has that name alone, the others a number behind it.
+    """
+    found: list[Drawing] = []
+    for cell in read_notebook(path)["cells"]:
+        for output in cell.get("outputs", []):
+            data, named = output.get("data", {}), list(shown_by(output))
+            if "image/png" in data:
+                pairs = [("".join(data["image/png"]), "".join(data.get("application/pdf", "")))]
+            else:
+                images = re.findall(r'<img src="data:image/png;base64,([^"]+)"', "".join(data.get("text/html", "")))
+                pairs = list(itertools.zip_longest(images, output.get("metadata", {}).get(PDF, [])[: len(images)]))
+            name = named[0] if named else cell.get("id", "figure")
+            before = sum(bool(re.fullmatch(rf"{re.escape(name)}(-\d+)?", drawing.name)) for drawing in found)
+            for number, (png, pdf) in enumerate(pairs, start=before + 1):
+                own = f"{name}-{number}" if number > 1 else name
+                found.append(Drawing(own, base64.b64decode(png), base64.b64decode(pdf) if pdf else None))
+    return found
+
+
+def write_drawings(path: Path, folder: Path) -> list[Drawing]:
+    """Write the pictures of the executed notebook at `path` as NAME.png and NAME.pdf into `folder`, and return them.
+
+    Raises:
+        BadInput: there is no such notebook.
+        DataError: a file cannot be written.
+    """
+    found = drawings(path)
+    for drawing in found:
+        for suffix, content in (("png", drawing.png), ("pdf", drawing.pdf)):
+            if content:
+                folder.mkdir(parents=True, exist_ok=True)
+                with files.atomic_write(folder / f"{drawing.name}.{suffix}") as part:
+                    part.write_bytes(content)
+    return found
 
 
 def _parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,18 +12,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nadkit import files
-from nadkit.book import collect, pages, scorecard
+from nadkit.book import collect, pages, scorecard, typeset
 from nadkit.book.chapters import BadInput, cell_source, read_notebook
 from nadkit.book.scorecard import Row
+from nadkit.book.typeset import Pictures
 from nadkit.names import did_you_mean
 
 _INCLUDE = re.compile(r"^```\{include\} (_generated/(figures|lead|claims)/(\S+)\.md)$", re.MULTILINE)
 
 
 def make(
-    root: Path, chapters: Sequence[str], executed: Mapping[str, Path], rows: Sequence[Row], folder: Path
+    root: Path,
+    chapters: Sequence[str],
+    executed: Mapping[str, Path],
+    rows: Sequence[Row],
+    folder: Path,
+    pictures: Pictures,
 ) -> dict[str, Path]:
     """Write the excerpts that pages of the book ask for below `folder`; return where each belongs -> its file.
+
+    Their images go to the `pictures`.
 
     Of the `chapters`, those that are not `executed` leave a note in place of what they would show.
 
@@ -40,7 +48,7 @@ def make(
                 if kind == "claims":
                     text = _verdicts(name, rows, start, whole=len(executed) == len(chapters))
                 else:
-                    text = _figure(name, chapters, executed, lead=kind == "lead")
+                    text = _figure(name, chapters, executed, pictures, f"{start}../", lead=kind == "lead")
             except BadInput as error:
                 raise BadInput(f"{page.relative_to(root)}: {place}: {error}") from error
             made[(where / place).as_posix()] = path = folder / "excerpts" / where / place
@@ -57,7 +65,9 @@ def _markdown(page: Path) -> str:
     return "\n".join(cell_source(cell) for cell in cells if cell["cell_type"] == "markdown")
 
 
-def _figure(name: str, chapters: Sequence[str], executed: Mapping[str, Path], *, lead: bool) -> str:
+def _figure(
+    name: str, chapters: Sequence[str], executed: Mapping[str, Path], pictures: Pictures, top: str, *, lead: bool
+) -> str:
     chapter, _, figure = name.rpartition("/")
     if chapter not in chapters:
         raise BadInput(f"no chapter is called {chapter!r}: {did_you_mean(chapter, chapters)}")
@@ -66,10 +76,12 @@ def _figure(name: str, chapters: Sequence[str], executed: Mapping[str, Path], *,
     shown = collect.shown(executed[chapter])
     if figure not in shown:
         raise BadInput(f"{chapter} shows nothing called {figure!r}: {did_you_mean(figure, shown)}")
+    page, caption = shown[figure].page, shown[figure].caption
     if not lead:
-        return shown[figure]
-    label, best = pages.first_panel(shown[figure])
-    return f'<figure class="nadkit-lead">\n{best}\n<figcaption>{label}</figcaption>\n</figure>'
+        return typeset.figure(page, caption, pictures, top)
+    label, best = pages.first_panel(page)
+    best = re.sub(r'<p class="nadkit-provenance">.*?</p>', "", best, flags=re.DOTALL)  # the chapter's own tabs say it
+    return typeset.figure(best, caption, pictures, top, below=label)
 
 
 def _verdicts(name: str, rows: Sequence[Row], start: str, *, whole: bool) -> str:

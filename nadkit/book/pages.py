@@ -3,8 +3,10 @@
 import base64
 import html
 import io
+import itertools
 import re
 import secrets
+import struct
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -52,15 +54,26 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def image(figure: "Figure", alt: str) -> str:
-    """Return a figure as a PNG in the page, and close it."""
+SHARPNESS = 2
+"""Pixels of a picture for each of a page, along either side."""
+
+
+def drawn(figure: "Figure", alt: str) -> tuple[str, str]:
+    """Return a figure as a sharp PNG in the page, and as a PDF in base64 for slides; and close it."""
     from matplotlib import pyplot as plt
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
+    sharp, vector = io.BytesIO(), io.BytesIO()
+    figure.savefig(sharp, format="png", dpi=SHARPNESS * figure.dpi, bbox_inches="tight")
+    figure.savefig(vector, format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
     plt.close(figure)  # or pyplot shows it once more
-    image = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}">'
+    return png(sharp.getvalue(), alt, SHARPNESS), base64.b64encode(vector.getvalue()).decode()
+
+
+def png(content: bytes, alt: str, sharpness: float = 1) -> str:
+    """Return a PNG in the page, as large as its pixels by its `sharpness`."""
+    width, height = (round(side / sharpness) for side in struct.unpack(">II", content[16:24]))
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return f'<img src="{source}" width="{width}" height="{height}" alt="{html.escape(alt)}">'
 
 
 def packed(image: "Tensor") -> str:
@@ -92,11 +105,20 @@ def table(head: Sequence[str], rows: Iterable[str], *, caption: str = "", css: s
     titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head)
     above = f"<caption>{html.escape(' '.join(caption.split()))}</caption>\n" if caption else ""
     body = "\n".join(rows)
-    return f'<table class="table {css}">\n{above}<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+    found = f'<table class="table {css}">\n{above}<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+    return f'<div class="nadkit-scroll">\n{found}\n</div>'
 
 
-def row(cells: Iterable[str], *, head: str | None = None, id: str = "") -> str:
-    """Return a row of cells that are HTML already; `head` is the one that names the row."""
+def number(value: float) -> str:
+    """Return a number in three significant digits, for a table: "0.0123", "98.8", "12,300"."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if 1000 <= abs(rounded) < 1e9 else f"{rounded:g}"
+
+
+def row(cells: Iterable[str], *, head: str | None = None, id: str = "", css: Iterable[str] = ()) -> str:
+    """Return a row of cells that are HTML already; `head` names the row, and `css` are the classes of the others."""
     named = f'<th scope="row">{head}</th>' if head is not None else ""
     attribute = f' id="{id}"' if id else ""
-    return f"<tr{attribute}>{named}" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    classes = [f' class="nadkit-{name}"' for name in css]
+    pairs = itertools.zip_longest(cells, classes, fillvalue="")
+    return f"<tr{attribute}>{named}" + "".join(f"<td{name}>{cell}</td>" for cell, name in pairs) + "</tr>"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # a chapter imports what it needs of these; `nadkit --help` n
 
 # The key of results in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.results+json"
+# That of its pictures as PDF, in the order of the tabs, for slides.
+PDF = "application/vnd.nadkit.pdf"
 MOST_CELLS = 5_000
 """Maximum cells of a table: people read it in a diff."""
 DIGITS = 6
@@ -87,12 +89,14 @@ def show(
     draw: "Callable[[pd.DataFrame], Figure] | None" = None,
     *,
     alt: str,
+    caption: str = "",
     recorded: Sequence["Record"] = (),
 ) -> None:
     """Store a small table and display it, drawn by `draw` if given; in tabs beside it the same of recorded runs.
 
     Recorded runs that hold stand first, those that count most in front: they are the better evidence. `draw` gets every
-    table as it is stored, rounded to six digits. `alt` says in words what there is to see.
+    table as it is stored, rounded to six digits. `alt` says in words what there is to see; `caption` stands below it on
+    the page, where not given the first sentence of `alt`.
 
     Raises:
         ValueError: the table has over 5,000 cells, or an index or columns without names of their own, or holds
@@ -100,13 +104,15 @@ def show(
     """
     store = _to_plain(name, table)
     frame = to_frame(store)
-    panels = [("this run", _drawn(frame, draw, alt))]
+    panels = [("this run", *_drawn(frame, draw, alt))]
     own = sorted((record for record in recorded if name in record.tables), key=lambda record: record.rank)
     for record in (r for r in own if not r.counts):
-        panels.append((f"recorded: {record.words} ({DIFFERS})", _of_record(record, name, draw, alt)))
-    panels = [(f"recorded: {r.words}", _of_record(r, name, draw, alt)) for r in own if r.counts] + panels
-    page = pages.tabs(panels) if len(panels) > 1 else panels[0][1]
-    _display({"tables": {name: store}}, f"{alt}\n{frame.to_string(index=False, max_rows=20)}", page)
+        panels.append((f"recorded: {record.words} ({DIFFERS})", *_of_record(record, name, draw, alt)))
+    panels = [(f"recorded: {r.words}", *_of_record(r, name, draw, alt)) for r in own if r.counts] + panels
+    page = pages.tabs((label, shown) for label, shown, _ in panels) if len(panels) > 1 else panels[0][1]
+    kept = {"tables": {name: store}} | ({"captions": {name: caption}} if caption else {})
+    pdfs = [pdf for _, _, pdf in panels if pdf]
+    _display(kept, f"{alt}\n{frame.to_string(index=False, max_rows=20)}", page, pdfs)
 
 
 def recorded(chapter: str) -> list["Record"]:
@@ -116,12 +122,13 @@ def recorded(chapter: str) -> list["Record"]:
     return records.recorded(chapter)
 
 
-def _display(store: Mapping[str, Any], text: str, page: str = "") -> None:
+def _display(store: Mapping[str, Any], text: str, page: str = "", pdfs: Sequence[str] = ()) -> None:
     from IPython.display import display
 
     data = {"text/plain": text} | ({"text/html": page} if page else {})
     # As one more way to show the output, Sphinx would warn that it cannot render the store.
-    display(data, metadata={MIME: {"version": 1, **store}}, raw=True)
+    more = {PDF: list(pdfs)} if pdfs else {}
+    display(data, metadata={MIME: {"version": 1, **store}, **more}, raw=True)
 
 
 # ---- plain data ----------------------------------------------------------------------------------
@@ -219,24 +226,27 @@ def data_words(item: Mapping[str, str | None]) -> str:
 # ---- pages ---------------------------------------------------------------------------------------
 
 
-def _drawn(frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | None", alt: str) -> str:
+def _drawn(frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | None", alt: str) -> tuple[str, str]:
+    """Return a table or its drawing as HTML, and of a drawing the PDF."""
     if frame.empty:
-        return "<p>Nothing to show here.</p>"
-    return _as_table(frame, alt) if draw is None else pages.image(draw(frame), alt)
+        return "<p>Nothing to show here.</p>", ""
+    return (_as_table(frame, alt), "") if draw is None else pages.drawn(draw(frame), alt)
 
 
-def _redrawn(frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | None", alt: str) -> str:
+def _redrawn(frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | None", alt: str) -> tuple[str, str]:
     """Draw a recorded table, or show it as it is: a run does not fail because its chapter draws other columns today."""
     try:
         return _drawn(frame, draw, alt)
     except Exception as error:
         problem = html.escape(f"It could not be drawn ({type(error).__name__}: {error}).")
-        return f"{_as_table(frame, alt)}<p>{problem}</p>"
+        return f"{_as_table(frame, alt)}<p>{problem}</p>", ""
 
 
-def _of_record(record: "Record", name: str, draw: "Callable[[pd.DataFrame], Figure] | None", alt: str) -> str:
-    drawing = _redrawn(to_frame(record.tables[name]), draw, f"{alt} Recorded run: {record.name}.")
-    return drawing + _provenance_as_html(record)
+def _of_record(
+    record: "Record", name: str, draw: "Callable[[pd.DataFrame], Figure] | None", alt: str
+) -> tuple[str, str]:
+    drawing, pdf = _redrawn(to_frame(record.tables[name]), draw, f"{alt} Recorded run: {record.name}.")
+    return drawing + _provenance_as_html(record), pdf
 
 
 def _as_table(frame: "pd.DataFrame", caption: str) -> str:
@@ -248,9 +258,7 @@ def _as_table(frame: "pd.DataFrame", caption: str) -> str:
 def _cell(value: Scalar) -> str:
     if value is None or value != value:
         return "-"
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.0f}" if 1000 <= abs(value) < math.inf else f"{value:.3g}"
+    return pages.number(value) if isinstance(value, float) else str(value)
 
 
 def _provenance_as_html(record: "Record") -> str:

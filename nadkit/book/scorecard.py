@@ -10,7 +10,7 @@ from typing import Any
 
 from nadkit.book import pages
 from nadkit.book.chapters import BadInput
-from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, verdict_as_html, word_as_html
+from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, measured_as_html, word_as_html
 from nadkit.book.records import Record, short_commit
 from nadkit.names import did_you_mean
 
@@ -208,38 +208,38 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+# Short enough for a phone; that a claim which fails may be one outside our band, the page says.
+HEADS = {HOLDS: "holds", FAILS: "fails or outside", UNDECIDED: "not decidable", ON_A_STAND_IN: ON_A_STAND_IN}
+
+
 def _totals_table(found: Iterable[Total]) -> str:
-    head = ["paper", "claims", *(f"{where}: {v}" for where in ("live", "recorded") for v in _short(VERDICTS))]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    head = ["paper", "claims", "runs", *(HEADS[verdict] for verdict in VERDICTS)]
+    lines = [head, ["---", "---:", "---", *["---:"] * len(VERDICTS)]]
     for total in found:
         name = f"{{cite:t}}`{total.paper}`" if total.paper else OWN
-        counts = [total.claims, *total.live.values(), *total.recorded.values()]
-        lines.append([name, *map(str, counts)])
+        lines.append([name, str(total.claims), "live", *map(str, total.live.values())])
+        lines.append(["", "", "recorded", *map(str, total.recorded.values())])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _short(verdicts: Iterable[str]) -> list[str]:
-    return [verdict.removesuffix(" at this scale") for verdict in verdicts]
 
 
 def _chapter_table(rows: Sequence[Row]) -> str:
     record = rows[0].run.record
     caption = f"The claims of {record['chapter']}: live, profile {record.get('profile')}, and recorded"
-    head = ("Claim", "Source", "Reported", "Live", "Recorded")
-    found = pages.table(head, map(_as_row, rows), caption=caption, css="nadkit-claims nadkit-scorecard")
-    return f'<div class="nadkit-scroll">\n{found}\n</div>'
+    head = ("Claim", "Reported", "Live", "Recorded")
+    return pages.table(head, map(_as_row, rows), caption=caption, css="nadkit-claims nadkit-scorecard")
 
 
 def _as_row(row: Row) -> str:
     claim = row.claim
-    link = f'<a href="{_escape(f"../{row.page}")}">{_escape(claim.statement)}</a><br><code>{_escape(claim.id)}</code>'
+    link = f'<a href="{_escape(f"../{row.page}")}">{_escape(claim.statement)}</a>'
+    link += f"<br><small>{_escape(claim.source)}</small><br><code>{_escape(claim.id)}</code>"
     live = _measured(row.live) if row.live else f"<em>{GONE}</em>"
     recorded = "".join(f"<li>{_measured(claim)}<br>{_where(record)}</li>" for record, claim in row.recorded)
     waits = f"<small>{_escape(row.waits)}</small>" if row.waits else ""
     reported = f"{_escape(claim.report)}<br><small>holds if {_escape(claim.holds_if)}</small>"
-    return pages.row(
-        [_escape(claim.source), reported, live, (f"<ul>{recorded}</ul>" if recorded else "") + waits or "-"], head=link
-    )
+    cells = {"reported": reported, "run": live}
+    cells["recorded"] = (f"<ul>{recorded}</ul>" if recorded else "") + waits or "-"
+    return pages.row(cells.values(), head=link, css=cells)
 
 
 def lines(rows: Iterable[Row], start: str) -> str:
@@ -256,8 +256,7 @@ def _line(row: Row, start: str) -> str:
 
 
 def _measured(claim: Claim) -> str:
-    verdict = " ".join(verdict_as_html(claim).split())
-    return verdict if claim.measured is None else f"{_escape(claim.measurement)}<br>{verdict}"
+    return " ".join(measured_as_html(claim).split())
 
 
 def _where(record: Record) -> str:

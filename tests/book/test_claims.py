@@ -117,7 +117,7 @@ def test_a_table_says_which_setting_is_another():
 def test_what_was_reported_may_be_a_number_or_words(reported, text):
     data, _ = Claims([claim(reported=reported)])._repr_mimebundle_()
     assert f"reported: {text};" in data["text/plain"]
-    assert f"<td>{text}</td>" in data["text/html"]
+    assert f'<td class="nadkit-reported">{text}<br>' in data["text/html"]
 
 
 def test_what_was_not_measured_is_undecided():
@@ -247,11 +247,40 @@ def test_claims_come_back_from_the_notebook_they_were_shown_in(tmp_path):
 def test_notes_stand_beside_undecided_claims_alone(tmp_path):
     path = executed(tmp_path / "a.ipynb", [claim(1.0, id="a"), claim(None, id="b"), claim(None, id="c")])
     notebook = read_notebook(path)
-    assert annotate(notebook, {"a": "A note", "b": "waits for <x>"})
+    annotate(notebook, {"a": "A note", "b": "waits for <x>"})
     (html,) = (cell["outputs"][0]["data"]["text/html"] for cell in notebook["cells"])
     assert "A note" not in html
     assert html.count("not measured</small><br><small>waits for &lt;x&gt;</small>") == 1
-    assert not annotate(read_notebook(path), {"a": "A note"})
+    assert "Recorded" not in html
+
+
+def test_what_was_recorded_stands_beside_the_claims_of_this_run(tmp_path):
+    notebook = read_notebook(executed(tmp_path / "a.ipynb", [claim(None, id="a"), claim(1.0, id="b")]))
+    annotate(notebook, {}, {"a": ("MNIST, 12 min on <GPU>", claim(0.97, id="a"))})
+    (html,) = (cell["outputs"][0]["data"]["text/html"] for cell in notebook["cells"])
+    assert '<th scope="col">Recorded</th>' in html
+    assert "✓ holds</strong><br>0.97<br><small>MNIST, 12 min on &lt;GPU&gt;</small></td></tr>" in html
+    assert html.count('<td class="nadkit-recorded">-</td>') == 1  # b has no record
+    assert html.count('<td class="nadkit-run"><strong') == 2
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"),
+    [("between 0.9 and 1.1", "≠ outside our band"), (">= 0.9", "✗ fails"), ("between -1 and 1", "✓ holds")],
+)
+def test_a_band_that_is_missed_does_not_read_as_if_the_paper_were_wrong(bound, words):
+    made = claim(0.5, bound)
+    data, metadata = Claims([made])._repr_mimebundle_()
+    assert f"{words}</strong>" in data["text/html"]
+    assert f"{words}:" in data["text/plain"]
+    assert made.verdict in (HOLDS, FAILS)
+    assert metadata[MIME]["claims"][0]["verdict"] == made.verdict
+
+
+def test_a_band_that_is_missed_on_a_stand_in_says_so():
+    made = claim(0.5, "between 0.9 and 1.1", same={"images": ("folder:x/cifar10-jpeg", "cifar10")})
+    assert made.verdict == "fails, on a JPEG copy of CIFAR-10"
+    assert made.verdict_in_words == "≠ outside our band, on a JPEG copy of CIFAR-10"
 
 
 def test_claims_stored_before_they_named_their_paper_are_read(tmp_path):

@@ -1,5 +1,7 @@
 """Tests of what pages that are no chapters take from chapters."""
 
+import re
+
 import nbformat
 import pytest
 
@@ -8,13 +10,17 @@ from nadkit.book.chapters import BadInput
 from nadkit.book.claims import Claim, Claims, Run
 from nadkit.book.results import MIME
 from nadkit.book.scorecard import rows
+from nadkit.book.typeset import Pictures
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+IMAGE = f'<img src="data:image/png;base64,{PNG}" alt="A map. Bright is high."><p class="nadkit-provenance">A GPU</p>'
 
 
 @pytest.fixture
 def book(tmp_path):
     """A book with one page, which asks for what is given, and one executed chapter; returns what `make` makes."""
     output = nbformat.v4.new_output(
-        "display_data", {"text/html": "<img alt='Map'>"}, metadata={MIME: {"version": 1, "tables": {"map": {}}}}
+        "display_data", {"text/html": IMAGE}, metadata={MIME: {"version": 1, "tables": {"map": {}}}}
     )
     executed = tmp_path / "bias.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[output])]), executed)
@@ -25,20 +31,26 @@ def book(tmp_path):
         path = tmp_path / "book" / f"{page}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"Words.\n\n```{{include}} _generated/{name}.md\n```\n" for name in names))
-        found = excerpts.make(tmp_path, chapters, {"inputs/bias": executed}, rows([run], []), tmp_path / "out")
+        out, pictures = tmp_path / "out", Pictures(tmp_path / "pictures")
+        found = excerpts.make(tmp_path, chapters, {"inputs/bias": executed}, rows([run], []), out, pictures)
         return {place: file.read_text() for place, file in found.items()}
 
     return made
 
 
 def test_a_page_gets_the_figures_that_it_names(book):
-    assert book("figures/inputs/bias/map") == {"book/_generated/figures/inputs/bias/map.md": "<img alt='Map'>\n"}
+    ((place, text),) = book("figures/inputs/bias/map").items()
+    assert place == "book/_generated/figures/inputs/bias/map.md"
+    assert re.search(r'<a class="nadkit-enlarge" href="../_pictures/\w+.png"><img src="../_pictures/\w+.png"', text)
+    assert 'alt="A map. Bright is high."' in text
+    assert "</b> A map.</figcaption>" in text
 
 
 def test_a_page_gets_the_best_of_a_figure(book):
     (text,) = book("lead/inputs/bias/map").values()
-    assert "<img alt='Map'>" in text
-    assert "<figcaption>this run</figcaption>" in text
+    assert text.count("<img") == 1
+    assert "A GPU" not in text
+    assert "</b> A map. <small>this run</small></figcaption>" in text
 
 
 def test_a_chapter_may_ask_for_its_own_figure(book, tmp_path):

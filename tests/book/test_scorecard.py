@@ -127,8 +127,8 @@ def test_the_page_has_a_table_for_each_chapter_with_words_and_symbols():
         "## [Title of *inputs/nads*, $x^2$](/book/inputs/nads.ipynb)",
         "## [Title of *activations/one*, $x^2$](/book/activations/one.ipynb)",
     ]  # fmt: skip
-    assert "| {cite:t}`ortizjimenez2020neural` | 3 | 1 | 1 | 1 | 0 | 0 | 0 | 0 | 0 |" in text
-    assert f"| {OWN} | 1 | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 0 |" in text
+    assert "| {cite:t}`ortizjimenez2020neural` | 3 | live | 1 | 1 | 1 | 0 |\n|  |  | recorded | 0 | 0 | 0 | 0 |" in text
+    assert f"| {OWN} | 1 | live | 1 | 0 | 0 | 0 |\n|  |  | recorded | 0 | 0 | 0 | 0 |" in text
     first, second = tables(text)
     assert [a["href"] for a in first.all("a")] == [
         "../inputs/nads.html#claim-a",
