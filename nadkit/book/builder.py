@@ -18,7 +18,7 @@ import joblib
 from papermill.exceptions import strip_color
 
 from nadkit import files
-from nadkit.book import claims, excerpts, plan, proofread, records, scorecard
+from nadkit.book import claims, excerpts, papers, plan, proofread, records, scorecard
 from nadkit.book.chapters import (
     QUICK,
     BadInput,
@@ -37,6 +37,7 @@ from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, rea
 MOST_JOBS = 4
 USUAL_SECONDS = 60.0
 SCORECARD = "scorecard.json"
+SCORECARD_PAGE = "book/practice/scorecard.md"
 
 
 def build(
@@ -85,11 +86,11 @@ def build(
     say("building the pages")
     try:
         made = {f"book/{name}.ipynb": load(root, name).path for name in listed}
-        notes, pages = planned.notes(), folder / "pages"
+        notes, pages, cited = planned.notes(), folder / "pages", papers.read(root)
         for name, notebook in executed.items():
-            made[f"book/{name}.ipynb"] = _annotated(notebook, notes, pages / f"{name}.ipynb")
-        rows = _scorecard_rows(root, executed, planned.waits_for())
-        made |= _make_scorecard(root, rows, folder) | excerpts.make(root, listed, executed, rows, folder)
+            made[f"book/{name}.ipynb"] = _annotated(root, name, notebook, notes, cited or {}, pages / f"{name}.ipynb")
+        rows = _scorecard_rows(root, executed, planned.waits_for(), cited)
+        made |= _make_scorecard(root, rows, folder, cited or {}) | excerpts.make(root, listed, executed, rows, folder)
         error = _update_pages(root, made, folder)
     except BadInput as problem:
         error = str(problem)
@@ -198,17 +199,29 @@ class _Runs:
             child.terminate()  # a shell's background jobs are deaf to SIGINT
 
 
-def _annotated(notebook: Path, notes: Mapping[str, str], copy: Path) -> Path:
-    """Return an executed notebook, or a copy that has notes beside its undecided claims."""
-    content = read_notebook(notebook)
-    if not claims.annotate(content, notes):
+def _annotated(
+    root: Path,
+    name: str,
+    notebook: Path,
+    notes: Mapping[str, str],
+    cited: Mapping[str, papers.Paper],
+    copy: Path,
+) -> Path:
+    """Return an executed notebook, or a copy that has notes beside its undecided claims, and links to other pages."""
+    content, start = read_notebook(notebook), "../" * name.count("/")
+    changed = claims.annotate(content, notes)
+    if (root / SCORECARD_PAGE).exists():
+        changed |= scorecard.link(content, start, cited)
+    if not changed:
         return notebook
     with files.atomic_write(copy) as part:
         part.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return copy
 
 
-def _scorecard_rows(root: Path, executed: Mapping[str, Path], waits: Mapping[str, str]) -> list[scorecard.Row]:
+def _scorecard_rows(
+    root: Path, executed: Mapping[str, Path], waits: Mapping[str, str], cited: Mapping[str, papers.Paper] | None
+) -> list[scorecard.Row]:
     """Return the claims of the chapters that ran, live and recorded, and which planned runs they wait for.
 
     Raises:
@@ -216,19 +229,20 @@ def _scorecard_rows(root: Path, executed: Mapping[str, Path], waits: Mapping[str
     """
     found = [record for name in executed for record in records.recorded(name, root)]
     rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], found, waits)
-    bibliography = root / "book" / "references.bib"
-    if bibliography.exists():
-        scorecard.require_cited(rows, scorecard.bibliography(bibliography.read_text()))
+    if cited is not None:
+        scorecard.require_cited(rows, cited)
     return rows
 
 
-def _make_scorecard(root: Path, rows: Sequence[scorecard.Row], folder: Path) -> dict[str, Path]:
+def _make_scorecard(
+    root: Path, rows: Sequence[scorecard.Row], folder: Path, cited: Mapping[str, papers.Paper]
+) -> dict[str, Path]:
     """Write the scorecard as Markdown and as JSON, and return where the first belongs; a book may be without."""
-    if not (root / "book" / "practice" / "scorecard.md").exists():
+    if not (root / SCORECARD_PAGE).exists():
         return {}
     included = folder / "scorecard.md"
     data = json.dumps(scorecard.to_json(rows), indent=1) + "\n"
-    for path, text in ((folder / SCORECARD, data), (included, scorecard.markdown(rows))):
+    for path, text in ((folder / SCORECARD, data), (included, scorecard.markdown(rows, cited))):
         with files.atomic_write(path) as part:
             part.write_text(text)
     return {"book/practice/_generated/scorecard.md": included}
