@@ -18,7 +18,7 @@ import joblib
 from papermill.exceptions import strip_color
 
 from nadkit import files
-from nadkit.book import claims, excerpts, papers, plan, proofread, records, scorecard
+from nadkit.book import claims, excerpts, explorers, papers, plan, proofread, records, scorecard
 from nadkit.book.chapters import (
     QUICK,
     BadInput,
@@ -91,6 +91,7 @@ def build(
             made[f"book/{name}.ipynb"] = _annotated(root, name, notebook, notes, cited or {}, pages / f"{name}.ipynb")
         rows = _scorecard_rows(root, executed, planned.waits_for(), cited)
         made |= _make_scorecard(root, rows, folder, cited or {}) | excerpts.make(root, listed, executed, rows, folder)
+        made |= explorers.make(root, executed, folder)
         error = _update_pages(root, made, folder)
     except BadInput as problem:
         error = str(problem)
@@ -212,6 +213,8 @@ def _annotated(
     changed = claims.annotate(content, notes)
     if (root / SCORECARD_PAGE).exists():
         changed |= scorecard.link(content, start, cited)
+    if (root / explorers.PAGE).exists():
+        changed |= explorers.link(content, name, start)
     if not changed:
         return notebook
     with files.atomic_write(copy) as part:
