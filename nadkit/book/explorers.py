@@ -85,7 +85,7 @@ def make(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Pa
         explorer = build(sources)
         text = interactive.page(name, explorer, cache) if explorer else "*The chapters of this figure have not run.*"
         made[f"{INCLUDED}/{name}.md"] = _written(cache / f"{name}.md", f"{text}\n")
-    library = cache / f"vega-lite-{interactive.VEGA_LITE}.js"
+    library = cache / f"vega-{interactive.VEGA_LITE}.js"
     if not library.exists():  # it takes seconds
         _written(library, interactive.library())
     return made | {LIBRARY: library}
@@ -137,17 +137,17 @@ def fourier_map(sources: Sources) -> Explorer | None:
     names = list(dict.fromkeys(row["series"] for row in rows))
     fx, fy = (
         Control(name, f"{label} frequency", sorted({row[name] for row in rows}), _nearest(name, rows), keys)
-        for name, label, keys in (("fx", "horizontal", "x"), ("fy", "vertical", "y"))
+        for name, label, keys in (("fx", "horizontal", "right"), ("fy", "vertical", "down"))
     )
     chosen = "datum.fx == fx && datum.fy == fy"
     cell = alt.Chart().encode(
         x=alt.X("fx:O", title="horizontal frequency", scale=alt.Scale(domain=fx.values), axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("fy:O", title="vertical frequency", scale=alt.Scale(domain=fy.values), sort="descending"),
+        y=alt.Y("fy:O", title="vertical frequency", scale=alt.Scale(domain=fy.values)),
     )
     marked = cell.mark_rect(fill=None, stroke=CHOSEN, strokeWidth=2.5).transform_filter(chosen)
     map_of_one = alt.layer(cell.mark_rect().encode(color=_colour("accuracy (%)")), marked)
     maps = [
-        map_of_one.transform_filter(alt.datum.series == name).properties(width=130, height=210, title=name)
+        map_of_one.transform_filter(alt.datum.series == name).properties(width=112, height=200, title=name)
         for name in names
     ]
     maps = alt.concat(*maps, columns=5).resolve_scale(color="shared")
@@ -242,8 +242,8 @@ def nad_browser(sources: Sources) -> Explorer | None:
     if not rows:
         return None
     networks, indices = list(dict.fromkeys(row["network"] for row in rows)), sorted({row["index"] for row in rows})
-    network = Control("network", "network", networks, networks[0], "y")
-    index = Control("index", "index of the NAD", indices, indices[0], "x")
+    network = Control("network", "network", networks, networks[0], "down")
+    index = Control("index", "index of the NAD", indices, indices[0], "right")
     chosen = "datum.network == network && datum.index == index"
     strip = (
         alt.Chart()
@@ -253,7 +253,7 @@ def nad_browser(sources: Sources) -> Explorer | None:
     mark = strip.mark_rect(fill=None, stroke=CHOSEN, strokeWidth=2.5).transform_filter(chosen)
     mark = mark.encode(y=alt.value(0), y2=alt.value(44))
     strip = strip.mark_image(width=40, height=40, smooth=False).encode(url="pixels:N") + mark
-    size = 210
+    size = 190
     large = [
         alt.Chart()
         .transform_filter(chosen)
@@ -307,7 +307,7 @@ def _curve(rows: Sequence[Row], y: str, title: str, scale: "alt.Scale") -> "alt.
     line = base.transform_calculate(place="datum.index + 1").mark_line(point=True, color="#0173b2")
     line = line.encode(x=x, y=alt.Y(f"{y}:Q", title=title, scale=scale))
     rule = alt.Chart(alt.Data(values=[{}])).transform_calculate(place="index + 1").mark_rule(color=CHOSEN)
-    return (line + rule.encode(x=x)).properties(width=180, height=190)
+    return (line + rule.encode(x=x)).properties(width=160, height=170)
 
 
 def _eigenvalues(network: str, curves: "pd.DataFrame") -> list[Row]:
@@ -359,7 +359,7 @@ def _nad_words(network: str, index: int, known: Row) -> str:
 
 MEMORISATION = "activations/memorisation"
 LAYERS, ZERO = "all", "zero"
-THE_PAPER = "the paper"
+LINES = ["#0173b2", "#de8f05", "#029e73"]
 AREAS = {
     "AUC, clamped to zero": "units, to zero",
     "AUC, clamped to the mean": "units, to their means",
@@ -379,7 +379,10 @@ def ablation(sources: Sources) -> Explorer | None:
         return Control(name, label, values, values[0], keys)
 
     run, network, layer = control("run", "run"), control("network", "network"), control("layer", "layers ablated")
-    clamp, corruption = control("clamp", "clamped to", "y"), control("corruption", "corruption of the labels", "x")
+    clamp, corruption = (
+        control("clamp", "clamped to", "down"),
+        control("corruption", "corruption of the labels", "right"),
+    )
     controls = [run, network, layer, clamp, corruption]
     of_curve = " && ".join(f"datum.{c.name} == {c.name}" for c in (run, network, layer, clamp))
     chosen = "datum.corruption == corruption"
@@ -389,7 +392,7 @@ def ablation(sources: Sources) -> Explorer | None:
         x=alt.X("fraction:Q", title="fraction of units ablated"),
         y=alt.Y("accuracy:Q", title="training accuracy", scale=alt.Scale(domain=[0, 1])),
     )
-    ours, size = base.transform_filter(of_curve).encode(color=colour), {"width": 380, "height": 260}
+    ours, size = base.transform_filter(of_curve).encode(color=colour), {"width": 360, "height": 260}
     lines = ours.mark_line(opacity=0.35, strokeWidth=2)
     strong = ours.transform_filter(chosen).mark_line(point=True, strokeWidth=3.5)
     theirs = alt.Chart(alt.Data(values=_read_off())).transform_filter(f"datum.network == network && {chosen}")
@@ -399,7 +402,9 @@ def ablation(sources: Sources) -> Explorer | None:
     dots = of_areas.mark_line(point=True).encode(
         x=alt.X("corruption:O", title="corruption of the labels", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("area:Q", title="area under the curve", scale=alt.Scale(domain=[0, 1])),
-        color=alt.Color("ablated:N", title="ablated", scale=alt.Scale(range=["#0173b2", "#de8f05", "#029e73"])),
+        color=alt.Color(
+            "ablated:N", legend=alt.Legend(title="ablated", orient="bottom", columns=1), scale=alt.Scale(range=LINES)
+        ),
     )
     here = dots.transform_filter(chosen).mark_rule(color=CHOSEN).encode(y=alt.value(0), y2=alt.value(260))
     beside = (dots + here.encode(color=alt.value(CHOSEN))).properties(width=240, height=260)

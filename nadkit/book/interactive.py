@@ -31,7 +31,7 @@ MISSING = "Not measured."
 class Control:
     """What a reader chooses: a parameter of the figure by its name, and the values it may have.
 
-    `keys` says which arrow keys step it: "x" left and right, "y" down and up, "" none.
+    `keys` says which arrow key leads to the next value: "right", "up", "down", or "" for none.
     """
 
     name: str
@@ -77,7 +77,8 @@ def library() -> str:
     """Return the scripts that draw the figures, in one."""
     import vl_convert
 
-    return vl_convert.javascript_bundle(vl_version=VEGA_LITE)
+    # In a function of its own: its names are short, and other scripts of a page have them, too.
+    return f"(() => {{\n{vl_convert.javascript_bundle(vl_version=VEGA_LITE)}\n}})();\n"
 
 
 def page(name: str, explorer: Explorer, cache: Path) -> str:

@@ -1,5 +1,11 @@
 // Interactive figures: fields above each one, a pointer on its marks, and the arrow keys choose what it shows; a
 // sentence says it. Vega-Lite, in vega.js, draws. Without scripts, the picture in the page stands.
+const STEPS = {
+  right: { ArrowRight: 1, ArrowLeft: -1 },
+  up: { ArrowUp: 1, ArrowDown: -1 },
+  down: { ArrowDown: 1, ArrowUp: -1 },
+};
+
 function fieldOf(control, change) {
   const label = document.createElement("label");
   const words = typeof control.values[0] === "string";
@@ -45,17 +51,15 @@ async function start(box) {
   }
   said.textContent = words[controls.map((c) => c.values[c.at]).join("|")] ?? missing;
 
-  const keys = { ArrowLeft: ["x", -1], ArrowRight: ["x", 1], ArrowDown: ["y", -1], ArrowUp: ["y", 1] };
   const stepped = controls.filter((control) => control.keys);
   Object.assign(chart, { className: "nadkit-chart", tabIndex: 0, role: "group" });
-  const how = stepped.map((control) => `${control.keys === "x" ? "left and right" : "down and up"}: ${control.label}`);
+  const how = stepped.map((control) => `${control.keys}: next ${control.label}`);
   chart.setAttribute("aria-label", `${picture.querySelector("img").alt} Arrow keys, ${how.join("; ")}.`);
   chart.addEventListener("keydown", (event) => {
-    const [axis, by] = keys[event.key] ?? [];
-    const control = stepped.find((one) => one.keys === axis);
+    const control = stepped.find((one) => event.key in STEPS[one.keys]);
     if (!control) return;
     event.preventDefault();
-    change(control, control.at + by);
+    change(control, control.at + STEPS[control.keys][event.key]);
   });
   for (const kind of ["pointermove", "pointerdown"])
     view.addEventListener(kind, (event, item) => {
