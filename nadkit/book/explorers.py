@@ -262,8 +262,11 @@ def nad_browser(sources: Sources) -> Explorer | None:
         .properties(width=size, height=size, title=title)
         for name, title in (("pixels", "pixels"), ("spectrum", "magnitude of its Fourier transform"))
     ]
+    # Domains are given: one of no values, of a choice that nothing measured, would be a warning.
+    heights = [row["eigenvalue"] for row in spectra]
+    height = alt.Scale(type="log", domain=[min(heights, default=1), max(heights, default=1)])
     curves = [
-        *([_curve(spectra, "eigenvalue", "eigenvalue / mean", alt.Scale(type="log"))] if spectra else []),
+        *([_curve(spectra, "eigenvalue", "eigenvalue / mean", height)] if spectra else []),
         *([_curve(accuracies, "accuracy", "accuracy (%)", alt.Scale(domain=[50, 100]))] if accuracies else []),
     ]
     strip = strip.properties(width=42 * len(indices), height=44)
@@ -389,7 +392,7 @@ def ablation(sources: Sources) -> Explorer | None:
     legend = alt.Legend(title="corruption", symbolOpacity=1)
     colour = alt.Color("corruption:O", legend=legend, scale=alt.Scale(scheme="viridis"))
     base = alt.Chart().encode(
-        x=alt.X("fraction:Q", title="fraction of units ablated"),
+        x=alt.X("fraction:Q", title="fraction of units ablated", scale=alt.Scale(domain=[0, 1])),
         y=alt.Y("accuracy:Q", title="training accuracy", scale=alt.Scale(domain=[0, 1])),
     )
     ours, size = base.transform_filter(of_curve).encode(color=colour), {"width": 360, "height": 260}

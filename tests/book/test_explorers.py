@@ -207,7 +207,7 @@ def said(page: Page, name: str) -> str:
 def drawn(page: Page, name: str) -> str:
     """What is drawn, after the figure has had time to."""
     chart = f'document.querySelector("#explorer-{name} canvas")'
-    return page.run(f"new Promise(r => setTimeout(() => r({chart}.toDataURL()), 300))")
+    return page.run(f"new Promise(r => setTimeout(r, 300)).then(() => {chart}.toDataURL())")
 
 
 @pytest.mark.browser

@@ -30,7 +30,7 @@ async function start(box) {
   const { spec, controls, words, missing } = JSON.parse(box.querySelector("script").textContent);
   const picture = box.querySelector(".nadkit-chart");
   const chart = document.createElement("div");
-  const { view } = await vegaEmbed(chart, spec, { actions: false, ast: false, tooltip: false });
+  const { view } = await vegaEmbed(chart, spec, { actions: false, renderer: "canvas", tooltip: false });
 
   const said = document.createElement("p");
   said.setAttribute("aria-live", "polite");
