@@ -78,7 +78,9 @@ class Page:
         """Press a key that has a name."""
         for _ in range(times):
             for kind in ("keyDown", "keyUp"):
-                self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+                text = {"text": "\r"} if (key, kind) == ("Enter", "keyDown") else {}  # the others write nothing
+                codes = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
+                self.call("Input.dispatchKeyEvent", type=kind, **codes, **text)
 
     def write(self, text: str) -> None:
         """Write into what has the focus."""

@@ -69,12 +69,12 @@ def test_the_fields_are_reached_and_set_by_keyboard(page):
 
 
 def test_a_title_sorts_by_mouse_and_by_keyboard(page):
-    page.click("thead th:nth-child(5)")
+    page.click(".nadkit-scorecard thead th:nth-child(5)")
     page.wait(f'{SHOWN}.join() === "c,b,a,own"')  # none, 0.2, 1, 2
-    page.run('document.querySelector("thead th:nth-child(5) [tabindex], thead th:nth-child(5)[tabindex]").focus()')
+    page.run('document.querySelector(".nadkit-scorecard thead th:nth-child(5) [tabindex]").focus()')
     page.press("Enter")
     page.wait(f'{SHOWN}.join() === "own,a,b,c"')
-    assert page.run('document.querySelector("thead th:nth-child(5)").ariaSort') == "descending"
+    assert page.run('document.querySelector(".nadkit-scorecard thead th:nth-child(5)").ariaSort') == "descending"
 
 
 def test_a_link_to_a_row_shows_it_whatever_was_filtered(page):
