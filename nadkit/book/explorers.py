@@ -121,7 +121,8 @@ def _colour(label: str) -> "alt.Color":
     """Return the book's colours for an accuracy (%)."""
     import altair as alt
 
-    return alt.Color("accuracy:Q", title=label, scale=alt.Scale(scheme="cividis", domain=[50, 100], clamp=True))
+    legend = alt.Legend(title=label, orient="bottom", direction="horizontal")
+    return alt.Color("accuracy:Q", legend=legend, scale=alt.Scale(scheme="cividis", domain=[50, 100], clamp=True))
 
 
 # ---- the Fourier map -----------------------------------------------------------------------------
@@ -140,14 +141,15 @@ def fourier_map(sources: Sources) -> Explorer | None:
         for name, label, keys in (("fx", "horizontal", "right"), ("fy", "vertical", "down"))
     )
     chosen = "datum.fx == fx && datum.fy == fy"
+    axis = alt.Axis(labelAngle=0, labelOverlap="parity")
     cell = alt.Chart().encode(
-        x=alt.X("fx:O", title="horizontal frequency", scale=alt.Scale(domain=fx.values), axis=alt.Axis(labelAngle=0)),
+        x=alt.X("fx:O", title="horizontal frequency", scale=alt.Scale(domain=fx.values), axis=axis),
         y=alt.Y("fy:O", title="vertical frequency", scale=alt.Scale(domain=fy.values)),
     )
     marked = cell.mark_rect(fill=None, stroke=CHOSEN, strokeWidth=2.5).transform_filter(chosen)
     map_of_one = alt.layer(cell.mark_rect().encode(color=_colour("accuracy (%)")), marked)
     maps = [
-        map_of_one.transform_filter(alt.datum.series == name).properties(width=112, height=200, title=name)
+        map_of_one.transform_filter(alt.datum.series == name).properties(width=120, height=200, title=name)
         for name in names
     ]
     maps = alt.concat(*maps, columns=5).resolve_scale(color="shared")

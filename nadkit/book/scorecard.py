@@ -354,8 +354,8 @@ def _verdict(row: Row) -> str:
 def _details(row: Row) -> str:
     """Return what is behind a click: the bound, and every measurement with where it comes from."""
     profile = row.run.record.get("profile")
-    runs = [f"{_measured(row.live)} <small>this build, profile {_escape(str(profile))}</small>"] if row.live else []
-    runs += [f"{_measured(claim)} {_where(record)}" for record, claim in row.recorded]
+    runs = [f"<small>this build, profile {_escape(str(profile))}</small><br>{_measured(row.live)}"] if row.live else []
+    runs += [f"{_where(record)}<br>{_measured(claim)}" for record, claim in row.recorded]
     summary = f"<summary>bound and runs ({len(runs)})</summary>"
     items = [f"holds if {_escape(row.claim.holds_if)}", *runs, *filter(None, [_escape(row.waits)])]
     return f"<details>{summary}<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul></details>"

@@ -25,7 +25,7 @@ document.addEventListener("DOMContentLoaded", () => {
     form.reset();
     draw();
     row.querySelector("details").open = true;
-    row.scrollIntoView({ block: "center" });
+    row.scrollIntoView();
   };
 
   table.search.fixed("choices", (words, cells, i) =>
