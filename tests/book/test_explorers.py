@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from browser import CHROMIUM, Page, opened
+from chromium import CHROMIUM, Page, opened
 
 from nadkit.book import explorers, interactive, pages
 from nadkit.book.explorers import ALL, MEMORISATION, Source

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Page, opened
+from chromium import CHROMIUM, Page, opened
 from test_scorecard import CITED, claim, recorded, run
 
 from nadkit.book.scorecard import markdown, rows
