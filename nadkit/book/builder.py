@@ -19,7 +19,7 @@ import yaml
 from papermill.exceptions import strip_color
 
 from nadkit import files
-from nadkit.book import claims, excerpts, plan, proofread, records, reference, scorecard, typeset
+from nadkit.book import claims, excerpts, explorers, papers, plan, proofread, records, reference, scorecard, typeset
 from nadkit.book.chapters import (
     QUICK,
     BadInput,
@@ -45,6 +45,7 @@ LAUNCH_BUTTONS = {
     "binderhub_url": "https://mybinder.org",
     "colab_url": "https://colab.research.google.com",
 }
+SCORECARD_PAGE = "book/practice/scorecard.md"
 
 
 def build(
@@ -92,13 +93,14 @@ def build(
         say(f"{len(without)} of {len(listed)} chapters never ran: their pages are without results")
     say("building the pages")
     try:
-        pictures = Pictures(folder / "pictures")
-        rows = _scorecard_rows(root, executed, planned.waits_for())
-        made = _typeset(root, listed, executed, rows, planned.notes(), pictures, folder / "pages")
-        made |= _make_scorecard(root, rows, folder)
+        pictures, cited = Pictures(folder / "pictures"), papers.read(root)
+        rows = _scorecard_rows(root, executed, planned.waits_for(), cited)
+        made = _typeset(root, listed, executed, rows, planned.notes(), cited or {}, pictures, folder / "pages")
+        made |= _make_scorecard(root, rows, folder, cited or {})
         made |= excerpts.make(root, listed, executed, rows, folder, pictures)
-        beside = {f"notebooks/{name}.ipynb": load(root, name).path for name in listed} | pictures.made
         made |= _make_parameters(root, listed, folder) | _make_config(root, folder)
+        made |= explorers.make(root, executed, folder)
+        beside = {f"notebooks/{name}.ipynb": load(root, name).path for name in listed} | pictures.made
         error = _update_pages(root, made, folder, beside)
     except BadInput as problem:
         error = str(problem)
@@ -213,6 +215,7 @@ def _typeset(
     executed: Mapping[str, Path],
     rows: Sequence[scorecard.Row],
     notes: Mapping[str, str],
+    cited: Mapping[str, papers.Paper],
     pictures: Pictures,
     folder: Path,
 ) -> dict[str, Path]:
@@ -223,13 +226,20 @@ def _typeset(
         said = {id: (record.words, claim) for id, (record, claim) in best.items()}
         found = records.recorded(name, root)
         content = typeset.chapter(load(root, name), executed.get(name), found, said, notes, pictures)
+        start = "../" * name.count("/")
+        if (root / SCORECARD_PAGE).exists():
+            scorecard.link(content, start, cited)
+        if (root / explorers.PAGE).exists():
+            explorers.link(content, name, start)
         made[f"book/{name}.ipynb"] = copy = folder / f"{name}.ipynb"
         with files.atomic_write(copy) as part:
             part.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return made
 
 
-def _scorecard_rows(root: Path, executed: Mapping[str, Path], waits: Mapping[str, str]) -> list[scorecard.Row]:
+def _scorecard_rows(
+    root: Path, executed: Mapping[str, Path], waits: Mapping[str, str], cited: Mapping[str, papers.Paper] | None
+) -> list[scorecard.Row]:
     """Return the claims of the chapters that ran, live and recorded, and which planned runs they wait for.
 
     Raises:
@@ -237,19 +247,20 @@ def _scorecard_rows(root: Path, executed: Mapping[str, Path], waits: Mapping[str
     """
     found = [record for name in executed for record in records.recorded(name, root)]
     rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], found, waits)
-    bibliography = root / "book" / "references.bib"
-    if bibliography.exists():
-        scorecard.require_cited(rows, scorecard.bibliography(bibliography.read_text()))
+    if cited is not None:
+        scorecard.require_cited(rows, cited)
     return rows
 
 
-def _make_scorecard(root: Path, rows: Sequence[scorecard.Row], folder: Path) -> dict[str, Path]:
+def _make_scorecard(
+    root: Path, rows: Sequence[scorecard.Row], folder: Path, cited: Mapping[str, papers.Paper]
+) -> dict[str, Path]:
     """Write the scorecard as Markdown and as JSON, and return where the first belongs; a book may be without."""
-    if not (root / "book" / "practice" / "scorecard.md").exists():
+    if not (root / SCORECARD_PAGE).exists():
         return {}
     included = folder / "scorecard.md"
     data = json.dumps(scorecard.to_json(rows), indent=1) + "\n"
-    for path, text in ((folder / SCORECARD, data), (included, scorecard.markdown(rows))):
+    for path, text in ((folder / SCORECARD, data), (included, scorecard.markdown(rows, cited))):
         with files.atomic_write(path) as part:
             part.write_text(text)
     return {"book/practice/_generated/scorecard.md": included}

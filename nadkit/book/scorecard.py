@@ -1,4 +1,9 @@
-"""The scorecard: every claim of the book with its verdict in this build and in the recorded runs."""
+"""The scorecard: every claim of the book with its verdict in this build and in the recorded runs.
+
+Its page is one table, which stands whole without a script. With one, DataTables filters and sorts it
+(`book/_static/scorecard/`): it is maintained, takes a table as it stands in the page, and is a plain script. Packages
+such as itables bring it as a module, which browsers do not load from a file on disk.
+"""
 
 import html
 import re
@@ -8,9 +13,20 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from nadkit.book import pages
 from nadkit.book.chapters import BadInput
-from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Run, measured_as_html, word_as_html
+from nadkit.book.claims import (
+    FAILS,
+    HOLDS,
+    MIME,
+    SYMBOLS,
+    UNDECIDED,
+    Claim,
+    Claims,
+    Run,
+    measured_as_html,
+    word_as_html,
+)
+from nadkit.book.papers import Paper
 from nadkit.book.records import Record, short_commit
 from nadkit.names import did_you_mean
 
@@ -52,6 +68,16 @@ class Row:
         """The record and its claim that count."""
         return best(self.recorded)
 
+    @property
+    def standing(self) -> tuple[Record | None, Claim]:
+        """The claim whose verdict stands, and its record; None is this build.
+
+        A verdict comes before one on a stand-in, that before none; of two alike, the recorded one comes first.
+        """
+        live = (None, self.live or self.claim)
+        order = {ON_A_STAND_IN: 1, UNDECIDED: 2}
+        return min([self.best or live, live], key=lambda pair: order.get(counted(pair[1]), 0))
+
 
 def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | None:
     """Return of what records say of a claim that which counts: valid, measured, on the images that it is about, at the
@@ -86,12 +112,6 @@ def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str
         ids = dict.fromkeys([*live, *recorded])
         found += [Row(run, live.get(id), recorded.get(id, []), undecided.get(id, "")) for id in ids]
     return found
-
-
-def bibliography(text: str) -> set[str]:
-    """Return the citation keys of a BibTeX file."""
-    entries = re.findall(r"^\s*@(\w+)\s*\{\s*([^\s,{}]+)\s*,", text, flags=re.MULTILINE)
-    return {key for kind, key in entries if kind.lower() not in ("comment", "preamble", "string")}
 
 
 def require_cited(rows: Iterable[Row], keys: Iterable[str]) -> None:
@@ -131,12 +151,12 @@ def totals(rows: Sequence[Row]) -> list[Total]:
 
 
 def _total(paper: str, rows: Sequence[Row]) -> Total:
-    live = Counter(_counted(row.live) for row in rows)
-    recorded = Counter(_counted(row.best[1]) for row in rows if row.best)
+    live = Counter(counted(row.live) for row in rows)
+    recorded = Counter(counted(row.best[1]) for row in rows if row.best)
     return Total(paper, len(rows), {v: live[v] for v in VERDICTS}, {v: recorded[v] for v in VERDICTS})
 
 
-def _counted(claim: Claim) -> str:
+def counted(claim: Claim) -> str:
     """Return the verdict that the totals count; one on a stand-in is none about the paper's images."""
     return claim.verdict if claim.verdict in VERDICTS else ON_A_STAND_IN
 
@@ -197,49 +217,182 @@ def _recorded_facts(record: Record) -> dict[str, Any]:
 # ---- for people ----------------------------------------------------------------------------------
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Return what the scorecard's page includes: the totals, and each chapter's claims under a heading of their own."""
-    chapters = dict.fromkeys(row.chapter for row in rows)
-    parts = ["## Totals", _totals_table(totals(rows)) if rows else "The chapters claim nothing yet."]
-    for chapter in chapters:
-        own = [row for row in rows if row.chapter == chapter]
-        # A link with words of its own: the page's table of contents shows no titles that Sphinx fills in.
-        parts += [f"## [{own[0].run.title}](/book/{chapter}.ipynb)", _chapter_table(own)]
-    return "\n\n".join(parts) + "\n"
+NO_PAPERS: Mapping[str, Paper] = MappingProxyType({})
+COLUMNS = ("Claim", "Chapter", "Source", "Reported", "Measured", "Verdict")
 
 
-# Short enough for a phone; that a claim which fails may be one outside our band, the page says.
-HEADS = {HOLDS: "holds", FAILS: "fails or outside", UNDECIDED: "not decidable", ON_A_STAND_IN: ON_A_STAND_IN}
+def anchor(id: str) -> str:
+    """Return the name of a claim's row on the scorecard's page."""
+    return f"scorecard-{id}"
 
 
-def _totals_table(found: Iterable[Total]) -> str:
-    head = ["paper", "claims", "runs", *(HEADS[verdict] for verdict in VERDICTS)]
-    lines = [head, ["---", "---:", "---", *["---:"] * len(VERDICTS)]]
+def markdown(rows: Sequence[Row], papers: Mapping[str, Paper] = NO_PAPERS) -> str:
+    """Return what the scorecard's page includes: a conclusion for each paper, the totals, and all claims."""
+    if not rows:
+        return "The chapters claim nothing yet.\n"
+    found = totals(rows)
+    conclusions = "\n".join(_conclusion(total.paper, rows, papers) for total in found)
+    parts = ["## In short", conclusions, "## Totals", _totals_table(found, papers)]
+    return "\n\n".join([*parts, "## All claims", _table(rows, papers)]) + "\n"
+
+
+def conclusion(rows: Sequence[Row]) -> str:
+    """Return in one sentence how many of the decided claims hold, and how many are open."""
+    verdicts = [counted(row.standing[1]) for row in rows]
+    holds, fails, undecided, stand_in = (verdicts.count(verdict) for verdict in VERDICTS)
+    decided = holds + fails
+    if decided == 0:
+        words = [f"of {len(rows)} claims none is decided"]
+    elif decided == 1:
+        words = [f"the one decided claim {HOLDS if holds else FAILS}"]
+    elif holds and fails:
+        words = [f"{holds} of {decided} decided claims hold"]
+    else:
+        words = [f"all {decided} decided claims {'hold' if holds else 'fail'}"]
+    if stand_in:
+        words.append(f"decided on a stand-in only: {stand_in}")
+    if undecided:
+        waiting = sum(bool(row.waits) for row in rows if counted(row.standing[1]) == UNDECIDED)
+        some = "all" if waiting == undecided else waiting
+        words.append(f"open: {undecided}" + (f", planned runs would decide {some}" if waiting else ""))
+    return "; ".join(words) + "."
+
+
+def _conclusion(paper: str, rows: Iterable[Row], papers: Mapping[str, Paper]) -> str:
+    own = [row for row in rows if row.live and row.live.paper == paper]
+    url = papers[paper].url if paper in papers else ""
+    out = f" ([{papers[paper].at}]({url}))" if url else ""
+    name = f"{{cite:t}}`{paper}`{out}" if paper else f"**{OWN.capitalize()}**"
+    return f"- {name}: {conclusion(own)}"
+
+
+def _totals_table(found: Iterable[Total], papers: Mapping[str, Paper]) -> str:
+    """Return the totals with a head of two rows, so that the columns are narrow."""
+    words = [f"{SYMBOLS.get(verdict, '')} {_short(verdict)}".strip() for verdict in VERDICTS]
+    above = "".join(f'<th scope="colgroup" colspan="{len(words)}">{where}</th>' for where in ("Recorded", "This build"))
+    below = "".join(f'<th scope="col">{word}</th>' for word in words * 2)
+    lines = [
+        '<table class="table nadkit-totals">',
+        "<caption>Claims by paper and verdict. Of several records of a claim, one counts.</caption>",
+        f'<thead><tr><th scope="col" rowspan="2">Paper</th><th scope="col" rowspan="2">Claims</th>{above}</tr>',
+        f"<tr>{below}</tr></thead>",
+        "<tbody>",
+    ]
     for total in found:
-        name = f"{{cite:t}}`{total.paper}`" if total.paper else OWN
-        lines.append([name, str(total.claims), "live", *map(str, total.live.values())])
-        lines.append(["", "", "recorded", *map(str, total.recorded.values())])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        counts = "".join(f"<td>{n}</td>" for n in (total.claims, *total.recorded.values(), *total.live.values()))
+        lines.append(f'<tr><th scope="row">{_link(_named(total.paper, papers), papers, total.paper)}</th>{counts}</tr>')
+    return "\n".join([*lines, "</tbody>", "</table>"])
 
 
-def _chapter_table(rows: Sequence[Row]) -> str:
-    record = rows[0].run.record
-    caption = f"The claims of {record['chapter']}: live, profile {record.get('profile')}, and recorded"
-    head = ("Claim", "Reported", "Live", "Recorded")
-    return pages.table(head, map(_as_row, rows), caption=caption, css="nadkit-claims nadkit-scorecard")
+def _short(verdict: str) -> str:
+    return {UNDECIDED: "open"}.get(verdict, verdict)
 
 
-def _as_row(row: Row) -> str:
-    claim = row.claim
-    link = f'<a href="{_escape(f"../{row.page}")}">{_escape(claim.statement)}</a>'
-    link += f"<br><small>{_escape(claim.source)}</small><br><code>{_escape(claim.id)}</code>"
-    live = _measured(row.live) if row.live else f"<em>{GONE}</em>"
-    recorded = "".join(f"<li>{_measured(claim)}<br>{_where(record)}</li>" for record, claim in row.recorded)
-    waits = f"<small>{_escape(row.waits)}</small>" if row.waits else ""
-    reported = f"{_escape(claim.report)}<br><small>holds if {_escape(claim.holds_if)}</small>"
-    cells = {"reported": reported, "run": live}
-    cells["recorded"] = (f"<ul>{recorded}</ul>" if recorded else "") + waits or "-"
-    return pages.row(cells.values(), head=link, css=cells)
+def _table(rows: Sequence[Row], papers: Mapping[str, Paper]) -> str:
+    titles = "".join(f'<th scope="col">{title}</th>' for title in COLUMNS)
+    lines = [
+        '<div class="nadkit-filtered">',
+        _form(rows, papers),
+        '<div class="nadkit-rows" role="region" aria-label="all claims" tabindex="0">',
+        '<table class="table nadkit-claims nadkit-scorecard">',
+        f"<thead><tr>{titles}</tr></thead>",
+        "<tbody>",
+        *(_as_row(row, papers, place) for place, row in enumerate(rows)),
+        "</tbody>",
+        "</table>",
+        "</div>",
+        "</div>",
+    ]
+    return "\n".join(lines)
+
+
+def _form(rows: Sequence[Row], papers: Mapping[str, Paper]) -> str:
+    """Return the fields that filter the rows: hidden until a script can."""
+    choices = {
+        "paper": dict.fromkeys(_named(row.claim.paper, papers) for row in rows),
+        "verdict": [verdict for verdict in (*VERDICTS, GONE) if any(_verdict(row) == verdict for row in rows)],
+        "chapter": dict.fromkeys(row.chapter for row in rows),
+    }
+    fields = ['<label>search <input type="search" name="words"></label>']
+    for name, values in choices.items():
+        options = "".join(f'<option value="{_escape(v)}">{_escape(_short(v))}</option>' for v in values)
+        fields.append(f'<label>{name} <select name="{name}"><option value="">all</option>{options}</select></label>')
+    fields.append('<button type="reset">show all</button> <output aria-live="polite"></output>')
+    return "\n".join(['<form class="nadkit-filter" hidden>', *fields, "</form>"])
+
+
+def _as_row(row: Row, papers: Mapping[str, Paper], place: int) -> str:
+    claim, (record, standing), verdict = row.claim, row.standing, _verdict(row)
+    head = (
+        f'<a href="{_escape(f"../{row.page}")}">{_escape(claim.statement)}</a><br>'
+        f'<a class="nadkit-id" href="#{anchor(claim.id)}"><code>{_escape(claim.id)}</code></a>{_details(row)}'
+    )
+    word = f"<em>{GONE}</em>" if verdict == GONE else word_as_html(standing)
+    where = "" if verdict == GONE else f"<br><small>{'recorded' if record else 'this build'}</small>"
+    facts = {"paper": _named(claim.paper, papers), "verdict": verdict, "chapter": row.chapter}
+    attributes = "".join(f' data-{name}="{_escape(value)}"' for name, value in facts.items())
+    number = "" if standing.measured is None else standing.measured
+    cells = [
+        f'<th scope="row" data-search="{_escape(f"{claim.statement} {claim.id}")}">{head}</th>',
+        f'<td data-order="{place}"><a href="../{_escape(row.chapter)}.html">{_escape(_last(row.chapter))}</a></td>',
+        f"<td>{_link(claim.source, papers, claim.paper)}</td>",
+        f"<td>{_escape(claim.report)}</td>",
+        f'<td data-order="{number}">{_escape(standing.measurement)}</td>',
+        f'<td data-order="{[*VERDICTS, GONE].index(verdict)}">{word}{where}</td>',
+    ]
+    return f'<tr id="{anchor(claim.id)}"{attributes}>{"".join(cells)}</tr>'
+
+
+def _last(chapter: str) -> str:
+    return chapter.rpartition("/")[2]
+
+
+def _verdict(row: Row) -> str:
+    return counted(row.standing[1]) if row.live else GONE
+
+
+def _details(row: Row) -> str:
+    """Return what is behind a click: the bound, and every measurement with where it comes from."""
+    profile = row.run.record.get("profile")
+    runs = [f"<small>this build, profile {_escape(str(profile))}</small><br>{_measured(row.live)}"] if row.live else []
+    runs += [f"{_where(record)}<br>{_measured(claim)}" for record, claim in row.recorded]
+    summary = f"<summary>bound and runs ({len(runs)})</summary>"
+    items = [f"holds if {_escape(row.claim.holds_if)}", *runs, *filter(None, [_escape(row.waits)])]
+    return f"<details>{summary}<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul></details>"
+
+
+def _named(paper: str, papers: Mapping[str, Paper]) -> str:
+    if not paper:
+        return OWN
+    return papers[paper].name if paper in papers else paper
+
+
+def _link(words: str, papers: Mapping[str, Paper], paper: str) -> str:
+    """Return words that lead to a paper, if its address is known."""
+    if paper in papers and papers[paper].url:
+        return f'<a href="{_escape(papers[paper].url)}">{_escape(words)}</a>'
+    return _escape(words)
+
+
+def link(notebook: Mapping[str, Any], start: str, papers: Mapping[str, Paper] = NO_PAPERS) -> bool:
+    """Lead from the claims of an executed notebook to the scorecard and to papers, and return whether there are any.
+
+    `start` leads from the notebook's page to `html/book/`.
+    """
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    shown = [output for output in outputs if MIME in output.get("metadata", {})]
+    for output in shown:
+        page = "".join(output["data"]["text/html"])
+        for claim in Claims.from_json(output["metadata"][MIME]["claims"]):
+            before = re.search(rf'<tr id="claim-{re.escape(claim.id)}">.*?</tr>', page, flags=re.DOTALL)[0]
+            name, source = f"<code>{claim.id}</code>", html.escape(claim.source)
+            to = f'<a href="{start}practice/scorecard.html#{anchor(claim.id)}">{name}</a>'
+            after = before.replace(name, to, 1)
+            linked = _link(claim.source, papers, claim.paper)
+            after = after.replace(f"<small>{source}</small>", f"<small>{linked}</small>", 1)
+            page = page.replace(before, after, 1)
+        output["data"]["text/html"] = page
+    return bool(shown)
 
 
 def lines(rows: Iterable[Row], start: str) -> str:

@@ -10,13 +10,26 @@ import yaml
 from test_results import OTHER, Page, a_record
 from toy import make_notebook
 
-from nadkit.book import builder
+from nadkit.book import builder, papers
 from nadkit.book.chapters import BadInput
 from nadkit.book.claims import FAILS, HOLDS, UNDECIDED, Claim, Claims, Run
-from nadkit.book.scorecard import GONE, ON_A_STAND_IN, OWN, bibliography, markdown, require_cited, rows, to_json, totals
+from nadkit.book.papers import Paper, parse
+from nadkit.book.scorecard import (
+    GONE,
+    ON_A_STAND_IN,
+    OWN,
+    conclusion,
+    link,
+    markdown,
+    require_cited,
+    rows,
+    to_json,
+    totals,
+)
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"ortizjimenez2020neural", "morcos2018importance"}
+CITED = {"ortizjimenez2020neural": Paper("Ortiz-Jiménez et al. 2020", "https://arxiv.org/abs/2006.09717")}
 
 
 def claim(id: str, measured: float | None, *, paper: str = "ortizjimenez2020neural", **more) -> Claim:
@@ -115,35 +128,105 @@ def test_data_for_programs_have_every_claim_with_its_verdicts():
     assert sum(total["claims"] for total in data["totals"]) == 5
 
 
-def tables(text: str) -> list[Page]:
-    return [Page(found) for found in re.findall(r"<div.*?</div>", text, flags=re.DOTALL)]
+def table(text: str) -> Page:
+    """The table of all claims."""
+    return Page(re.search(r'<div class="nadkit-filtered">.*', text, flags=re.DOTALL)[0])
 
 
-def test_the_page_has_a_table_for_each_chapter_with_words_and_symbols():
+def rows_of(text: str) -> dict[str, str]:
+    """The HTML of each claim's row, by id."""
+    return dict(re.findall(r'<tr id="scorecard-([^"]*)"(.*?)</tr>', text, flags=re.DOTALL))
+
+
+def test_the_page_has_one_table_with_words_and_symbols():
     records = [recorded("paper", claim("a", 0.1), claim("gone", 1.0), validity=OTHER)]
-    text = markdown(rows(LIVE, records))
-    assert re.findall("^## .*$", text, flags=re.MULTILINE) == [
-        "## Totals",
-        "## [Title of *inputs/nads*, $x^2$](/book/inputs/nads.ipynb)",
-        "## [Title of *activations/one*, $x^2$](/book/activations/one.ipynb)",
+    text = markdown(rows(LIVE, records), CITED)
+    assert re.findall("^## .*$", text, flags=re.MULTILINE) == ["## In short", "## Totals", "## All claims"]
+    found = rows_of(text)
+    assert list(found) == ["a", "b", "own", "gone", "c", "d"]
+    for id, chapter in {"a": "inputs/nads", "c": "activations/one"}.items():
+        assert f'href="../{chapter}.html#claim-{id}"' in found[id]
+        assert f'href="../{chapter}.html"' in found[id]
+        assert f'data-chapter="{chapter}"' in found[id]
+    assert 'href="https://arxiv.org/abs/2006.09717">figure 1</a>' in found["a"]
+    assert "arxiv" not in found["own"] + found["d"]
+    assert [re.search('data-verdict="([^"]*)"', row)[1] for row in found.values()] == [
+        HOLDS, FAILS, HOLDS, GONE, UNDECIDED, UNDECIDED
     ]  # fmt: skip
-    assert "| {cite:t}`ortizjimenez2020neural` | 3 | live | 1 | 1 | 1 | 0 |\n|  |  | recorded | 0 | 0 | 0 | 0 |" in text
-    assert f"| {OWN} | 1 | live | 1 | 0 | 0 | 0 |\n|  |  | recorded | 0 | 0 | 0 | 0 |" in text
-    first, second = tables(text)
-    assert [a["href"] for a in first.all("a")] == [
-        "../inputs/nads.html#claim-a",
-        "../inputs/nads.html#claim-b",
-        "../inputs/nads.html#claim-own",
-        "../inputs/nads.html",
-    ]
-    assert {head["scope"] for head in first.all("th")} == {"col", "row"}
-    assert len(first.all("caption")) == 1
-    assert "✓ holds" in first.text
-    assert "✗ fails" in first.text
-    assert "? not decidable at this scale" in second.text
-    assert GONE in first.text
-    assert "paper · NVIDIA H200 · 01234567+ · 2025-11-20differs: 1 of 2 series differ" in first.text
-    assert "differs" not in second.text
+    assert "✓ holds" in Page(found["a"]).text
+    assert "✗ fails" in Page(found["b"]).text
+    assert "? not decidable at this scale" in Page(found["c"]).text
+    assert GONE in found["gone"]
+    assert {head["scope"] for head in table(text).all("th")} == {"col", "row"}
+
+
+def test_where_a_number_comes_from_is_behind_a_click():
+    records = [recorded("paper", claim("a", 0.1), validity=OTHER)]
+    found = rows_of(markdown(rows(LIVE, records)))["a"]
+    before, _, behind = found.partition("<details>")
+    assert "H200" not in before
+    words = Page(behind.partition("</details>")[0]).text
+    assert "holds if >= 0.9" in words
+    assert "this build, profile quick" in words
+    assert "paper · NVIDIA H200 · 01234567+ · 2025-11-20differs: 1 of 2 series differ" in words
+
+
+def test_the_fields_offer_what_the_rows_have_and_wait_for_a_script():
+    text = markdown(rows(LIVE, []), CITED)
+    form = re.search(r'<form class="nadkit-filter" hidden>.*?</form>', text, flags=re.DOTALL)[0]
+    for name in ("paper", "verdict", "chapter"):
+        select = re.search(rf'<select name="{name}">.*?</select>', form)[0]
+        offered = re.findall('<option value="([^"]+)"', select)
+        assert set(offered) == set(re.findall(f'data-{name}="([^"]*)"', text))
+    assert re.search('<option value="">all</option>', form)
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        ([1.0, 1.0, 0.1, None], "2 of 3 decided claims hold; open: 1."),
+        ([1.0, 1.0], "all 2 decided claims hold."),
+        ([0.1, 0.1, None], "all 2 decided claims fail; open: 1."),
+        ([0.1, None], "the one decided claim fails; open: 1."),
+        ([None, None], "of 2 claims none is decided; open: 2."),
+    ],
+)
+def test_a_conclusion_follows_from_the_verdicts(measured, said):
+    made = [claim(f"c{i}", value) for i, value in enumerate(measured)]
+    assert conclusion(rows([run(*made)], [])) == said
+
+
+def test_a_conclusion_takes_the_recorded_verdict_first_and_says_what_is_planned():
+    records = [recorded("paper", claim("b", 1.0), claim("c", 1.0), claim("d", None))]
+    live = run(claim("a", 1.0), claim("b", 0.1), claim("c", None), claim("d", 0.1), claim("e", None))
+    made = rows([live], records, {"e": "waits for x"})
+    assert [row.standing[0] is not None for row in made] == [False, True, True, False, False]
+    assert conclusion(made) == "3 of 4 decided claims hold; open: 1, planned runs would decide all."
+    assert f"- **{OWN.capitalize()}**: " in markdown(rows(LIVE, []))
+    text = markdown(rows(LIVE, []), CITED)
+    assert "- {cite:t}`ortizjimenez2020neural` ([arXiv:2006.09717](https://arxiv.org/abs/2006.09717)): 1 of 2" in text
+
+
+def test_the_totals_have_a_column_for_each_verdict_recorded_and_here():
+    text = markdown(rows(LIVE, [recorded("paper", claim("a", 1.0))]), CITED)
+    totals_table = re.search(r'<table class="table nadkit-totals">.*?</table>', text, flags=re.DOTALL)[0]
+    assert re.findall('colspan="4">(.*?)<', totals_table) == ["Recorded", "This build"]
+    assert "".join(f"<td>{n}</td>" for n in (3, 1, 0, 0, 0, 1, 1, 1, 0)) in totals_table
+    assert totals_table.count("✓ holds") == totals_table.count(ON_A_STAND_IN) == 2
+
+
+def test_claims_of_a_chapter_lead_to_their_rows_and_their_sources():
+    made = Claims([claim("a", 1.0, source="a < b"), claim("own", 1.0, paper="", source="a < b")])
+    data, metadata = made._repr_mimebundle_()
+    notebook = {"cells": [{"outputs": [{"data": data, "metadata": metadata}, {"data": {}}]}, {}]}
+    assert link(notebook, "../", CITED)
+    (page,) = [output["data"]["text/html"] for output in notebook["cells"][0]["outputs"][:1]]
+    first, second = re.findall(r"<tr id=.*?</tr>", page)
+    assert '<a href="../practice/scorecard.html#scorecard-a"><code>a</code></a>' in first
+    assert '<small><a href="https://arxiv.org/abs/2006.09717">a &lt; b</a></small>' in first
+    assert '<a href="../practice/scorecard.html#scorecard-own"><code>own</code></a>' in second
+    assert "<small>a &lt; b</small>" in second
+    assert not link({"cells": [{"outputs": [{"data": {}}]}]}, "../")
 
 
 def test_a_stand_in_has_a_column_of_its_own_and_yields_to_the_images_themselves():
@@ -154,8 +237,10 @@ def test_a_stand_in_has_a_column_of_its_own_and_yields_to_the_images_themselves(
     assert row.best[1].verdict == "holds, on a JPEG copy of CIFAR-10"
     assert totals([row])[0].recorded == {HOLDS: 0, FAILS: 0, UNDECIDED: 0, ON_A_STAND_IN: 1}
     assert row.waits == "waits for x"
-    (table,) = tables(markdown([row]))
-    assert "✓ holds, on a JPEG copy of CIFAR-10" in table.text
+    text = markdown([row])
+    assert "✓ holds, on a JPEG copy of CIFAR-10" in table(text).text
+    assert f'data-verdict="{ON_A_STAND_IN}"' in text
+    assert "decided on a stand-in only: 1." in text
     (row,) = rows([live], [on_copy, on_itself])
     assert row.best[1].verdict == FAILS
 
@@ -165,17 +250,16 @@ def test_an_undecided_claim_says_which_run_it_waits_for():
     made = rows(LIVE, [], waits)  # a is decided live
     assert {row.claim.id: row.waits for row in made if row.waits} == {"c": waits["c"]}
     assert [entry["waits_for"] for entry in to_json(made)["claims"]] == [None, None, None, waits["c"], None]
-    first, second = tables(markdown(made))
-    assert "waits" not in first.text
-    assert second.text.count(waits["c"]) == 1
+    found = rows_of(markdown(made))
+    assert "waits" not in found["a"]
+    assert found["c"].count(waits["c"]) == 1
 
 
 def test_words_of_claims_and_records_cannot_break_the_page():
     nasty = "a < b\n\n</table> & {cite:t}`x` ```"
     claims = [claim("a", None, statement=nasty, source=nasty, reported=nasty, same={nasty: (1, 2)})]
     text = markdown(rows([run(*claims)], [recorded("paper", *claims, device=nasty)]))
-    (page,) = tables(text)
-    assert page.text.count("a < b </table> & {cite:t}`x` ```") == 6
+    assert table(text).text.count("a < b </table> & {cite:t}`x` ```") == 6
     assert "" not in re.search(r"<div.*</div>", text, flags=re.DOTALL)[0].splitlines()
 
 
@@ -200,10 +284,27 @@ def test_a_paper_that_the_bibliography_lacks_is_named_with_its_claim():
     assert "claim b" in second
 
 
-def test_keys_are_read_from_the_bibliography():
-    text = "@comment{no, }\n@string{x = {y}}\n@article{ a2020 ,\n title={@misc{b, c}}}\n  @Misc{c-d:2021,}\n"
-    assert bibliography(text) == {"a2020", "c-d:2021"}
-    assert bibliography((ROOT / "book" / "references.bib").read_text()) > KEYS
+def test_papers_are_read_from_the_bibliography():
+    text = (
+        "@comment{no, }\n@string{x = {y}}\n"
+        "@article{ a2020 ,\n title={@misc{b, c}}, author={{\\'E}, A. and B, B.}, year=2020, doi={10.1/x}}\n"
+        "  @Misc{c-d:2021, author={A and B and C}, eprint={1234.5678}, doi={10.1/y}}\n@misc{e,}"
+    )
+    assert parse(text) == {
+        "a2020": Paper("É and B 2020", "https://doi.org/10.1/x"),
+        "c-d:2021": Paper("A et al.", "https://arxiv.org/abs/1234.5678"),
+        "e": Paper("e", ""),
+    }
+    assert [paper.at for paper in parse(text).values()] == ["doi:10.1/x", "arXiv:1234.5678", ""]
+    with pytest.raises(BadInput, match="bibliography"):
+        parse("@article{a, b")
+
+
+def test_every_paper_of_the_book_leads_out():
+    found = papers.read(ROOT)
+    assert found.keys() > KEYS
+    assert found["ortizjimenez2020neural"] == CITED["ortizjimenez2020neural"]
+    assert [key for key, paper in found.items() if not paper.url] == ["miller1955note"]  # a chapter of a book
 
 
 def test_the_page_is_built_without_a_warning(make_book, tmp_path):
@@ -223,12 +324,11 @@ def test_the_page_is_built_without_a_warning(make_book, tmp_path):
     nasty = "x < y & {ref}`nowhere` ```\n\n$z$"
     records = [recorded("paper", claim("a", 0.1, source=nasty), claim("gone", 1.0))]
     made = rows([run(claim("a", 1.0, statement=nasty), claim("b", None, paper=""))], records)
-    (book / "practice" / "_generated" / "scorecard.md").write_text(markdown(made))
+    (book / "practice" / "_generated" / "scorecard.md").write_text(markdown(made, CITED))
     assert builder._render(root, tmp_path / "out") is None
     page = (tmp_path / "out" / "_build" / "html" / "book" / "practice" / "scorecard.html").read_text()
     assert 'href="../inputs/nads.html#claim-a"' in page
     assert 'href="../../scorecard.json"' in page
     assert "Ortiz-Jiménez" in page
-    assert re.search(r'<h2>.*href="\.\./inputs/nads\.html".*Title of <em>inputs/nads</em>', page)
-    assert len(re.findall("Title of <em>inputs/nads</em>", page)) > 1  # in the page's table of contents, too
+    assert 'href="https://arxiv.org/abs/2006.09717"' in page
     assert not (tmp_path / "out" / "_build" / "html" / "book" / "practice" / "_generated").exists()

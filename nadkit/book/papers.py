@@ -1,0 +1,62 @@
+"""Papers: what the book's bibliography says of those that its claims come from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nadkit.book.chapters import BadInput
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper of the bibliography: how text names it, and its address; "" where the bibliography has none."""
+
+    name: str
+    url: str
+
+    @property
+    def at(self) -> str:
+        """What the address is: "arXiv:1803.06959", or "doi:" and a DOI."""
+        for start, word in (("https://arxiv.org/abs/", "arXiv:"), ("https://doi.org/", "doi:")):
+            if self.url.startswith(start):
+                return self.url.replace(start, word)
+        return self.url
+
+
+def read(root: Path) -> dict[str, Paper] | None:
+    """Return the papers in the bibliography of the book at `root` by their keys; None where it has none."""
+    path = root / "book" / "references.bib"
+    return parse(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def parse(text: str) -> dict[str, Paper]:
+    """Return the papers of a BibTeX file by their keys.
+
+    Raises:
+        BadInput: it cannot be parsed.
+    """
+    from pybtex.database import parse_string
+    from pybtex.exceptions import PybtexError
+
+    try:
+        entries = parse_string(text, "bibtex").entries
+        return {key: Paper(_name(entry), _url(entry.fields)) for key, entry in entries.items()}
+    except PybtexError as error:
+        raise BadInput(f"the bibliography cannot be parsed: {error}") from error
+
+
+def _name(entry: Any) -> str:  # noqa: ANN401
+    """Return "Morcos et al. 2018" of an entry of pybtex."""
+    from pybtex.richtext import Text
+
+    last = ["".join(map(str, map(Text.from_latex, person.last_names))) for person in entry.persons.get("author", [])]
+    authors = f"{last[0]} et al." if len(last) > 2 else " and ".join(last)
+    return " ".join(filter(None, [authors or entry.key, entry.fields.get("year")]))
+
+
+def _url(fields: Mapping[str, str]) -> str:
+    for field, start in (("eprint", "https://arxiv.org/abs/"), ("doi", "https://doi.org/"), ("url", "")):
+        if fields.get(field):
+            return start + fields[field]
+    return ""

@@ -1,0 +1,262 @@
+"""The interactive figures: made of stored tables, honest where something is missing, driven by mouse and keys."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from chromium import CHROMIUM, Page, opened
+
+from nadkit.book import explorers, interactive, pages
+from nadkit.book.explorers import ALL, MEMORISATION, Source
+from nadkit.book.interactive import MISSING
+from nadkit.book.results import MIME
+
+pytest.importorskip("altair")
+pytest.importorskip("vl_convert")
+ROOT = Path(__file__).parents[2]
+SIGNAL = {"sigma": 3.0, "epsilon": 1.0}
+
+
+def maps(network: str, accuracy: float, cells: list[tuple[int, int]]) -> pd.DataFrame:
+    return pd.DataFrame([{"network": network, "fx": x, "fy": y, "accuracy": accuracy} for x, y in cells])
+
+
+CELLS = [(x, y) for y in (-4, 0, 4) for x in (0, 4, 8)]
+FRACTION, ACCURACY = "fraction of units ablated", "training accuracy"
+CURVE = pd.DataFrame(
+    [
+        {"network": "MLP", "corruption": c, FRACTION: f, ACCURACY: 1 - f * f}
+        for c in ("0", "0.4", "1")
+        for f in (0.0, 0.5, 1.0)
+    ]
+)
+IMAGES = [pages.packed(torch.eye(32).roll(k, 0)) for k in range(3)]
+TABLES = {
+    ("inputs/directional-bias", "map"): [
+        Source(maps("lenet", 70.5, CELLS), "recorded: big", SIGNAL),
+        Source(maps("lenet", 1.0, CELLS), "this build", SIGNAL),
+    ],
+    ("inputs/pooling", "map"): [
+        Source(maps("lenet-nopool", 99.5, CELLS[:4]), "this build", SIGNAL),
+        Source(maps("mlp", 1.0, CELLS), "this build", {"sigma": 1.0, "epsilon": 1.0}),
+    ],
+    ("inputs/nads", "first-lenet"): [
+        Source(pd.DataFrame({"index": [0, 1, 50], "image": IMAGES}), "recorded: big", {}),
+    ],
+    ("inputs/nads", "eigenvalues"): [
+        Source(
+            pd.DataFrame(
+                {
+                    "curve": ["lenet, 100 networks"] * 2,
+                    "networks": 100,
+                    "index": [1, 2],
+                    "eigenvalue / mean": [30.0, 17],
+                }
+            ),
+            "recorded: big",
+            {},
+        ),
+    ],
+    ("inputs/accuracy-by-index", "accuracy-lenet"): [
+        Source(
+            pd.DataFrame({"series": ["NAD", "random"], "index": 0, "accuracy": [99.0, 60], "published": [100.0, None]}),
+            "this build",
+            {},
+        ),
+    ],
+    (MEMORISATION, "ablation"): [Source(CURVE, "this build", {})],
+    (MEMORISATION, "layers"): [
+        Source(CURVE[CURVE.corruption != "0"].assign(layer="1", clamp="mean"), "this build", {}),
+    ],
+    (MEMORISATION, "means"): [
+        Source(
+            pd.DataFrame(
+                {"network": "MLP", "corruption": [0.0], "AUC, clamped to zero": 0.6, "AUC, clamped to the mean": 0.5}
+            ),
+            "this build",
+            {},
+        ),
+    ],
+}
+
+
+def sources(chapter: str, name: str, *columns: str) -> list[Source]:
+    found = TABLES.get((chapter, name), [])
+    assert all({*columns} <= {*source.frame.columns} for source in found)
+    return found
+
+
+def test_a_cell_says_each_accuracy_and_the_published_one():
+    explorer = ALL["fourier-map"](sources)
+    fx, fy = explorer.controls
+    assert (fx.values, fy.values) == ([0, 4, 8], [-4, 0, 4])
+    assert (fx.start, fy.start) == (4, 4)
+    assert re.fullmatch(r"Cell \(4, 4\): lenet 70\.5 %, lenet, published \d\d\.\d %\.", explorer.words["4|4"])
+    assert "lenet-nopool 99.5 %" in explorer.words["0|0"]
+    assert len(explorer.words) == 9
+    assert "mlp" not in str(explorer.words)  # it learned another task
+    assert explorer.runs == ["lenet, recorded: big", "lenet-nopool, this build"]
+
+
+def test_the_published_accuracy_is_that_of_the_cell():
+    from nadkit.data import published
+    from nadkit.inputs.fourier import map_cells
+
+    words = ALL["fourier-map"](sources).words
+    full = published.published_fourier_map("lenet")
+    for cell in map_cells():
+        if (cell.fx, cell.fy) in CELLS:
+            assert f"published {100 * full[cell.y, cell.x].item():.1f} %" in words[f"{cell.fx}|{cell.fy}"]
+
+
+def test_a_direction_says_what_is_known_of_it():
+    words = ALL["nads"](sources).words
+    assert words["lenet|0"].startswith("NAD 0 of lenet: eigenvalue 30 times the mean, accuracy along")
+    assert words["lenet|0"].endswith("99.0 % (published 100.0 %).")
+    assert words["lenet|1"] == "NAD 1 of lenet: eigenvalue 17 times the mean."
+    assert words["lenet|50"] == "NAD 50 of lenet: its eigenvalue and accuracy are not stored."
+
+
+def test_a_curve_says_its_area_and_a_choice_that_nothing_measured_says_nothing():
+    explorer = ALL["ablation"](sources)
+    assert [c.values for c in explorer.controls] == [
+        ["this build"], ["MLP"], ["all", "1"], ["zero", "mean"], ["0", "0.4", "1"]
+    ]  # fmt: skip
+    first = explorer.words["this build|MLP|all|zero|0"]
+    assert "accuracy 0.75 with 50% of the units ablated; area under the curve 0.625" in first
+    assert "this build|MLP|1|mean|0.4" in explorer.words
+    assert "this build|MLP|1|mean|0" not in explorer.words
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_tables_there_is_no_figure(name):
+    assert ALL[name](lambda *_: []) is None
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_figure_in_the_page_is_a_picture_with_words_and_data_that_cannot_end_their_script(name, tmp_path):
+    explorer = ALL[name](sources)
+    text = interactive.page(name, explorer, tmp_path)
+    assert "" not in text.splitlines()  # Markdown would end the block
+    data = json.loads(re.search('<script type="application/json">([^<]*)</script>', text)[1])
+    assert data["words"] == explorer.words
+    assert {control["name"] for control in data["controls"]} == {param["name"] for param in data["spec"]["params"]}
+    assert re.search('<img src="data:image/png;base64,[^"]+" alt="[^"]+">', text)
+    assert len(list(tmp_path.glob("*.png"))) == 1
+    assert interactive.page(name, explorer, tmp_path) == text
+
+
+def test_a_chapter_leads_to_the_figure_of_its_table():
+    notebook = {
+        "cells": [{"outputs": [{"data": {"text/html": "<p>x</p>"}, "metadata": {MIME: {"tables": {"map": {}}}}}]}]
+    }
+    assert explorers.link(notebook, "inputs/pooling", "../")
+    assert '<a href="../explore.html#explorer-fourier-map">' in notebook["cells"][0]["outputs"][0]["data"]["text/html"]
+    assert not explorers.link(notebook, "inputs/flipping", "../")
+
+
+def test_a_book_without_the_page_has_no_figures(tmp_path):
+    assert explorers.make(tmp_path, {}, tmp_path) == {}
+
+
+def test_the_page_asks_for_every_figure():
+    page = (ROOT / explorers.PAGE).read_text()
+    assert re.findall(r"_generated/explorers/(\S+)\.md", page) == [*ALL]
+
+
+# ---- in a browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the page of all figures, its scripts beside it."""
+    folder = tmp_path_factory.mktemp("explorers")
+    shutil.copytree(ROOT / "book" / "_static" / "explorers", folder / "_static" / "explorers")
+    (folder / "_static" / "explorers" / "vega.js").write_text(interactive.library(), encoding="utf-8")
+    (folder / "cache").mkdir()
+    figures = "\n".join(interactive.page(name, ALL[name](sources), folder / "cache") for name in ALL)
+    tags = "\n".join(re.findall(r"^<(?:link|script).*$", (ROOT / explorers.PAGE).read_text(), flags=re.MULTILINE))
+    (folder / "book").mkdir()
+    # Sphinx's pages have a script with a short name of its own.
+    head = "<!doctype html><meta charset=utf-8><title>x</title><script>const _ = (text) => text;</script>"
+    (folder / "book" / "explore.html").write_text(f"{head}{figures}{tags}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def page(folder, tmp_path):
+    """The figures, open; at the end nothing was complained of, and nothing asked for outside."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    with opened(folder / "book" / "explore.html", tmp_path / "profile") as found:
+        found.wait('document.querySelectorAll(".nadkit-said").length === 3')
+        yield found
+        found.run("1")  # whatever is still to be told
+        assert found.complaints() == []
+        assert found.outside() == []
+
+
+def said(page: Page, name: str) -> str:
+    return page.run(f'document.querySelector("#explorer-{name} .nadkit-said").textContent')
+
+
+def drawn(page: Page, name: str) -> str:
+    """What is drawn, after the figure has had time to."""
+    chart = f'document.querySelector("#explorer-{name} canvas")'
+    return page.run(f"new Promise(r => setTimeout(r, 300)).then(() => {chart}.toDataURL())")
+
+
+@pytest.mark.browser
+def test_arrow_keys_step_through_the_map(page):
+    before = drawn(page, "fourier-map")
+    page.run('document.querySelector("#explorer-fourier-map .nadkit-chart").focus()')
+    page.press("ArrowRight")
+    assert said(page, "fourier-map").startswith("Cell (8, 4)")
+    page.press("ArrowRight")  # there is no cell beyond
+    page.press("ArrowUp", 2)
+    assert said(page, "fourier-map").startswith("Cell (8, -4)")
+    assert drawn(page, "fourier-map") != before
+    assert page.run('document.querySelector("#explorer-fourier-map input[name=fx]").value') == "2"
+
+
+@pytest.mark.browser
+def test_pointing_at_a_cell_shows_it(page):
+    x, y = page.middle("#explorer-fourier-map canvas")
+    left, top = page.run(
+        '(() => { const b = document.querySelector("#explorer-fourier-map canvas").getBoundingClientRect();'
+        " return [b.x, b.y]; })()"
+    )
+    seen = set()
+    for down in range(30, 200, 12):
+        page.point(left + 90, top + down)
+        seen.add(said(page, "fourier-map").partition(":")[0])
+    assert len(seen) >= 3, (x, y, seen)
+
+
+@pytest.mark.browser
+def test_fields_choose_by_keyboard(page):
+    page.run('document.querySelector("#explorer-nads input[name=index]").focus()')
+    page.press("ArrowRight", 2)
+    assert said(page, "nads").startswith("NAD 50 of lenet")
+    page.run('document.querySelector("#explorer-ablation select[name=layer]").focus()')
+    page.press("ArrowDown")
+    assert said(page, "ablation") == MISSING  # layer 1 was clamped to its means alone
+    page.run('document.querySelector("#explorer-ablation .nadkit-chart").focus()')
+    page.press("ArrowDown")
+    page.press("ArrowRight")
+    assert "corruption 0.4, layers 1, clamped to mean: accuracy 0.75" in said(page, "ablation")
+
+
+@pytest.mark.browser
+def test_without_scripts_the_pictures_stand(folder, tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    still = folder / "book" / "still.html"
+    still.write_text(re.sub("<script (defer|src).*?</script>", "", (folder / "book" / "explore.html").read_text()))
+    with opened(still, tmp_path / "profile") as page:
+        assert page.run("[...document.images].map(i => i.naturalWidth > 300)") == [True] * 3
+        assert page.run('document.querySelectorAll("canvas, input, select").length') == 0
