@@ -311,7 +311,9 @@ def test_nbgrader_makes_and_grades_an_assignment(tmp_path, chapter):
     assert main(["student", str(course), chapter, "--root", str(ROOT)]) == 0
 
     def run(*command: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+        # nbgrader starts other programs of its environment, which is an activated one
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
         done = subprocess.run([sys.executable, *command], cwd=course, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
