@@ -305,6 +305,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("chapter", [PART_I, PART_II])
 def test_nbgrader_makes_and_grades_an_assignment(tmp_path, chapter):
     course, name = tmp_path / "course", chapter.replace("/", "-")
