@@ -407,6 +407,20 @@ def _claims(options: argparse.Namespace) -> Answer:
     return Answer("\n\n".join(texts), data, CLAIM_FAILS if fails else OK)
 
 
+def _student(options: argparse.Namespace) -> Answer:
+    from dataclasses import asdict
+
+    from nadkit.book import student
+
+    made = student.write(_root(options), options.folder, options.chapters)
+    head = ["assignment", "exercises with a check", "with an answer to read"]
+    table = _table([head, *([a.name, str(a.checked), str(a.by_hand)] for a in made)])
+    steps = (
+        f"next, for nbgrader to make the students' version: cd {options.folder} && nbgrader generate_assignment NAME"
+    )
+    return Answer(f"{table}\n\n{steps}", {"folder": str(options.folder), "assignments": [asdict(a) for a in made]})
+
+
 def _root(options: argparse.Namespace) -> Path:
     return chapters.find_root(options.root or Path.cwd())
 
@@ -484,9 +498,10 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     figures = command("figures", _figures, "the figures of the last build as PDF and PNG, for slides")
     record = command("record", _record, "run a chapter, or take a finished run, and keep its results in the book")
     verify = command("verify", _verify, "whether today's code still gives the numbers of the recorded runs")
+    student = command("student", _student, "write chapters as assignments for nbgrader, with exercises to solve")
     reading = command("claims", _claims, "what executed chapters claim, and whether it holds")
 
-    for sub in (listing, show, check, run, sweep, record, verify, build, figures):
+    for sub in (listing, show, check, run, sweep, record, verify, build, figures, student):
         sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
     for sub in (show, run, sweep, record):
         number = "?" if sub is record else None  # with --plan, all
@@ -542,12 +557,14 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     record.add_argument("--threads", type=_jobs, metavar="N", help="with --plan: of a run (default: one a core)")
     record.add_argument("--dry-run", action="store_true", help="with --plan: show the runs, their claims and state")
     figures.add_argument("folder", type=Path, metavar="DIR", help="where they go, in a folder for each chapter")
+    student.add_argument("folder", type=Path, metavar="DIR", help="a new folder for the course")
     all_listed = "all that _toc.yml lists"
     for sub, what, usual in (
         (check, "to check", all_listed),
         (verify, "whose records to look at", "all"),
         (build, "to run", all_listed),
         (figures, "whose figures to write", "all that were built"),
+        (student, "to write", f"{all_listed} that have exercises"),
     ):
         sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"chapters {what} (default: {usual})")
     verify.add_argument("--again", action="store_true", help="run the witnesses though the code did not change")
