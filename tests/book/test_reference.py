@@ -1,8 +1,12 @@
 """The reference: docstrings become reStructuredText, and parameters a table."""
 
+import re
+from pathlib import Path
+
 import pytest
 from toy import make_notebook
 
+import nadkit
 import nadkit.inputs.basis
 from nadkit.book import reference
 from nadkit.book.chapters import load
@@ -59,3 +63,13 @@ def test_the_parameters_of_a_chapter_are_a_table_with_the_quick_values_first(mak
     assert "<td><code>int</code></td><td><code>3</code></td><td><code>2</code></td><td>1..100</td>" in page
     assert "<td><code>0.5</code></td><td></td><td>&gt;0</td>" in page
     assert "<code>mean</code>, <code>sum</code>" in page
+
+
+def test_every_module_is_in_the_reference():
+    root = Path(nadkit.__file__).parents[1]
+    pages = "".join(page.read_text() for page in (root / "book" / "reference").glob("*.md"))
+    paths = [path.relative_to(root).with_suffix("") for path in (root / "nadkit").rglob("*.py")]
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in paths if path.stem != "__main__"}
+    # the page on architectures has what their package gives out
+    modules = {name for name in modules if not name.startswith("nadkit.architectures.")}
+    assert modules == set(re.findall(r"automodule:: (\S+)", pages))
