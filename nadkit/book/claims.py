@@ -174,6 +174,11 @@ class Claim:
         return next((ours for ours, theirs in self.same.values() if (ours, theirs) in STAND_INS.values()), "")
 
     @property
+    def has_its_settings(self) -> bool:
+        """Whether it was measured at the settings that it is about, or on a stand-in."""
+        return all(a == b or (a, b) in STAND_INS.values() for a, b in self.same.values())
+
+    @property
     def _outcome(self) -> str:
         if self.measured is None or self._obstacles():
             return UNDECIDED

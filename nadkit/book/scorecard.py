@@ -80,14 +80,14 @@ class Row:
 
 
 def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | None:
-    """Return of what records say of a claim that which counts: valid, measured, on the images that it is about, at the
-    largest scale, latest.
+    """Return of what records say of a claim that which counts: valid, measured, at the settings and on the images that
+    it is about, at the largest scale, latest.
     """
     valid = (pair for pair in recorded if pair[0].counts)
 
     def order(pair: tuple[Record, Claim]) -> tuple:
         record, claim = pair
-        return claim.measured is None, bool(claim.stand_in), record.rank
+        return claim.measured is None, not claim.has_its_settings, bool(claim.stand_in), record.rank
 
     return min(valid, key=order, default=None)
 
@@ -272,6 +272,7 @@ def _totals_table(found: Iterable[Total], papers: Mapping[str, Paper]) -> str:
     above = "".join(f'<th scope="colgroup" colspan="{len(words)}">{where}</th>' for where in ("Recorded", "This build"))
     below = "".join(f'<th scope="col">{word}</th>' for word in words * 2)
     lines = [
+        '<div class="nadkit-scroll">',
         '<table class="table nadkit-totals">',
         "<caption>Claims by paper and verdict. Of several records of a claim, one counts.</caption>",
         f'<thead><tr><th scope="col" rowspan="2">Paper</th><th scope="col" rowspan="2">Claims</th>{above}</tr>',
@@ -281,7 +282,7 @@ def _totals_table(found: Iterable[Total], papers: Mapping[str, Paper]) -> str:
     for total in found:
         counts = "".join(f"<td>{n}</td>" for n in (total.claims, *total.recorded.values(), *total.live.values()))
         lines.append(f'<tr><th scope="row">{_link(_named(total.paper, papers), papers, total.paper)}</th>{counts}</tr>')
-    return "\n".join([*lines, "</tbody>", "</table>"])
+    return "\n".join([*lines, "</tbody>", "</table>", "</div>"])
 
 
 def _short(verdict: str) -> str:
@@ -295,6 +296,7 @@ def _table(rows: Sequence[Row], papers: Mapping[str, Paper]) -> str:
         _form(rows, papers),
         '<div class="nadkit-rows" role="region" aria-label="all claims" tabindex="0">',
         '<table class="table nadkit-claims nadkit-scorecard">',
+        "<caption>Every claim: where it is tested, what was reported and measured, and the verdict.</caption>",
         f"<thead><tr>{titles}</tr></thead>",
         "<tbody>",
         *(_as_row(row, papers, place) for place, row in enumerate(rows)),

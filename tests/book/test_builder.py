@@ -166,7 +166,7 @@ def test_the_pages_stay_as_they_were_until_all_is_well(make_book, tmp_path, monk
         text = (out / "_build" / "html" / "book" / f"{page}.html").read_text()
         assert "Deux" in text
         assert "Un" in text
-    assert sorted(p.name for p in (out / "_build").iterdir()) == ["executed", "html", "sphinx", "stage"]
+    assert sorted(p.name for p in (out / "_build").iterdir()) == ["executed", "html", "pages", "sphinx", "stage"]
 
 
 def test_a_build_interrupted_while_it_copies_draws_every_sidebar_again(make_book, tmp_path, monkeypatch):
