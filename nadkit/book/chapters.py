@@ -317,6 +317,13 @@ def _convert(chapter: Chapter, values: Mapping[str, Value], known: bool = False)
     return converted
 
 
+def allowed(entry: Mapping[str, Any]) -> str:
+    """Return in words which values a parameter may have, of its entry in what `describe` returns."""
+    if "choices" in entry:
+        return ", ".join(map(str, entry["choices"]))
+    return entry.get("range") or entry.get("known", "")
+
+
 def describe(chapter: Chapter) -> dict[str, Any]:
     """Return what `nadkit show` says about a chapter, as plain data."""
     profiles = {name: profile_values(chapter, name) for name in find_profiles(chapter.root)}

@@ -101,19 +101,13 @@ def _show(options: argparse.Namespace) -> Answer:
             entry["name"],
             entry["type"],
             *(json.dumps(entry["values"][profile]) for profile in data["profiles"]),
-            _allowed(entry),
+            chapters.allowed(entry),
             entry["help"],
         ]
         for entry in data["parameters"]
     ]
     table = _table([head, *rows]) if rows else "no parameters"
     return Answer(f"{data['title']}\n{data['chapter']}\n\n{table}", data)
-
-
-def _allowed(entry: Mapping[str, Any]) -> str:
-    if "choices" in entry:
-        return ", ".join(map(str, entry["choices"]))
-    return entry.get("range") or entry.get("known", "")
 
 
 def _check(options: argparse.Namespace) -> Answer:

@@ -10,6 +10,7 @@ import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def make(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Pa
         explorer = build(sources)
         text = interactive.page(name, explorer, cache) if explorer else "*The chapters of this figure have not run.*"
         made[f"{INCLUDED}/{name}.md"] = _written(cache / f"{name}.md", f"{text}\n")
-    library = cache / f"vega-{interactive.VEGA_LITE}.js"
+    library = cache / f"vega-{interactive.VEGA_LITE}-{version('vl-convert-python')}.js"
     if not library.exists():  # it takes seconds
         _written(library, interactive.library())
     return made | {LIBRARY: library}

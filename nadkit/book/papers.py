@@ -10,10 +10,16 @@ from nadkit.book.chapters import BadInput
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper of the bibliography: how text names it, and its address; "" where the bibliography has none."""
+    """A paper of the bibliography: its authors as text names them, its year and address; "" where it has none."""
 
-    name: str
+    authors: str
+    year: str
     url: str
+
+    @property
+    def name(self) -> str:
+        """How text names it: "Morcos et al. 2018"."""
+        return " ".join(filter(None, [self.authors, self.year]))
 
     @property
     def at(self) -> str:
@@ -41,18 +47,19 @@ def parse(text: str) -> dict[str, Paper]:
 
     try:
         entries = parse_string(text, "bibtex").entries
-        return {key: Paper(_name(entry), _url(entry.fields)) for key, entry in entries.items()}
+        return {
+            key: Paper(_authors(entry), entry.fields.get("year", ""), _url(entry.fields))
+            for key, entry in entries.items()
+        }
     except PybtexError as error:
         raise BadInput(f"the bibliography cannot be parsed: {error}") from error
 
 
-def _name(entry: Any) -> str:  # noqa: ANN401
-    """Return "Morcos et al. 2018" of an entry of pybtex."""
-    from pybtex.richtext import Text
-
-    last = ["".join(map(str, map(Text.from_latex, person.last_names))) for person in entry.persons.get("author", [])]
-    authors = f"{last[0]} et al." if len(last) > 2 else " and ".join(last)
-    return " ".join(filter(None, [authors or entry.key, entry.fields.get("year")]))
+def _authors(entry: Any) -> str:  # noqa: ANN401
+    """Return "Morcos et al." of an entry of pybtex."""
+    people = entry.persons.get("author", [])
+    last = [" ".join(part.render_as("text") for part in p.rich_prelast_names + p.rich_last_names) for p in people]
+    return f"{last[0]} et al." if len(last) > 2 else " and ".join(last) or entry.key
 
 
 def _url(fields: Mapping[str, str]) -> str:

@@ -27,6 +27,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from nadkit.book import papers
 from nadkit.book.chapters import (
     BadInput,
     Chapter,
@@ -38,6 +39,7 @@ from nadkit.book.chapters import (
     profile_values,
     read_notebook,
 )
+from nadkit.book.papers import Paper
 from nadkit.book.parameters import Value
 
 SIZE = "smoke"
@@ -311,7 +313,7 @@ class _Plain:
 
     def __init__(self, root: Path) -> None:
         self._titles = _titles(root)
-        self._authors = _authors(root / "book" / "references.bib")
+        self._papers = papers.read(root) or {}
 
     def of_chapter(self, chapter: Chapter) -> Callable[[str], str]:
         """Return the function that converts the texts of a chapter, whose equations have numbers of their own."""
@@ -347,7 +349,8 @@ class _Plain:
             return f"({numbers[content]})" if content in numbers else "(an equation of another chapter)"
         if kind in ("ref", "numref"):
             return shown.strip() or f"*{self._titles.get(target, target)}*"
-        cited = [self._authors.get(key.strip(), (key.strip(), "")) for key in content.split(",")]
+        known = [self._papers.get(key.strip(), Paper(key.strip(), "", "")) for key in content.split(",")]
+        cited = [(paper.authors, paper.year) for paper in known]
         if kind == "cite:t":
             return ", ".join(f"{who} ({year})" for who, year in cited)
         return f"({'; '.join(f'{who}, {year}' for who, year in cited)})"
@@ -359,18 +362,3 @@ def _titles(root: Path) -> dict[str, str]:
     for path in find_chapters(root).values():
         texts += [cell_source(cell) for cell in read_notebook(path)["cells"] if cell["cell_type"] == "markdown"]
     return {label: title for text in texts for label, title in re.findall(r"^\(([\w-]+)\)=\s*\n#+ +(.*)$", text, re.M)}
-
-
-def _authors(path: Path) -> dict[str, tuple[str, str]]:
-    """Return authors and year of each entry of a bibliography: `Morcos et al.`, `2018`."""
-    from pybtex.database import parse_file
-
-    if not path.exists():
-        return {}
-    found = {}
-    for key, entry in parse_file(str(path)).entries.items():
-        people = entry.persons.get("author", [])
-        names = [" ".join(part.render_as("text") for part in p.rich_prelast_names + p.rich_last_names) for p in people]
-        who = f"{names[0]} et al." if len(names) > 2 else " and ".join(names) or key
-        found[key] = who, entry.fields.get("year", "")
-    return found

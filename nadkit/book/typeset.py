@@ -226,13 +226,11 @@ def _parameters(told: Mapping[str, Any]) -> str:
 
 def _parameter_rows(told: Mapping[str, Any]) -> Iterator[str]:
     for entry in told["parameters"]:
-        rule = (
-            ", ".join(map(str, entry["choices"]))
-            if "choices" in entry
-            else entry.get("range") or entry.get("known", "")
-        )
         values = [_value(value) for value in entry["values"].values()]
-        cells = [f"<code>{entry['name']}</code>", *(html.escape(text) for text in (entry["help"], rule, *values))]
+        cells = [
+            f"<code>{entry['name']}</code>",
+            *(html.escape(text) for text in (entry["help"], chapters.allowed(entry), *values)),
+        ]
         yield pages.row(cells)
 
 

@@ -29,7 +29,7 @@ from nadkit.book.scorecard import (
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"ortizjimenez2020neural", "morcos2018importance"}
-CITED = {"ortizjimenez2020neural": Paper("Ortiz-Jiménez et al. 2020", "https://arxiv.org/abs/2006.09717")}
+CITED = {"ortizjimenez2020neural": Paper("Ortiz-Jiménez et al.", "2020", "https://arxiv.org/abs/2006.09717")}
 
 
 def claim(id: str, measured: float | None, *, paper: str = "ortizjimenez2020neural", **more) -> Claim:
@@ -293,9 +293,9 @@ def test_papers_are_read_from_the_bibliography():
         "  @Misc{c-d:2021, author={A and B and C}, eprint={1234.5678}, doi={10.1/y}}\n@misc{e,}"
     )
     assert parse(text) == {
-        "a2020": Paper("É and B 2020", "https://doi.org/10.1/x"),
-        "c-d:2021": Paper("A et al.", "https://arxiv.org/abs/1234.5678"),
-        "e": Paper("e", ""),
+        "a2020": Paper("É and B", "2020", "https://doi.org/10.1/x"),
+        "c-d:2021": Paper("A et al.", "", "https://arxiv.org/abs/1234.5678"),
+        "e": Paper("e", "", ""),
     }
     assert [paper.at for paper in parse(text).values()] == ["doi:10.1/x", "arXiv:1234.5678", ""]
     with pytest.raises(BadInput, match="bibliography"):
