@@ -9,7 +9,6 @@ import re
 import secrets
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,7 +23,6 @@ import psutil
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
-from traitlets.config import Config
 
 from nadkit import files
 from nadkit.book import outside
@@ -40,8 +38,6 @@ TRACEBACK_LINES = 12
 CHECKPOINTS = "NADKIT_CHECKPOINTS"
 # In the environment of all that a run starts.
 RUN = "NADKIT_RUN"
-# A path of a Unix socket may have 107 bytes, and 104 on macOS.
-LONGEST_SOCKET = 100
 END = 32_768  # bytes at the end of a notebook that hold its metadata, nearly always
 
 
@@ -218,39 +214,26 @@ def _run(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool) ->
 def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, tries: int = 3) -> None:
     """Let papermill run the chapter into `part`; start its kernel again if it does not answer.
 
-    None of the chapter has run then.
+    Kernels that start at the same moment may pick the same ports. None of the chapter has run then.
     """
     spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
     try:
-        with _own_sockets() as config:
-            papermill.execute_notebook(
-                _readable(chapter.path),
-                _literal(part),
-                parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
-                kernel_name=spec.get("name", "python3"),
-                language="python",
-                cwd=chapter.path.parent,
-                progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
-                stderr_file=sys.stderr if live else None,
-                # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-                config=config,
-            )
+        papermill.execute_notebook(
+            _readable(chapter.path),
+            _literal(part),
+            parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
+            kernel_name=spec.get("name", "python3"),
+            language="python",
+            cwd=chapter.path.parent,
+            progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
+            stderr_file=sys.stderr if live else None,
+            # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        )
     except RuntimeError as error:
         if tries == 1 or not any(said in str(error) for said in ("didn't respond", "died before replying")):
             raise
         _execute(chapter, values, part, live, tries - 1)
-
-
-@contextmanager
-def _own_sockets() -> Iterator[Config]:
-    """Let a kernel talk through sockets of its own: two that start at the same moment may pick the same ports."""
-    with tempfile.TemporaryDirectory(prefix="nadkit-") as folder:
-        path = str(Path(folder) / "kernel")
-        if os.name == "posix" and len(os.fsencode(path)) < LONGEST_SOCKET:
-            yield Config({"KernelManager": {"transport": "ipc", "ip": path}})
-        else:
-            yield Config()
 
 
 @contextmanager

@@ -145,13 +145,6 @@ def test_a_kernel_that_does_not_answer_is_started_again(make_book, tmp_path, mon
     assert len(tries) == 3
 
 
-@pytest.mark.skipif(os.name != "posix", reason="no Unix sockets")
-def test_a_kernel_has_sockets_of_its_own(make_book, tmp_path):
-    code = "from ipykernel.connect import get_connection_info\nprint(get_connection_info(unpack=True)['transport'])"
-    run(make_book(one=make_notebook(code=(code,))), "one", tmp_path / "one.ipynb")
-    assert "ipc" in printed(tmp_path / "one.ipynb")
-
-
 def test_a_missing_kernel_is_named_with_those_there_are(make_book, tmp_path):
     root = make_book(one=make_notebook(kernel="python33"))
     with pytest.raises(RunFailed, match=r"kernel 'python33', which is not.*did you mean 'python3'"):
