@@ -1,1 +1,7 @@
 """The machine of the book: chapters and their parameters, runs, sweeps, claims, records, pages, the command."""
+
+import sys
+
+# jsonschema, which nbformat imports, compiles a grammar of international web addresses wherever this package is
+# installed: more than a second for each command, and no notebook has such a field. Without it, that check is left out.
+sys.modules.setdefault("rfc3987_syntax", None)

@@ -307,7 +307,8 @@ def _convert(chapter: Chapter, values: Mapping[str, Value], known: bool = False)
                 raise ValueError(f"no such parameter; {did_you_mean(name, chapter.parameters)}")
             parameter = chapter.parameters[name]
             converted[name] = parameter.convert(value)
-            parameter.check(converted[name], known=known)
+            # Whether the library knows a default, `nadkit check` has told; here PyTorch would have to be imported.
+            parameter.check(converted[name], known=known and converted[name] != parameter.default)
             if known:
                 converted[name] = parameter.locate(converted[name])
         except ValueError as error:

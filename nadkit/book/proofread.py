@@ -29,6 +29,7 @@ from nadkit.book.chapters import (
     read_profile,
     resolve,
 )
+from nadkit.book.parameters import Parameter
 from nadkit.names import hint
 
 LIST = "Claims tested here"
@@ -149,9 +150,19 @@ def _of_form(chapter: Chapter) -> list[Problem]:
     said += [
         f"{name}, parameters cell, {p.name}: expected a help text" for p in chapter.parameters.values() if not p.help
     ]
+    said += [f"{name}, parameters cell, {p.name}: {why}" for p in chapter.parameters.values() if (why := _unknown(p))]
     ids = [cell["id"] for cell in notebook["cells"] if "id" in cell]
     said += [f"{name}: two cells have the id {id!r}; copy the text of a cell, not its id" for id in _twice(ids)]
     return [Problem({name}, text) for text in said]
+
+
+def _unknown(parameter: Parameter) -> str:
+    """Return what is wrong with a default that the library does not know, or nothing."""
+    try:
+        parameter.check(parameter.default)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _twice(items: Iterable[str]) -> list[str]:

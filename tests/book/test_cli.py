@@ -50,6 +50,17 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
+def test_a_run_of_default_names_imports_neither_pytorch_nor_grammars(make_book):
+    network = 'network: str = "lenet"  # what to train [architecture]\n'
+    root = make_book({}, one=make_notebook("One", parameters=network))
+    code = (
+        "import sys; from pathlib import Path; from nadkit.book import chapters, runner\n"
+        "print(chapters.validate(chapters.load(Path.cwd(), 'one')), {'torch', 'lark'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{'network': 'lenet'} set()"
+
+
 def test_list(book, capsys):
     code, data, _ = ask(capsys, "list")
     assert code == 0

@@ -153,6 +153,10 @@ def metadata(cell: int, **fields: object):
         ),
         (code(1, "# how often [1..100]", "# [1..100]"), "one, parameters cell, n: expected a help text"),
         (
+            code(1, "n: int = 3", 'network: str = "lennet"  # what to train [architecture]\nn: int = 3'),
+            "one, parameters cell, network: unknown architecture 'lennet'; did you mean 'lenet'",
+        ),
+        (
             lambda notebook: notebook.metadata.kernelspec.update(name="conda-mine"),
             "one: expected the Jupyter kernel 'python3', which every installation has, got 'conda-mine'",
         ),
