@@ -143,7 +143,9 @@ def _run_all(
     seconds = {name: read_record(place).get("seconds", USUAL_SECONDS) for name, place in todo.items()}
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            futures = {pool.submit(runs.run, name, todo[name]): name for name in todo}
+            # The longest first, so that no core waits for the last one.
+            order = sorted(todo, key=lambda name: -seconds[name])
+            futures = {pool.submit(runs.run, name, todo[name]): name for name in order}
             for future in as_completed(futures):
                 name, result = futures[future], future.result()
                 ended[name] = result

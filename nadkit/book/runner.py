@@ -22,6 +22,7 @@ import papermill
 import psutil
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbclient.exceptions import DeadKernelError
+from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from nadkit import files
@@ -211,6 +212,24 @@ def _run(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool) ->
     return None, RunFailed
 
 
+class _Engine(NBClientEngine):
+    """Papermill's engine, which writes the notebook when its run ends, however it ends.
+
+    Papermill writes it before and after every cell. With many figures in it, that took up to a third of the run.
+    """
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: NotebookExecutionManager, kernel_name: str, **options: object) -> None:
+        path, nb_man.output_path = nb_man.output_path, None
+        try:
+            super().execute_managed_notebook(nb_man, kernel_name, **options)
+        finally:
+            nb_man.output_path = path
+
+
+papermill_engines.register("nadkit", _Engine)
+
+
 def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, tries: int = 3) -> None:
     """Let papermill run the chapter into `part`; start its kernel again if it does not answer.
 
@@ -222,6 +241,7 @@ def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool
             _readable(chapter.path),
             _literal(part),
             parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
+            engine_name="nadkit",
             kernel_name=spec.get("name", "python3"),
             language="python",
             cwd=chapter.path.parent,
