@@ -5,6 +5,8 @@ values there are the profile `quick`; `book/profiles/NAME.yml` maps chapter -> p
 for the others.
 """
 
+import copy
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -218,6 +220,18 @@ def read_profile(root: Path, profile: str) -> dict[str, dict[str, Value]]:
     if profile == QUICK:
         return {}
     path = root / "book" / "profiles" / f"{profile}.yml"
+    stamp = tuple((file, *_changed(file)) for file in (path, *find_chapters(root).values()))
+    return copy.deepcopy(_read_profile(root, path, stamp))
+
+
+def _changed(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=16)
+def _read_profile(root: Path, path: Path, _stamp: tuple) -> dict[str, dict[str, Value]]:
+    """Return what the profile at `path` sets; a build asks hundreds of times, so it is kept while no file changes."""
     settings: dict[str, dict[str, Value]] = {}
     for name, values in read_mapping(path).items():
         try:

@@ -58,7 +58,7 @@ def parse(text: str) -> dict[str, Paper]:
 def _authors(entry: Any) -> str:  # noqa: ANN401
     """Return "Morcos et al." of an entry of pybtex."""
     people = entry.persons.get("author", [])
-    last = [" ".join(part.render_as("text") for part in p.rich_prelast_names + p.rich_last_names) for p in people]
+    last = [" ".join(str(part) for part in p.rich_prelast_names + p.rich_last_names) for p in people]
     return f"{last[0]} et al." if len(last) > 2 else " and ".join(last) or entry.key
 
 
