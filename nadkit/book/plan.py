@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +202,10 @@ def read(root: Path) -> Plan:
         raise BadInput(f"{path} is not readable as YAML: {error}") from None
     if not isinstance(entries, list):
         raise BadInput(f"{path}: expected a list of runs, got {entries!r:.60}")
-    settings = cache(partial(read_profile, root))
     rows: list[Row] = []
     for number, entry in enumerate(entries, start=1):
         try:
-            row = _row(root, entry, settings)
+            row = _row(root, entry)
             _require_new(row, rows)
         except BadInput as error:
             raise BadInput(f"{path}, run {number}: {error}") from None
@@ -215,7 +214,7 @@ def read(root: Path) -> Plan:
     return Plan(root, [_with_record(row, found[row.chapter.name]) for row in rows], _decided(root, found))
 
 
-def _row(root: Path, entry: object, settings: Callable[[str], Mapping]) -> Row:
+def _row(root: Path, entry: object) -> Row:
     """Return a checked row of the plan."""
     if not isinstance(entry, dict):
         raise BadInput(f"expected 'name: ...', 'chapter: ...' and so on, got {entry!r:.60}")
@@ -226,7 +225,7 @@ def _row(root: Path, entry: object, settings: Callable[[str], Mapping]) -> Row:
         raise BadInput(f"{missing[0]}: expected words, got {entry.get(missing[0])!r}")
     chapter = load(root, entry["chapter"])
     usual = {name: parameter.default for name, parameter in chapter.parameters.items()}
-    usual |= settings(entry["profile"]).get(chapter.name, {})
+    usual |= read_profile(root, entry["profile"]).get(chapter.name, {})
     if entry["device"] not in DEVICES:
         raise BadInput(f"device: expected cpu or gpu, got {entry['device']!r}{hint(entry['device'], DEVICES)}")
     kinds = [kind for kind in (MEASURED, ESTIMATED) if kind in entry]
