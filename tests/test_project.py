@@ -1,6 +1,7 @@
 """The project as a whole: one environment, two set-up commands, two halves."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -108,3 +109,17 @@ def test_code_tests_and_chapters_of_one_thing_are_in_folders_of_one_name():
     folders = {path.name for path in (ROOT / "nadkit").iterdir() if (path / "__init__.py").exists()}
     tested = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))}
     assert folders == tested
+
+
+@pytest.mark.parametrize("part", ["inputs", "activations", "neighbours", "bridge"])
+def test_chapters_ask_three_questions_and_grade_their_exercises(part):
+    chapters = list((ROOT / "book" / part).glob("*.ipynb"))
+    assert chapters
+    for path in chapters:
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        questions = text.partition("## Three questions\n")[2].partition("\n## ")[0]
+        assert len(re.findall(r"^`{3,}\{dropdown\} \S", questions, re.MULTILINE)) == 3, path.name
+        titles = re.findall(r"^`{3,}\{exercise\}(.*)$", text, re.MULTILINE)
+        assert titles, path.name
+        assert [title for title in titles if not re.search(r"\S \((easy|medium|hard)\)$", title)] == [], path.name
