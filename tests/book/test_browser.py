@@ -36,6 +36,7 @@ show([
     Claim("toy-holds", "More is more", stats.Measured(3, 1), "> 0"),
     Claim("toy-fails", "Less is more", stats.Measured(-3, 1), "> 0"),
     Claim("toy-open", "Much is more", stats.Measured(0, 1), "> 0"),
+    Claim("toy-outside", "More is the same", stats.Measured(3, 1), "between -1 and 1"),
 ])
 """
 
@@ -78,7 +79,7 @@ def html(tmp_path_factory) -> Path:
         (root / f"{name}.md").write_text(text)
     (root / "_toc.yml").write_text(TOC)
     nads = make_notebook("NADs: the preferred directions", code=(RESULT, CLAIMS))
-    nads.cells[0].source += "\n\n**Claims tested here:** `toy-holds`, `toy-fails`, `toy-open`."
+    nads.cells[0].source += "\n\n**Claims tested here:** `toy-holds`, `toy-fails`, `toy-open`,\n`toy-outside`."
     nbformat.write(nads, root / "book/inputs/nads.ipynb")
     result = build(root, out=tmp_path_factory.mktemp("out"))
     assert result["error"] is None, result["error"]
