@@ -12,6 +12,7 @@ from chromium import CHROMIUM, Page, opened
 
 from nadkit.book import explorers, interactive, pages
 from nadkit.book.explorers import ALL, MEMORISATION, Source
+from nadkit.book.interactive import MISSING
 from nadkit.book.results import MIME
 
 pytest.importorskip("altair")
@@ -75,6 +76,7 @@ TABLES = {
             {},
         ),
     ],
+    ("inputs/nads", "first-logreg"): [Source(pd.DataFrame({"index": [0], "image": IMAGES[:1]}), "this build", {})],
     (MEMORISATION, "ablation"): [Source(CURVE, "recorded: old", {}), Source(CURVE, "this build", {})],
     (MEMORISATION, "layers"): [Source(BY_LAYER, "this build", {})],
     (MEMORISATION, "means"): [
@@ -274,6 +276,9 @@ def test_fields_choose_by_keyboard(page):
     page.run('document.querySelector("#explorer-nads input[name=index]").focus()')
     page.press("ArrowRight", 2)
     assert said(page, "nads").startswith("NAD 50 of lenet")
+    page.run('document.querySelector("#explorer-nads select[name=network]").focus()')
+    page.press("ArrowDown")
+    assert said(page, "nads") == MISSING  # a slider has all its values
 
 
 def fields(page: Page) -> dict[str, list]:
