@@ -389,7 +389,8 @@ def ablation(sources: Sources) -> Explorer | None:
         control("clamp", "clamped to", "down"),
         control("corruption", "corruption of the labels", "right"),
     )
-    controls = [run, network, layer, clamp, corruption]
+    # What is measured depends on the choices before: an older record has all layers and zero alone.
+    controls = [network, layer, clamp, run, corruption]
     of_curve = " && ".join(f"datum.{c.name} == {c.name}" for c in (run, network, layer, clamp))
     chosen = "datum.corruption == corruption"
     legend = alt.Legend(title="corruption", symbolOpacity=1)
@@ -401,7 +402,9 @@ def ablation(sources: Sources) -> Explorer | None:
     ours, size = base.transform_filter(of_curve).encode(color=colour), {"width": 360, "height": 260}
     lines = ours.mark_line(opacity=0.35, strokeWidth=2)
     strong = ours.transform_filter(chosen).mark_line(point=True, strokeWidth=3.5)
-    theirs = alt.Chart(alt.Data(values=_read_off())).transform_filter(f"datum.network == network && {chosen}")
+    theirs = alt.Chart(alt.Data(values=_read_off())).transform_filter(
+        f"datum.network == network && {chosen} && layer == '{LAYERS}' && clamp == '{ZERO}'"
+    )
     theirs = theirs.mark_line(strokeDash=[5, 4], color="black").encode(x=base.encoding.x, y=base.encoding.y)
     curves = (lines + strong + theirs).properties(**size, title="the chosen level, and the paper's (dashed)")
     of_areas = alt.Chart(alt.Data(values=areas)).transform_filter("datum.run == run && datum.network == network")
@@ -417,7 +420,7 @@ def ablation(sources: Sources) -> Explorer | None:
     chart = alt.hconcat(curves, beside, data=alt.Data(values=rows))
     said = {}
     for state, of_state in itertools.groupby(rows, key=lambda row: tuple(row[c.name] for c in controls)):
-        said[key(*state)] = _curve_words(*state[1:], list(of_state))
+        said[key(*state)] = _curve_words(*state, list(of_state))
     text = "Training accuracy against the fraction of units ablated, a line a level of corruption; areas under them."
     return Explorer(finish(chart, *controls), controls, said, text, [*run.values, "dashed: the paper, read off"])
 
@@ -429,7 +432,9 @@ def _ablated(sources: Sources) -> list[Row]:
     for source in sources(MEMORISATION, "ablation", *columns):
         rows += _points(source, source.frame[[*columns]].assign(layer=LAYERS, clamp=ZERO))
     for source in sources(MEMORISATION, "layers", *columns, "layer", "clamp"):
-        rows += _points(source, source.frame[[*columns, "layer", "clamp"]])
+        # All layers to zero have a finer curve in the first table.
+        repeated = (source.frame.layer == LAYERS) & (source.frame.clamp == ZERO)
+        rows += _points(source, source.frame.loc[~repeated, [*columns, "layer", "clamp"]])
     return rows
 
 
@@ -468,14 +473,19 @@ def _areas(sources: Sources) -> list[Row]:
     return rows
 
 
-def _curve_words(network: str, layer: str, clamp: str, corruption: str, rows: Sequence[Row]) -> str:
+def _curve_words(network: str, layer: str, clamp: str, _run: str, corruption: str, rows: Sequence[Row]) -> str:
     points = [(row["fraction"], row["accuracy"]) for row in rows]
     area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
     fraction, accuracy = min(points, key=lambda point: abs(point[0] - 0.5))
-    which = f"{network}, corruption {corruption}, layers {layer}, clamped to {clamp}"
+    which = f"{network}, corruption {corruption}, {_clamped(layer, clamp)}"
     return (
         f"{which}: accuracy {accuracy:.2f} with {fraction:.0%} of the units ablated; area under the curve {area:.3f}."
     )
+
+
+def _clamped(layer: str, clamp: str) -> str:
+    which = "all layers" if layer == LAYERS else f"layer {layer} alone"
+    return f"{which} clamped to {clamp if clamp == ZERO else f'the {clamp}'}"
 
 
 ALL: Mapping[str, Callable[[Sources], Explorer | None]] = {
@@ -492,5 +502,6 @@ SHOWN = {
     ("inputs/nads", "first-logreg"): "nads",
     ("inputs/accuracy-by-index", "accuracy-lenet"): "nads",
     (MEMORISATION, "ablation"): "ablation",
+    (MEMORISATION, "layers"): "ablation",
 }
 """Which explorer shows a chapter's table."""

@@ -1,6 +1,7 @@
 """The book itself: it runs, says what it measured, and its pages work without a network."""
 
 import fnmatch
+import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from test_forecast import disagreements
 
-from nadkit.book import claims, proofread, witness
+from nadkit.book import claims, explorers, interactive, proofread, witness
 from nadkit.book.builder import build
 from nadkit.book.chapters import (
     find_chapters,
@@ -133,6 +134,18 @@ def test_a_chapter_lists_the_claims_that_it_tests(built, name):
     assert proofread.of_run(executed, name) == []
     (run,) = claims.read(executed)
     assert sorted(listed_claims(name)) == sorted(claim.id for claim in run.claims)
+
+
+def test_memorisation_stores_what_the_ablation_explorer_offers(built):
+    name = explorers.MEMORISATION
+    executed = {name: built / "executed" / PROFILE / f"{name}.ipynb"}
+    explorer = explorers.ablation(explorers.stored(ROOT, executed))
+    layers, clamps = ["all", "relu1", "relu2", "relu9", "relu10", "relu11"], ["zero", "mean"]
+    choices = {control.name: control.values for control in explorer.controls}
+    assert (choices["layer"], choices["clamp"]) == (layers, clamps)
+    for network, own in {"MLP": layers[:3], "ConvNet": [layers[0], *layers[3:]]}.items():
+        for layer, clamp, level in itertools.product(own, clamps, "01"):
+            assert interactive.key(network, layer, clamp, "this build", level) in explorer.words
 
 
 @pytest.mark.parametrize("name", CHAPTERS)

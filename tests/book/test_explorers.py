@@ -34,6 +34,14 @@ CURVE = pd.DataFrame(
         for f in (0.0, 0.5, 1.0)
     ]
 )
+HALF = CURVE[CURVE.corruption != "0"].assign(**{ACCURACY: 0.5})
+BY_LAYER = pd.concat(
+    [
+        HALF[HALF[FRACTION] != 0.5].assign(layer="all", clamp="zero"),
+        HALF.assign(layer="all", clamp="mean"),
+        HALF.assign(layer="1", clamp="mean"),
+    ]
+)
 IMAGES = [pages.packed(torch.eye(32).roll(k, 0)) for k in range(3)]
 TABLES = {
     ("inputs/directional-bias", "map"): [
@@ -68,10 +76,9 @@ TABLES = {
             {},
         ),
     ],
-    (MEMORISATION, "ablation"): [Source(CURVE, "this build", {})],
-    (MEMORISATION, "layers"): [
-        Source(CURVE[CURVE.corruption != "0"].assign(layer="1", clamp="mean"), "this build", {}),
-    ],
+    ("inputs/nads", "first-logreg"): [Source(pd.DataFrame({"index": [0], "image": IMAGES[:1]}), "this build", {})],
+    (MEMORISATION, "ablation"): [Source(CURVE, "recorded: old", {}), Source(CURVE, "this build", {})],
+    (MEMORISATION, "layers"): [Source(BY_LAYER, "this build", {})],
     (MEMORISATION, "means"): [
         Source(
             pd.DataFrame(
@@ -124,12 +131,39 @@ def test_a_direction_says_what_is_known_of_it():
 def test_a_curve_says_its_area_and_a_choice_that_nothing_measured_says_nothing():
     explorer = ALL["ablation"](sources)
     assert [c.values for c in explorer.controls] == [
-        ["this build"], ["MLP"], ["all", "1"], ["zero", "mean"], ["0", "0.4", "1"]
+        ["MLP"], ["all", "1"], ["zero", "mean"], ["recorded: old", "this build"], ["0", "0.4", "1"]
     ]  # fmt: skip
-    first = explorer.words["this build|MLP|all|zero|0"]
-    assert "accuracy 0.75 with 50% of the units ablated; area under the curve 0.625" in first
-    assert "this build|MLP|1|mean|0.4" in explorer.words
-    assert "this build|MLP|1|mean|0" not in explorer.words
+    first = explorer.words["MLP|all|zero|this build|0"]
+    assert first.startswith("MLP, corruption 0, all layers clamped to zero: accuracy 0.75 with 50% of the units")
+    assert first.endswith("area under the curve 0.625.")
+    alone = explorer.words["MLP|1|mean|this build|0.4"]
+    assert alone.startswith("MLP, corruption 0.4, layer 1 alone clamped to the mean: accuracy 0.50")
+    assert "MLP|1|mean|this build|0" not in explorer.words
+    assert "MLP|1|mean|recorded: old|0.4" not in explorer.words
+
+
+def test_a_curve_that_two_tables_have_is_drawn_once_the_one_of_more_points():
+    def points(state: dict[str, str]) -> list[dict]:
+        rows = ALL["ablation"](sources).chart.to_dict()["data"]["values"]
+        return [row for row in rows if state.items() <= row.items()]
+
+    whole = {"run": "this build", "corruption": "1", "layer": "all", "clamp": "zero"}
+    assert [row["fraction"] for row in points(whole)] == [0, 0.5, 1]
+    assert [row["accuracy"] for row in points(whole | {"clamp": "mean"})] == [0.5, 0.5, 0.5]
+
+
+def test_without_a_table_by_layer_there_is_nothing_to_choose_of_layers_and_clamps():
+    def old(chapter: str, name: str, *columns: str) -> list[Source]:
+        return [] if name == "layers" else sources(chapter, name, *columns)
+
+    choices = {control.name: control.values for control in ALL["ablation"](old).controls}
+    assert (choices["layer"], choices["clamp"]) == (["all"], ["zero"])
+
+
+def test_what_a_field_starts_with_was_measured():
+    for build in ALL.values():
+        explorer = build(sources)
+        assert interactive.key(*(control.start for control in explorer.controls)) in explorer.words
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -242,13 +276,51 @@ def test_fields_choose_by_keyboard(page):
     page.run('document.querySelector("#explorer-nads input[name=index]").focus()')
     page.press("ArrowRight", 2)
     assert said(page, "nads").startswith("NAD 50 of lenet")
+    page.run('document.querySelector("#explorer-nads select[name=network]").focus()')
+    page.press("ArrowDown")
+    assert said(page, "nads") == MISSING  # a slider has all its values
+
+
+def fields(page: Page) -> dict[str, list]:
+    """The fields of the ablation figure by name: what is chosen, and what else can be."""
+    found = page.run(
+        '[...document.querySelectorAll("#explorer-ablation select")].map(s => [s.name, s.selectedOptions[0].text,'
+        " [...s.options].filter(o => !o.disabled).map(o => o.text), s.disabled])"
+    )
+    return {name: rest for name, *rest in found}
+
+
+@pytest.mark.browser
+def test_a_layer_that_no_record_has_comes_from_the_run_that_has_it(page):
+    both = ["recorded: old", "this build"]
+    start = {"layer": ["all", ["all", "1"], False], "clamp": ["zero", ["zero", "mean"], False]}
+    levels = {"corruption": ["0", ["0", "0.4", "1"], False]}
+    assert fields(page) == start | {"run": ["recorded: old", both, False]} | levels  # of one network: no field
+    before = drawn(page, "ablation")
+
     page.run('document.querySelector("#explorer-ablation select[name=layer]").focus()')
     page.press("ArrowDown")
-    assert said(page, "ablation") == MISSING  # layer 1 was clamped to its means alone
+    assert "corruption 0.4, layer 1 alone clamped to the mean: accuracy 0.50" in said(page, "ablation")
+    assert fields(page) == {
+        "layer": ["1", ["all", "1"], False],
+        "clamp": ["mean", ["mean"], True],
+        "run": ["this build", ["this build"], True],
+        "corruption": ["0.4", ["0.4", "1"], False],
+    }
+    assert drawn(page, "ablation") != before
+
+    page.press("ArrowUp")
+    assert fields(page)["clamp"] == ["mean", ["zero", "mean"], False]  # a choice is kept where it can be
+
+
+@pytest.mark.browser
+def test_arrow_keys_step_through_clamps_and_levels(page):
     page.run('document.querySelector("#explorer-ablation .nadkit-chart").focus()')
     page.press("ArrowDown")
-    page.press("ArrowRight")
-    assert "corruption 0.4, layers 1, clamped to mean: accuracy 0.75" in said(page, "ablation")
+    page.press("ArrowRight", 3)  # there is no level beyond
+    assert "corruption 1, all layers clamped to the mean: accuracy 0.50" in said(page, "ablation")
+    page.press("ArrowUp")
+    assert "corruption 1, all layers clamped to zero: accuracy 0.75" in said(page, "ablation")
 
 
 @pytest.mark.browser

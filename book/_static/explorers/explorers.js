@@ -16,9 +16,13 @@ function fieldOf(control, change) {
   else Object.assign(input, { type: "range", min: 0, max: control.values.length - 1 });
   input.addEventListener("input", () => change(control, Number(input.value)));
   label.append(`${control.label} `, input, words ? "" : value);
-  // A lone choice is none, but the figure is as it says.
-  input.disabled = control.values.length < 2;
-  control.show = (i) => {
+  control.show = (i, allowed) => {
+    if (words)
+      [...input.options].forEach((option, j) => {
+        option.disabled = option.hidden = !allowed.includes(j);
+      });
+    // The figure is as a lone choice says.
+    input.disabled = allowed.length < 2;
     input.value = i;
     value.textContent = control.values[i];
     input.setAttribute("aria-valuetext", control.values[i]);
@@ -37,21 +41,39 @@ async function start(box) {
   said.className = "nadkit-said";
   const fields = document.createElement("div");
   fields.className = "nadkit-fields";
-  const change = (control, i) => {
-    if (i < 0 || i >= control.values.length || i === control.at) return;
-    control.at = i;
-    control.show(i);
-    view.signal(control.name, control.values[i]).run();
-    said.textContent = words[controls.map((c) => c.values[c.at]).join("|")] ?? missing;
+  const keys = Object.keys(words).map((key) => `${key}|`);
+  const state = (chosen) => chosen.map((c) => `${c.values[c.at]}|`).join("");
+  // The choices of a field are those measured with what the fields before it say; a slider has all its values.
+  const allowed = (control) => {
+    const before = state(controls.slice(0, controls.indexOf(control)));
+    const all = control.values.map((_, i) => i);
+    if (typeof control.values[0] !== "string") return all;
+    return all.filter((i) => keys.some((key) => key.startsWith(`${before}${control.values[i]}|`)));
   };
-  for (const control of controls) fields.append(fieldOf(control, change));
+  // Each field in turn keeps its choice where that was measured, or takes the first that was.
+  const show = () => {
+    for (const control of controls) {
+      const choices = allowed(control);
+      if (!choices.includes(control.at)) control.at = choices[0] ?? control.at;
+      control.show(control.at, choices);
+      view.signal(control.name, control.values[control.at]);
+    }
+    view.run();
+    said.textContent = words[state(controls).slice(0, -1)] ?? missing;
+  };
+  const change = (control, i) => {
+    if (i === control.at || !allowed(control).includes(i)) return;
+    control.at = i;
+    show();
+  };
   for (const control of controls) {
+    const field = fieldOf(control, change);
+    if (control.values.length > 1) fields.append(field);
     control.at = control.values.indexOf(control.start);
-    control.show(control.at);
   }
-  said.textContent = words[controls.map((c) => c.values[c.at]).join("|")] ?? missing;
+  show();
 
-  const stepped = controls.filter((control) => control.keys);
+  const stepped = controls.filter((control) => control.keys && control.values.length > 1);
   Object.assign(chart, { className: "nadkit-chart", tabIndex: 0, role: "group" });
   const how = stepped.map((control) => `${control.keys}: next ${control.label}`);
   chart.setAttribute("aria-label", `${picture.querySelector("img").alt} Arrow keys, ${how.join("; ")}.`);
@@ -59,7 +81,8 @@ async function start(box) {
     const control = stepped.find((one) => event.key in STEPS[one.keys]);
     if (!control) return;
     event.preventDefault();
-    change(control, control.at + STEPS[control.keys][event.key]);
+    const choices = allowed(control);
+    change(control, choices[choices.indexOf(control.at) + STEPS[control.keys][event.key]]);
   });
   for (const kind of ["pointermove", "pointerdown"])
     view.addEventListener(kind, (event, item) => {
