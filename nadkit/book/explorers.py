@@ -406,7 +406,7 @@ def ablation(sources: Sources) -> Explorer | None:
         f"datum.network == network && {chosen} && layer == '{LAYERS}' && clamp == '{ZERO}'"
     )
     theirs = theirs.mark_line(strokeDash=[5, 4], color="black").encode(x=base.encoding.x, y=base.encoding.y)
-    curves = (lines + strong + theirs).properties(**size, title="the chosen level, and the paper's (dashed)")
+    curves = (lines + strong + theirs).properties(**size, title="dashed: the paper, all layers to zero")
     of_areas = alt.Chart(alt.Data(values=areas)).transform_filter("datum.run == run && datum.network == network")
     dots = of_areas.mark_line(point=True).encode(
         x=alt.X("corruption:O", title="corruption of the labels", axis=alt.Axis(labelAngle=0)),
@@ -416,7 +416,7 @@ def ablation(sources: Sources) -> Explorer | None:
         ),
     )
     here = dots.transform_filter(chosen).mark_rule(color=CHOSEN).encode(y=alt.value(0), y2=alt.value(260))
-    beside = (dots + here.encode(color=alt.value(CHOSEN))).properties(width=240, height=260)
+    beside = (dots + here.encode(color=alt.value(CHOSEN))).properties(width=240, height=260, title="all layers")
     chart = alt.hconcat(curves, beside, data=alt.Data(values=rows))
     said = {}
     for state, of_state in itertools.groupby(rows, key=lambda row: tuple(row[c.name] for c in controls)):
