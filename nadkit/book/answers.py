@@ -54,8 +54,9 @@ def answer(
 
 
 def show(answers: Sequence[dict[str, str]], recorded: Sequence["Record"] = ()) -> None:
-    """Store and display answers as the table "found"; in tabs beside it those of recorded runs."""
+    """Store and display answers as the table `results.ANSWERS`; in tabs beside it those of recorded runs."""
     import pandas as pd
 
     alt = "The questions of this chapter, the answers, and the numbers behind them, with their errors."
-    results.show("found", pd.DataFrame(answers, columns=["question", "answer", "measured"]), alt=alt, recorded=recorded)
+    table = pd.DataFrame(answers, columns=["question", "answer", "measured"])
+    results.show(results.ANSWERS, table, alt=alt, recorded=recorded)

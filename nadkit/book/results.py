@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # a chapter imports what it needs of these; `nadkit --help` n
 MIME = "application/vnd.nadkit.results+json"
 # That of its pictures as PDF, in the order of the tabs, for slides.
 PDF = "application/vnd.nadkit.pdf"
+ANSWERS = "found"
+"""The table of a chapter's answers (see `nadkit.book.answers`)."""
 MOST_CELLS = 5_000
 """Maximum cells of a table: people read it in a diff."""
 DIGITS = 6

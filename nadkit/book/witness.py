@@ -23,6 +23,7 @@ from nadkit.book import claims, prints
 from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values
 from nadkit.book.claims import Claim
 from nadkit.book.collect import stored
+from nadkit.book.results import ANSWERS
 from nadkit.names import did_you_mean
 
 SMOKE, WITNESS = "smoke", "witness"
@@ -295,7 +296,8 @@ def seen(notebook: Path, values: Mapping[str, Any]) -> Witness:
     """
     kept, (run,) = stored(notebook), claims.read(notebook)
     series = {f"number {name}": [value] for name, value in kept.numbers.items()}
-    for name, table in kept.tables.items():
+    # Answers are words about numbers that are compared themselves, and another question is no other experiment.
+    for name, table in ((name, table) for name, table in kept.tables.items() if name != ANSWERS):
         columns = zip(*table["rows"], strict=True) if table["rows"] else [[] for _ in table["columns"]]
         series |= {f"table {name}, {column}": list(c) for column, c in zip(table["columns"], columns, strict=True)}
     series |= {f"claim {claim.id}": _measurement(claim) for claim in run.claims}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from browser import barriers, browser
 from chromium import CHROMIUM, Page, opened
 
 from nadkit.book import explorers, interactive, pages
@@ -321,6 +322,14 @@ def test_arrow_keys_step_through_clamps_and_levels(page):
     assert "corruption 1, all layers clamped to the mean: accuracy 0.50" in said(page, "ablation")
     page.press("ArrowUp")
     assert "corruption 1, all layers clamped to zero: accuracy 0.75" in said(page, "ablation")
+
+
+@pytest.mark.browser
+def test_fields_say_no_more_than_their_kind_may(folder):
+    with browser() as visit:
+        page, _ = visit(folder / "book" / "explore.html")
+        assert page.locator("#explorer-nads input[aria-valuetext]").count() == 1
+        assert [wrong for wrong in barriers(page) if wrong.startswith("aria")] == []
 
 
 @pytest.mark.browser

@@ -104,3 +104,17 @@ def test_a_chapter_that_does_not_run_is_named(make_book):
     chapter = load(make_book(one=make_notebook(code=(KEEPS,))), "one")
     with pytest.raises(WitnessFailed, match=r"one does not run at the size of the witness: .*ZeroDivisionError"):
         witness.observe(chapter, witness.parameters(chapter, {"n": 13}))
+
+
+ANSWERS = """\
+from nadkit.book import answers, results
+import pandas as pd
+results.show("numbers", pd.DataFrame({"x": [1, 2]}), alt="Numbers.")
+answers.show([answers.answer("Is there more?", None, "> 0")])
+"""
+
+
+def test_answers_are_no_numbers_of_their_own(make_book):
+    root = make_book({}, one=make_notebook("One", code=(ANSWERS,)))
+    chapter = load(root, "one")
+    assert list(witness.observe(chapter, witness.parameters(chapter)).series) == ["table numbers, x"]

@@ -25,7 +25,7 @@ function fieldOf(control, change) {
     input.disabled = allowed.length < 2;
     input.value = i;
     value.textContent = control.values[i];
-    input.setAttribute("aria-valuetext", control.values[i]);
+    if (!words) input.setAttribute("aria-valuetext", control.values[i]);
   };
   return label;
 }
