@@ -1,7 +1,12 @@
 """What every test gets."""
 
+import signal
+
 import pytest
 import torch
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and so all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
