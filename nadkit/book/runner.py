@@ -39,6 +39,9 @@ TRACEBACK_LINES = 12
 CHECKPOINTS = "NADKIT_CHECKPOINTS"
 # In the environment of all that a run starts.
 RUN = "NADKIT_RUN"
+# A kernel has a session of its own. Linux may share the processors out by session, and niceness counts only within one;
+# that of the session is written here.
+AUTOGROUP = Path("/proc/self/autogroup")
 END = 32_768  # bytes at the end of a notebook that hold its metadata, nearly always
 
 
@@ -230,6 +233,15 @@ class _Engine(NBClientEngine):
 papermill_engines.register("nadkit", _Engine)
 
 
+def _kernel_arguments() -> list[str]:
+    # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
+    arguments = ["--IPKernelApp.log_level=CRITICAL"]
+    if (niceness := os.nice(0)) > 0 and AUTOGROUP.exists():
+        write = f"open({str(AUTOGROUP)!r}, 'w').write('{niceness}')"
+        arguments.append(f"--IPKernelApp.exec_lines=exec({write!r})")
+    return arguments
+
+
 def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, tries: int = 3) -> None:
     """Let papermill run the chapter into `part`; start its kernel again if it does not answer.
 
@@ -247,8 +259,7 @@ def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool
             cwd=chapter.path.parent,
             progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
             stderr_file=sys.stderr if live else None,
-            # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            extra_arguments=_kernel_arguments(),
         )
     except RuntimeError as error:
         if tries == 1 or not any(said in str(error) for said in ("didn't respond", "died before replying")):

@@ -73,6 +73,16 @@ def test_a_chapter_finds_what_its_caller_finds(make_book, tmp_path, monkeypatch)
     assert dict(os.environ) == before
 
 
+@pytest.mark.skipif(not runner.AUTOGROUP.exists(), reason="no priorities of sessions here")
+def test_a_run_of_low_priority_has_a_kernel_whose_session_gives_way(make_book, tmp_path, monkeypatch):
+    code = f"print(open({str(runner.AUTOGROUP)!r}).read())"
+    root = make_book(one=make_notebook(code=(code,)))
+    for niceness in (0, 7):
+        monkeypatch.setattr(runner.os, "nice", lambda _, niceness=niceness: niceness)
+        run(root, "one", tmp_path / "one.ipynb")
+        assert printed(tmp_path / "one.ipynb").split()[1:] == ["nice", str(niceness)]
+
+
 def test_the_notebooks_own_values_need_no_injected_cell(make_book, tmp_path):
     root = make_book(one=make_notebook())
     run(root, "one", tmp_path / "one.ipynb")
