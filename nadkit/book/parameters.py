@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nadkit import files
 from nadkit.names import did_you_mean, hint
 
 Value = bool | int | float | str | list | None
@@ -77,7 +78,10 @@ class Known:
         # PyTorch takes seconds to import: only a check that needs it pays.
         module, function = KNOWN[self.kind]
         with _importable(os.getcwd()):  # where an architecture of one's own, MODULE:FUNCTION, may lie
-            getattr(importlib.import_module(module), function)(value)
+            try:
+                getattr(importlib.import_module(module), function)(value)
+            except files.DataError as error:
+                raise ValueError(str(error)) from None
 
     def locate(self, value: str) -> str:
         """Return `value` so that it means the same in any folder: `folder:PATH` with an absolute path.

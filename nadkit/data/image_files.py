@@ -187,6 +187,17 @@ def folder_path(name: str) -> Path:
     return found
 
 
+def folder_splits(name: str) -> tuple[Path, Path]:
+    """Return the training and the test folder of ``folder:PATH``; the latter may be named for validation.
+
+    Raises:
+        ValueError: no path, or there is no such folder.
+        DataError: it has no such folder.
+    """
+    root = folder_path(name)
+    return _split(root, "train"), _split(root, *TEST_SPLITS)
+
+
 def folder_set(name: str, size: int | None, progress: bool) -> Splits:
     """Return the images below ``train/CLASS`` and ``test/CLASS`` of a folder, resized to size x size if one is given.
 
@@ -197,8 +208,8 @@ def folder_set(name: str, size: int | None, progress: bool) -> Splits:
         DataError: a split is missing, an image cannot be read or has another size, or the splits differ in their
             classes.
     """
-    root = folder_path(name)
-    train_split, test_split = _split(root, "train"), _split(root, *TEST_SPLITS)
+    train_split, test_split = folder_splits(name)
+    root = train_split.parent
     train_paths, train_labels, classes = _listing(train_split)
     test_paths, test_labels, test_classes = _listing(test_split)
     if differing := sorted({*classes} ^ {*test_classes}):

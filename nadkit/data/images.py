@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nadkit import checks, devices, seeds
-from nadkit.data.image_files import TORCHVISION, Splits, folder_path, folder_set, in_float, resized, torchvision_set
+from nadkit.data.image_files import TORCHVISION, Splits, folder_set, folder_splits, in_float, resized, torchvision_set
 from nadkit.names import hint
 
 NAMES = ("digits", *TORCHVISION)
@@ -126,12 +126,14 @@ class ImageSet:
 def check(name: str) -> None:
     """Raise ValueError, saying what is wrong, unless ``name`` names an image set; load nothing.
 
+    A folder without its splits raises `nadkit.files.DataError`.
+
     Names are those in ``NAMES`` and ``folder:PATH``. PATH is a folder with ``train/CLASS/*`` and
     ``test/CLASS/*`` (or ``val``, ``valid``, ``validation``), and may be relative to the working directory or to a
     data folder.
     """
     if name.startswith("folder:"):
-        folder_path(name)
+        folder_splits(name)
     elif name not in NAMES:
         known = ", ".join((*NAMES, "folder:PATH"))
         raise ValueError(f"unknown image set {name!r}{_suggest(name)}; known: {known}")

@@ -132,8 +132,11 @@ def test_a_list_of_nothing_or_of_one_thing_twice_is_refused(book, sizes):
 
 def test_a_folder_of_images_reaches_the_chapter_as_an_absolute_path(make_book, monkeypatch, tmp_path):
     chapter = load(make_book(one=make_notebook(parameters='data: str = "digits"  # which [images]')), "one")
-    (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets" / "train").mkdir(parents=True)
+    with pytest.raises(BadInput, match="one: data: pets/test: expected a folder of images per class; looked for test"):
+        validate(chapter, overrides={"data": "folder:pets"})
+    (tmp_path / "pets" / "test").mkdir()
     assert validate(chapter, overrides={"data": "folder:pets"}) == {"data": f"folder:{tmp_path / 'pets'}"}
 
 

@@ -216,6 +216,7 @@ def test_a_sweep_runs_again_what_an_edit_changed(make_book, tmp_path, monkeypatc
     make_book(one=make_notebook(parameters=PARAMETERS, code=(PROGRAM,)))
     picture = tmp_path / "mine" / "train" / "a" / "0.png"
     picture.parent.mkdir(parents=True)
+    (tmp_path / "mine" / "test").mkdir()
 
     def swept() -> tuple[str, list[int], list[str]]:
         sweep = ["sweep", "one", "-p", "networks=nets:net;logreg", "-p", "images=folder:mine", "--root", "toy"]

@@ -114,8 +114,9 @@ def test_a_folder_that_does_not_fit_is_said_at_once(work, capsys):
     with pytest.raises(DataError, match="test: expected a folder of images per class; looked for test or val"):
         begun(images="folder:pictures", size=8)
     wrong = ["run", NAME, "--root", str(ROOT), "--out", "out.ipynb", "-p"]
-    assert main([*wrong, "images=folder:picture"]) == 2
-    assert "images: " in capsys.readouterr().err
+    for folder in ("picture", "pictures"):
+        assert main([*wrong, f"images=folder:{folder}"]) == 2
+        assert "images: " in capsys.readouterr().err
     assert main([*wrong, "network=mine"]) == 2
     assert "unknown architecture 'mine'" in capsys.readouterr().err
     assert not (work / "out.ipynb").exists()

@@ -599,11 +599,12 @@ def test_an_empty_class_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_missing_or_empty_split_is_named(tmp_path, split):
+@pytest.mark.parametrize("function", [images.check, images.load])
+def test_a_missing_or_empty_split_is_named(tmp_path, split, function):
     write_folder(tmp_path)
     (tmp_path / split).rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match=f"{tmp_path / split}: expected a folder of images per class") as caught:
-        images.load(f"folder:{tmp_path}")
+        function(f"folder:{tmp_path}")
     looked_for = {"train": "train", "test": "test or val or valid or validation"}[split]
     other = {"train": "test", "test": "train"}[split]
     assert f"looked for {looked_for} in {tmp_path}: there are: data, elsewhere, {other}" in str(caught.value)
