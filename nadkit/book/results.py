@@ -6,6 +6,7 @@ What `nadkit.book.records` makes of a big run, `show` sets beside later ones.
 """
 
 import html
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nadkit.book import executors, pages, prints
+from nadkit.names import with_error
 
 if TYPE_CHECKING:  # a chapter imports what it needs of these; `nadkit --help` needs none
     import pandas as pd
@@ -33,6 +35,8 @@ ANSWERS = "found"
 MOST_CELLS = 5_000
 """Maximum cells of a table: people read it in a diff."""
 DIGITS = 6
+# A table of more columns and no more rows is turned.
+WIDE, LOW = 8, 3
 FINISHED = "finished"
 # Today's code gives other numbers than a record.
 DIFFERS = "differs"
@@ -252,14 +256,41 @@ def _of_record(
 
 
 def _as_table(frame: "pd.DataFrame", caption: str) -> str:
-    rows = frame.itertuples(index=False, name=None)
-    cells = (pages.row(html.escape(_cell(value)) for value in row) for row in rows)
-    return pages.table(list(frame.columns), cells, caption=caption, css="nadkit-table")
+    """Return a table as HTML, each number with its error; one that is wide and low is turned, to fit the page."""
+    columns = list(frame.columns)
+    errors = _errors(columns)
+    head = [column for column in columns if column not in errors.values()]
+    rows = []
+    for values in frame.itertuples(index=False, name=None):
+        row = dict(zip(columns, values, strict=True))
+        rows.append([_cell(row[column], row.get(errors.get(column))) for column in head])
+    if turned := len(head) > WIDE and len(rows) <= LOW:
+        head, *rows = zip(head, *rows, strict=True)
+    made = []
+    for row in rows:
+        first, *others = map(html.escape, row)
+        made.append(pages.row(others, head=first) if turned else pages.row([first, *others]))
+    return pages.table(head, made, caption=caption, css="nadkit-table")
 
 
-def _cell(value: Scalar) -> str:
+def _errors(columns: Sequence[str]) -> dict[str, str]:
+    """Return for each column the one after it that holds its error: "error", "error, X", "X, error" or "± X".
+
+    X is the name of the column, or its end.
+    """
+    found = {}
+    for column, after in itertools.pairwise(columns):
+        name = after.removeprefix("error, ").removesuffix(", error").removeprefix("± ")
+        if after == "error" or (name != after and column.endswith(name)):
+            found[column] = after
+    return found
+
+
+def _cell(value: Scalar, error: float | None = None) -> str:
     if value is None or value != value:
         return "-"
+    if isinstance(error, float) and 0 < error < math.inf and not isinstance(value, str):
+        return with_error(value, error)
     return pages.number(value) if isinstance(value, float) else str(value)
 
 

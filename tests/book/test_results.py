@@ -262,6 +262,31 @@ def test_tables_without_a_drawing_are_shown_as_tables(shown):
     assert "Words & numbers Recorded run" in page.text
 
 
+def cells_of(frame):
+    found = re.findall(r"<(th|td)\b[^>]*>(.*?)</", results._as_table(frame, "Numbers"))
+    return [text for tag, text in found if tag == "th"], [text for tag, text in found if tag == "td"]
+
+
+@pytest.mark.parametrize("name", ["error", "error, of a", "error, a", "of a, error", "± of a"])
+def test_a_table_says_a_number_with_its_error(name):
+    frame = pd.DataFrame({"a": [1, 2, 3], "of a": [0.12345, 2.0, 3.0], name: [0.0123, 0.0, math.nan], "b": 1.0})
+    assert cells_of(frame) == (["a", "of a", "b"], ["1", "0.123 ± 0.012", "1", "2", "2", "1", "3", "3", "1"])
+
+
+def test_an_error_of_no_column_stays_a_column():
+    frame = pd.DataFrame({"error": [0.5], "a": [1.0], "b": [2.0], "error, a": [0.1]})
+    assert cells_of(frame) == (["error", "a", "b", "error, a"], ["0.5", "1", "2", "0.1"])
+
+
+def test_a_table_that_is_wide_and_low_is_turned():
+    wide = {f"c{i}": [i, 2 * i] for i in range(8)}
+    heads, cells = cells_of(pd.DataFrame({"network": ["<a>", "b"]} | wide))
+    assert heads == ["network", "&lt;a&gt;", "b", *wide]
+    assert cells == [str(n) for i in range(8) for n in (i, 2 * i)]
+    assert cells_of(pd.DataFrame(wide))[0] == [*wide]
+    assert cells_of(pd.DataFrame({"network": list("abcd")} | {name: 1 for name in wide}))[0] == ["network", *wide]
+
+
 def test_a_record_that_cannot_be_drawn_fails_no_run(shown):
     other = a_record(tables={"overlaps": {"columns": ["rank"], "rows": [[1]]}})
     results.show("overlaps", table(), draw, alt="Overlaps.", recorded=[other])
