@@ -398,12 +398,12 @@ def link(notebook: Mapping[str, Any], start: str, papers: Mapping[str, Paper] = 
 
 
 def lines(rows: Iterable[Row], start: str) -> str:
-    """Return a list of claims with the verdict that counts, recorded if there is one; `start` leads to `html/book/`."""
+    """Return a list of claims with the verdict that stands; `start` leads to `html/book/`."""
     return "\n".join(['<ul class="nadkit-verdicts">', *(_line(row, start) for row in rows), "</ul>"])
 
 
 def _line(row: Row, start: str) -> str:
-    record, claim = row.best or (None, row.claim)
+    record, claim = row.standing
     facts = [f"reported {claim.report}, measured {claim.measurement}", record.words if record else "this build"]
     facts += filter(None, [claim.why_undecided, row.waits])
     link = f'<a href="{_escape(start + row.page)}">{_escape(claim.statement)}</a>'

@@ -19,6 +19,7 @@ from nadkit.book.scorecard import (
     ON_A_STAND_IN,
     OWN,
     conclusion,
+    lines,
     link,
     markdown,
     require_cited,
@@ -202,6 +203,9 @@ def test_a_conclusion_takes_the_recorded_verdict_first_and_says_what_is_planned(
     made = rows([live], records, {"e": "waits for x"})
     assert [row.standing[0] is not None for row in made] == [False, True, True, False, False]
     assert conclusion(made) == "3 of 4 decided claims hold; open: 1, planned runs would decide all."
+    told = lines(made, "").splitlines()[1:-1]
+    assert ["profile paper" in line for line in told] == [False, True, True, False, False]
+    assert ["holds" in line.split("<a ")[0] for line in told] == [True, True, True, False, False]
     assert f"- **{OWN.capitalize()}**: " in markdown(rows(LIVE, []))
     text = markdown(rows(LIVE, []), CITED)
     assert "- {cite:t}`ortizjimenez2020neural` ([arXiv:2006.09717](https://arxiv.org/abs/2006.09717)): 1 of 2" in text
