@@ -234,11 +234,14 @@ papermill_engines.register("nadkit", _Engine)
 
 
 def _kernel_arguments() -> list[str]:
+    """Return the options that a kernel is started with; its session is as nice as this process."""
     # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
     arguments = ["--IPKernelApp.log_level=CRITICAL"]
     if (niceness := os.nice(0)) > 0 and AUTOGROUP.exists():
-        write = f"open({str(AUTOGROUP)!r}, 'w').write('{niceness}')"
-        arguments.append(f"--IPKernelApp.exec_lines=exec({write!r})")
+        # the kernel of somebody else's system may refuse, and the run goes on
+        code = "import contextlib\nwith contextlib.suppress(OSError):\n"
+        code += f"    open({str(AUTOGROUP)!r}, 'w').write('{niceness}')"
+        arguments.append(f"--IPKernelApp.exec_lines=exec({code!r}, {{}})")
     return arguments
 
 

@@ -192,7 +192,7 @@ def folder_splits(name: str) -> tuple[Path, Path]:
 
     Raises:
         ValueError: no path, or there is no such folder.
-        DataError: it has no such folder.
+        DataError: a split is missing.
     """
     root = folder_path(name)
     return _split(root, "train"), _split(root, *TEST_SPLITS)
