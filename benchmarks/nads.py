@@ -1,13 +1,15 @@
 """NADs: time per network against the plain loop, agreement with it, and memory against the number of networks.
 
 python -m benchmarks.nads [--architecture lenet] [--device cpu] [--networks 20] [--rounds 5] [--clock wall] [--memory]
+python -m benchmarks.nads --architecture densenet121 --networks 2 --rounds 1 --batches
 python -m benchmarks.nads --device cuda --architecture resnet18
 python -m benchmarks.nads --device cuda --architecture torchvision:resnet18 --large [--networks 500]
 
 The last row of the first has as many processes of one thread as torch has threads, as have the workers of a chapter.
+The second leaves out the batch sizes, as a pass over a large network takes a minute.
 
-The second, on a GPU, takes the secants of ResNet18 (2,048 forward passes a network) at several batch sizes; the plain
-loop's two batches of 1,024 need some 2 GiB of its memory, the largest batch twice that. The third measures the leading
+The third, on a GPU, takes the secants of ResNet18 (2,048 forward passes a network) at several batch sizes; the plain
+loop's two batches of 1,024 need some 2 GiB of its memory, the largest batch twice that. The fourth measures the leading
 NADs of 3 x 224 x 224 inputs by the Gram matrix: time per network and peak memory beside the N x D numbers it must hold.
 """
 
@@ -17,7 +19,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -46,7 +48,14 @@ def networks(architecture: str, n: int, device: str) -> list[torch.nn.Module]:
     return built
 
 
-def speed(architecture: str, device: str, n: int, rounds: int, clock: Callable[[], float]) -> None:
+def speed(
+    architecture: str,
+    device: str,
+    n: int,
+    rounds: int,
+    clock: Callable[[], float],
+    batches: Sequence[int] | None,
+) -> None:
     """Print the time per network of the plain loop and of the library, at several batch sizes and through windows."""
     x = torch.randn(SHAPE, generator=seeds.generator(0, "point")).to(device)
     print("in windows:", *reach(networks(architecture, 1, device)[0].eval(), x), sep="\n  ")
@@ -65,7 +74,8 @@ def speed(architecture: str, device: str, n: int, rounds: int, clock: Callable[[
         merged(share.result() for share in [pool.submit(covariance, networks=share, local=True) for share in shares])
 
     chosen = BATCH[torch.device(device).type]
-    batches = sorted({chosen // 4, chosen // 2, chosen, 2 * chosen} & set(range(16, 2049)))
+    if batches is None:
+        batches = sorted({chosen // 4, chosen // 2, chosen, 2 * chosen} & set(range(16, 2049)))
     contenders = {"plain loop": plain}
     contenders |= {f"nadkit, batch {batch}": functools.partial(ours, batch) for batch in batches}
     contenders["nadkit, local"] = functools.partial(covariance, networks=range(n), local=True)
@@ -135,6 +145,9 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="time, or what cores spend (a busy machine)")
+    parser.add_argument(
+        "--batches", type=int, nargs="*", metavar="N", help="batch sizes; around the usual one if left out"
+    )
     parser.add_argument("--memory", action="store_true", help="peak memory at 100 and 2,000 networks")
     parser.add_argument("--large", action="store_true", help="only the leading NADs of 3 x 224 x 224 inputs")
     options = parser.parse_args()
@@ -143,7 +156,9 @@ def main() -> None:
         large(options.architecture, options.device, options.networks)
         return
     agreement(options.architecture, options.device, options.networks)
-    speed(options.architecture, options.device, options.networks, options.rounds, CLOCKS[options.clock])
+    speed(
+        options.architecture, options.device, options.networks, options.rounds, CLOCKS[options.clock], options.batches
+    )
     if options.memory:
         few, many = (peak_memory(options.architecture, options.device, n) for n in (100, 2000))
         print(f"peak memory: {few / 2**20:.0f} MiB at 100 networks, {many / 2**20:.0f} MiB at 2,000")

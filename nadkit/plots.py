@@ -191,15 +191,16 @@ def images_and_spectra(images: Tensor, titles: Sequence[str]) -> Figure:
     figure = _figure(min(1.6 * count + 0.4, WIDEST), 3.6)
     axes = figure.subplots(2, count, squeeze=False)
     spectra = torch.fft.fftshift(torch.fft.fft2(images), dim=(-2, -1)).abs()
-    extent = (-width / 2 - 0.5, width / 2 - 0.5, height / 2 - 0.5, -height / 2 - 0.5)
+    left, top = -(width // 2), -(height // 2)  # the lowest frequencies, of odd sizes, too
+    extent = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
     for k, title in enumerate(titles):
         limit = images[k].abs().max().item()
         axes[0, k].imshow(images[k].numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit)
         axes[0, k].set(title=title, xticks=[], yticks=[])
         axes[1, k].imshow(spectra[k].numpy(), cmap=SEQUENTIAL, extent=extent)
-        axes[1, k].set(xticks=[-width // 2, 0], yticks=[-height // 2, 0] if k == 0 else [])
+        axes[1, k].set(xticks=[left, 0], yticks=[top, 0] if k == 0 else [])
     axes[0, 0].set_ylabel("pixels")
-    axes[1, 0].set_ylabel("spectrum")
+    axes[1, 0].set(ylabel="spectrum", xlabel="cycles")
     return figure
 
 
@@ -442,8 +443,14 @@ def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = 
             axis.axhline(0, color="0.8", linewidth=1, zorder=0)
         colours = ordered_palette(rows.layer)
         sns.scatterplot(rows, x=x, y=y, hue="layer", palette=colours, ax=axis, linewidth=0, alpha=0.7, legend="full")
-        axis.set(title=name)
+        axis.set(title=name, xlabel="")
         axis.legend(title="layer", frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
+    for axis in axes[1:]:
+        axis.set_ylabel("")
+    if len({tuple(rows.layer.unique()) for _, rows in groups}) == 1:
+        for axis in axes[:-1]:
+            axis.get_legend().remove()
+    figure.supxlabel(x, fontsize="medium")
     return figure
 
 
@@ -660,9 +667,16 @@ def in_space(frame: pd.DataFrame, *, colour: str, row: str, panel: str) -> Figur
     axes = figure.subplots(len(rows), len(panels), squeeze=False, subplot_kw={"projection": "3d"})
     for (i, j), axis in zip(itertools.product(rows, panels), axes.flat, strict=True):
         points = frame[(frame[row] == i) & (frame[panel] == j)]
-        shown = axis.scatter(points.x, points.y, points.z, c=points[colour], cmap=SEQUENTIAL, vmin=0, vmax=1, s=28)
+        colours = {"c": points[colour], "cmap": SEQUENTIAL, "vmin": 0, "vmax": 1}
+        shown = axis.scatter(points.x, points.y, points.z, **colours, s=28, depthshade=False)
         axis.scatter(*points[["x", "y", "z"]].iloc[0], color="crimson", marker="*", s=180, depthshade=False)
-        axis.set(title=f"{i}: {j}", xlabel="x", ylabel="y", zticks=[points.z.min().round(), points.z.max().round()])
+        axis.set(
+            title=f"{i}: {j}",
+            xlabel="x",
+            ylabel="y",
+            zlabel="z",
+            zticks=[points.z.min().round(), points.z.max().round()],
+        )
         axis.tick_params(labelsize="small", pad=-2)
         axis.set_box_aspect((1, 1, 0.4))
         axis.view_init(elev=45)

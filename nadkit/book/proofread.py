@@ -79,6 +79,11 @@ class Passage:
                 return ast.parse(cell_source(self.cell))
         return ast.Module([], [])
 
+    @functools.cached_property
+    def nodes(self) -> list[ast.AST]:
+        """All nodes of that tree."""
+        return list(ast.walk(self.code))
+
 
 # ---- the book --------------------------------------------------------------------------------------------------------
 
@@ -183,12 +188,13 @@ def listed_claims(notebook: Mapping[str, Any]) -> list[str] | None:
 def _of_claims(passages: Sequence[Passage]) -> list[Problem]:
     """Compare the claims that a chapter lists with those that its code spells out."""
     listed = listed_claims({"cells": [passage.cell for passage in passages]})
-    made = {id: passage.where for id, passage, _ in _claims_in(passages)}
-    twice = _twice(id for id, _, always in _claims_in(passages) if always)
+    found = list(_claims_in(passages))
+    made = {id: passage.where for id, passage, _ in found}
+    twice = _twice(id for id, _, always in found if always)
     said = [f"{made[id]}: two claims have the id {id!r}: every claim needs its own" for id in twice]
     if listed is not None:
         where = next(passage.where for passage in passages if passage.cell["cell_type"] == "markdown")
-        spelled = [re.compile(pattern) for passage in passages for pattern in _spelled(passage.code)]
+        spelled = [re.compile(pattern) for passage in passages for pattern in _spelled(passage.nodes)]
         never = [id for id in listed if not any(pattern.fullmatch(id) for pattern in spelled)]
         said += [f"{where}: the list of claims has {id!r} twice" for id in _twice(listed)]
         said += [f"{made[id]}: the claim {id!r} is not in the list {LIST!r}" for id in made if id not in listed]
@@ -202,11 +208,11 @@ def _claims_in(passages: Sequence[Passage]) -> Iterator[tuple[str, Passage, bool
     With each comes whether it is made under no condition. The chapter's own functions are passed over, for they may
     make several claims, or change the id.
     """
-    helpers = {node.name for p in passages for node in ast.walk(p.code) if isinstance(node, ast.FunctionDef)}
+    helpers = {node.name for p in passages for node in p.nodes if isinstance(node, ast.FunctionDef)}
     for passage in passages:
-        choices = [n for n in ast.walk(passage.code) if isinstance(n, ast.If | ast.IfExp | ast.Match | ast.Try)]
+        choices = [n for n in passage.nodes if isinstance(n, ast.If | ast.IfExp | ast.Match | ast.Try)]
         sometimes = {node for choice in choices for node in ast.walk(choice)}
-        for call in (node for node in ast.walk(passage.code) if isinstance(node, ast.Call)):
+        for call in (node for node in passage.nodes if isinstance(node, ast.Call)):
             own = isinstance(call.func, ast.Name) and call.func.id in helpers
             if (id := _argument(call, 0, "id")) and _is_bound(_argument(call, 3, "holds_if")) and not own:
                 yield id, passage, call not in sometimes
@@ -224,9 +230,9 @@ def _is_bound(text: str) -> bool:
     return False
 
 
-def _spelled(code: ast.Module) -> Iterator[str]:
+def _spelled(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Give patterns of the words that code can spell: its strings, with `.+` for what is put into them."""
-    for node in ast.walk(code):
+    for node in nodes:
         pattern = _pattern(node)
         match node:
             case ast.Constant() | ast.JoinedStr() | ast.BinOp() if re.search("[a-z]", pattern):
@@ -328,7 +334,7 @@ def _of_figures(passages: Iterable[Passage]) -> list[Problem]:
             found.append(f"{passage.where}: give the picture a text (alt)")
         if _draws(passage.code) and not _shown_with(passage.cell, "image", "alt"):
             found.append(f"{passage.where}: {_ALT}")
-        shows = (node for node in ast.walk(passage.code) if _is_call(node, "results", {"show"}))
+        shows = (node for node in passage.nodes if _is_call(node, "results", {"show"}))
         if not all(any(k.arg is None or (k.arg == "alt" and _says(k.value)) for k in show.keywords) for show in shows):
             found.append(f"{passage.where}: results.show: expected alt='what there is to see'")
     return [Problem({passage.chapter}, text) for text in found]

@@ -29,8 +29,8 @@ from nadkit.training.parallel import gather
 BLOCK = {"secant": 64, "gradient": 256, "mixed": 1}
 """Networks per update of the covariance: enough that the update costs little beside the derivatives."""
 
-LOCAL_FROM = 2000
-"""Networks from which on secants are local on a CPU, unless one says; fewer keep the digits they always had."""
+LOCAL_FROM = 100
+"""Networks from which on secants are local on a CPU, unless one says; for fewer the plain loop is quick enough."""
 
 PART = {"secant": 128, "gradient": 256, "mixed": 16}
 """Networks per task of a worker and between saves: whole blocks, enough of them to be worth sending their moments.
@@ -266,7 +266,7 @@ def gradient_covariance(
         checkpoint: a file to save to after each `PART` of the networks and on an interrupt, and to continue from.
         local: take secants through the windows that a pixel reaches, the same up to rounding and several times as
             fast, of networks that begin with convolutions (`nadkit.inputs.local`, whose `reach` says how far); by
-            default on a CPU, from 2,000 networks on. Other networks stay with the plain loop.
+            default on a CPU, from 100 networks on. Other networks stay with the plain loop.
         executor: compute on its workers instead, one `PART` of the networks a task; the moments come back to the CPU.
         progress: show a bar with an estimate.
         population: with a name or factory, the rest of its `Population`: ``shape``, ``method``, ``scale``, ``seed``,
