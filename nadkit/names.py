@@ -4,6 +4,9 @@ import difflib
 import math
 from collections.abc import Iterable
 
+MOST_PLACES = 6
+"""An error of more decimals is told with an exponent."""
+
 ROUNDING = 1e-12
 """Errors of numbers in float64 below this share of them come from rounding."""
 
@@ -40,4 +43,5 @@ def with_error(value: float, error: float = 0.0) -> str:
         return f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
     places = 1 - math.floor(math.log10(error))  # of the error's second digit
     most = 3 - math.floor(math.log10(abs(value))) if value else places
-    return f"{value:.{max(0, min(places, most))}f} ± {error:.2g}"
+    rounded = f"{error:.{places}f}" if 0 <= places <= MOST_PLACES else f"{error:.2g}"
+    return f"{value:.{max(0, min(places, most))}f} ± {rounded}"

@@ -10,6 +10,13 @@ function enlarge(link) {
   image.removeAttribute("height");
   dialog.append(image);
   dialog.addEventListener("click", () => dialog.close());
+  // The theme's search takes Escape for itself, so the dialog would not hear of it.
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" && event.key !== "Enter") return;
+    event.preventDefault();
+    event.stopPropagation();
+    dialog.close();
+  });
   dialog.addEventListener("close", () => {
     dialog.remove();
     link.focus();

@@ -288,7 +288,7 @@ def _with_record(row: Row, found: Sequence[Record]) -> Row:
 
 
 def _decided(root: Path, found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
-    """Return the verdicts of the records by claim, judged by today's rules."""
+    """Return the verdicts of the records in words, by claim, judged by today's rules."""
     verdicts: dict[str, str] = {}
     for name, of_chapter in found.items():
         for rule in claims_of(load(root, name)) if of_chapter else []:
@@ -297,7 +297,7 @@ def _decided(root: Path, found: Mapping[str, Sequence[Record]]) -> dict[str, str
             ]
             counts = scorecard.best(said)
             if counts and counts[1].verdict in (HOLDS, FAILS):
-                verdicts[rule.id] = counts[1].verdict
+                verdicts[rule.id] = counts[1].word
     return verdicts
 
 

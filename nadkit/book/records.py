@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +72,12 @@ class Record:
         return self.path.stem
 
     @property
+    def title(self) -> str:
+        """The name for people, who do without the checksum of a long one."""
+        whole, cut, _ = self.name.partition("~")
+        return whole.rpartition(",")[0].replace(",", ", ") + " and more" if cut else whole.replace(",", ", ")
+
+    @property
     def key(self) -> str:
         """Its name among all records of the book."""
         return f"{self.chapter}/{self.name}"
@@ -83,18 +88,24 @@ class Record:
         return self.validity.state != DIFFERS
 
     @property
-    def rank(self) -> tuple[int, float]:
-        """What sorts the records that count most to the front: by profile, then the latest."""
-        return RANKS.get(self.profile, len(RANKS)), -datetime.fromisoformat(self.started).timestamp()
+    def rank(self) -> tuple[int, int, float]:
+        """What sorts the records that count most to the front: most training images, then profile, then the longest."""
+        most = max((n for _, n in self._images()), default=0)
+        return -most, RANKS.get(self.profile, len(RANKS)), -self.seconds
 
     @property
     def words(self) -> str:
         """What it ran on and for how long, in a few words: 'MNIST, 12,000 images, 64 min on 2 cores'."""
-        kinds = (re.match(r"([^,]+),.*?([\d,]+) and [\d,]+ of them", str(item["kind"])) for item in self.data)
-        what = next((f"{found[1]}, {found[2]} images" for found in kinds if found), f"profile {self.profile}")
+        sets = dict.fromkeys(f"{name}, {n:,} images" for name, n in self._images())
+        what = " and ".join(sets) or f"profile {self.profile}"
         device = self.device or self.platform
         cores = re.search(r"\d+ cores?$", device)
         return f"{what}, {duration(self.seconds)} on {cores[0] if cores else device}"
+
+    def _images(self) -> list[tuple[str, int]]:
+        """Return the sets of images that it trained on, with their numbers of training images."""
+        kinds = (re.match(r"([^,]+),.*?([\d,]+) and [\d,]+ of them", str(item["kind"])) for item in self.data)
+        return [(found[1], int(found[2].replace(",", ""))) for found in kinds if found]
 
     @property
     def mark(self) -> str:
@@ -107,7 +118,7 @@ class Record:
         """Where the results come from, in one line."""
         return " · ".join(
             [
-                f"profile {self.name.replace(',', ', ')}",
+                f"profile {self.title}",
                 self.device or self.platform,
                 *(f"{name} {self.versions[name]}" for name in ("torch", "nadkit") if name in self.versions),
                 f"commit {short_commit(self.commit)}",
@@ -361,7 +372,8 @@ def validity_of(record: Record, today: Witness, now: str | None = None) -> Valid
         of = f"commit {short_commit(now)} gives the numbers of {short_commit(record.commit)}"
         return Validity(VERIFIED, f"{of}; {comparison.words}")
     if missing := _missing(record.witness, today):
-        return Validity(UNVERIFIABLE, f"its witness was made with {', '.join(missing)}, which are not at hand")
+        named = ", ".join(missing[:2]) + (f" and {len(missing) - 2} more" if len(missing) > 2 else "")
+        return Validity(UNVERIFIABLE, f"its witness was made with {named}, which are not at hand")
     return Validity(DIFFERS if comparison.differing else UNVERIFIABLE, comparison.words)
 
 

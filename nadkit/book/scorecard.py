@@ -81,13 +81,14 @@ class Row:
 
 def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | None:
     """Return of what records say of a claim that which counts: valid, measured, at the settings and on the images that
-    it is about, at the largest scale, latest.
+    it is about, decided, at the largest scale, longest.
     """
     valid = (pair for pair in recorded if pair[0].counts)
 
     def order(pair: tuple[Record, Claim]) -> tuple:
         record, claim = pair
-        return claim.measured is None, not claim.has_its_settings, bool(claim.stand_in), record.rank
+        elsewhere = not claim.has_its_settings, bool(claim.stand_in)
+        return claim.measured is None, *elsewhere, claim.verdict == UNDECIDED, record.rank
 
     return min(valid, key=order, default=None)
 
@@ -404,7 +405,8 @@ def lines(rows: Iterable[Row], start: str) -> str:
 
 def _line(row: Row, start: str) -> str:
     record, claim = row.standing
-    facts = [f"reported {claim.report}, measured {claim.measurement}", record.words if record else "this build"]
+    reported = "no number reported" if claim.reported is None else f"reported {claim.report}"
+    facts = [f"{reported}, measured {claim.measurement}", record.words if record else "this build"]
     facts += filter(None, [claim.why_undecided, row.waits])
     link = f'<a href="{_escape(start + row.page)}">{_escape(claim.statement)}</a>'
     return f"<li>{word_as_html(claim)} {link} <small>({_escape('; '.join(facts))})</small></li>"

@@ -207,7 +207,7 @@ def rerun(of: Chapter, run: Mapping[str, Any], records: Sequence[Record], top: s
         value = json.dumps(told["parameters"][names.index(example)]["values"].get(profile))
         lines.append(f"$ nadkit run {of.name}{option} -p {example}={'1' if example == 'seed' else value} --out runs")
     took = [(f"this page, profile {profile}", pages.duration(run["seconds"]))] if "seconds" in run else []
-    took += [(f"recorded, {record.name.replace(',', ', ')}", record.words) for record in records if record.counts]
+    took += [(f"recorded, {record.title}", record.words) for record in records if record.counts]
     place = html.escape(f"{top}notebooks/{of.name}.ipynb")
     parts = [
         "The first command runs the chapter as on this page, the second with another value; several `-p` set several.",

@@ -252,6 +252,17 @@ def test_the_record_that_counts_most_is_open_first(shown):
     ]
 
 
+def test_a_record_is_named_for_people():
+    long = Path("paper,mlp_epochs=30,mlp_repeats=160,co~e20ec445e6.json")
+    assert a_record(path=long).title == "paper, mlp_epochs=30, mlp_repeats=160 and more"
+    assert a_record(path=Path("gpu,networks=lenet+vgg11.json")).title == "gpu, networks=lenet+vgg11"
+    two = [
+        {"name": n, "kind": f"{n}, as 1x8x8, {k} and 50 of them (seed 0)"}
+        for n, k in (("MNIST", "60,000"), ("digits", "500"))
+    ]
+    assert a_record(data=two).words == "MNIST, 60,000 images and digits, 500 images, 90 min on NVIDIA H200"
+
+
 def test_tables_without_a_drawing_are_shown_as_tables(shown):
     results.show("overlaps", table(k=[1], word=["<i>"]), alt="Words & numbers", recorded=[a_record()])
     page = Page(shown[0][0]["text/html"])

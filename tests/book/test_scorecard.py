@@ -47,6 +47,10 @@ def recorded(profile: str, *claims: Claim, **more):
     return a_record(path=Path(f"{profile}.json"), profile=profile, claims=Claims(claims), **more)
 
 
+def images_of(n: str) -> list[dict[str, str]]:
+    return [{"name": "images", "kind": f"MNIST, as 1x28x28, {n} and 10,000 of them (seed 0)", "sha256": "00ff"}]
+
+
 LIVE = [
     run(claim("a", 1.0), claim("b", 0.1), claim("own", 1.0, paper="")),
     run(claim("c", None), claim("d", 0.95, error=0.1, paper="morcos2018importance"), chapter="activations/one"),
@@ -73,14 +77,22 @@ def test_totals_are_those_of_each_paper_and_of_our_own():
         ([("gpu", 0.2, {}), ("paper", 0.3, {"validity": OTHER})], 0.2),
         ([("paper", 0.3, {"validity": OTHER})], None),
         ([("gpu", 0.2, {}), ("paper", None, {})], 0.2),
-        ([("gpu", 0.2, {"started": "2025-01-02"}), ("gpu", 0.3, {"started": "2025-01-01"})], 0.2),
-        ([("gpu", 0.2, {"started": "2025-01-01"}), ("gpu", 0.3, {"started": "2025-01-02"})], 0.3),
+        ([("gpu", 0.2, {"seconds": 60}), ("gpu", 0.3, {"seconds": 59})], 0.2),
+        ([("gpu", 0.2, {"seconds": 59}), ("gpu", 0.3, {"seconds": 60})], 0.3),
+        ([("gpu", 0.2, {"data": images_of("12,000")}), ("cpu", 0.3, {"data": images_of("60,000")})], 0.3),
     ],
 )
 def test_the_best_record_is_valid_measured_and_of_the_largest_scale(records, measured):
     (row,) = rows([run(claim("a", 1.0))], [recorded(p, claim("a", m), **more) for p, m, more in records])
     assert (row.best and row.best[1].measured) == measured
     assert len(row.recorded) == len(records)
+
+
+def test_a_record_that_decides_a_claim_comes_before_a_bigger_one_that_leaves_it_open():
+    decides = recorded("cpu", claim("a", 0.95, needs={"levels": (6, 6)}))
+    bigger = recorded("gpu", claim("a", 0.5, needs={"levels": (2, 6)}), data=images_of("60,000"))
+    (row,) = rows([run(claim("a", None, needs={"levels": (2, 6)}))], [bigger, decides])
+    assert (row.best[0].profile, row.best[1].verdict) == ("cpu", HOLDS)
 
 
 def test_a_recorded_measurement_is_judged_by_the_rules_of_today():
