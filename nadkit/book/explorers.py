@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import io
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -142,7 +143,7 @@ def fourier_map(sources: Sources) -> Explorer | None:
         for name, label, keys in (("fx", "horizontal", "right"), ("fy", "vertical", "down"))
     )
     chosen = "datum.fx == fx && datum.fy == fy"
-    axis = alt.Axis(labelAngle=0, labelOverlap="parity")
+    axis = alt.Axis(labelAngle=0, values=fx.values[:: math.ceil(len(fx.values) / 5)])  # more run into each other
     cell = alt.Chart().encode(
         x=alt.X("fx:O", title="horizontal frequency", scale=alt.Scale(domain=fx.values), axis=axis),
         y=alt.Y("fy:O", title="vertical frequency", scale=alt.Scale(domain=fy.values)),
@@ -166,11 +167,13 @@ def fourier_map(sources: Sources) -> Explorer | None:
     bars = bars.mark_bar(color="#56b4e9") + bars.mark_text(align="left", dx=3).encode(text=words)
     below = alt.hconcat(_wave(), bars.properties(width=380, height=26 * len(names), title="accuracy at this cell (%)"))
     chart = finish(alt.vconcat(maps, below, data=alt.Data(values=rows)), fx, fy)
-    by_cell: dict[str, list[str]] = {}
+    by_cell: dict[str, dict[str, str]] = {}
     for row in rows:
-        by_cell.setdefault(key(row["fx"], row["fy"]), []).append(f"{row['series']} {row['accuracy']:.1f} %")
+        by_cell.setdefault(key(row["fx"], row["fy"]), {})[row["series"]] = f"{row['accuracy']:.1f} %"
     said = {
-        key(x, y): f"Cell ({x}, {y}): {', '.join(by_cell[key(x, y)])}."
+        key(x, y): f"Cell ({x}, {y}): "
+        + ", ".join(f"{name} {by_cell[key(x, y)].get(name, 'not measured')}" for name in names)
+        + "."
         for x, y in itertools.product(fx.values, fy.values)
         if key(x, y) in by_cell
     }
@@ -352,13 +355,16 @@ def _coloured(image: "np.ndarray", colours: str) -> str:
 
 
 def _nad_words(network: str, index: int, known: Row) -> str:
-    facts = []
-    if "eigenvalue" in known:
-        facts.append(f"eigenvalue {known['eigenvalue']:.3g} times the mean")
-    if "accuracy" in known:
-        published = f" (published {known['published']:.1f} %)" if "published" in known else ""
-        facts.append(f"accuracy along the NAD of this index {known['accuracy']:.1f} %{published}")
-    return f"NAD {index} of {network}: {', '.join(facts) or 'its eigenvalue and accuracy are not stored'}."
+    published = f" (published {known['published']:.1f} %)" if "published" in known else ""
+    along = "accuracy along the NAD of this index"
+    facts = {
+        "eigenvalue": ("eigenvalue", "{:.3g} times the mean"),
+        "accuracy": (along, "{:.1f} %" + published),
+    }
+    said = [f"{words} {form.format(known[name])}" for name, (words, form) in facts.items() if name in known]
+    absent = [words for name, (words, _) in facts.items() if name not in known]
+    said += [f"not stored: {', '.join(absent)}"] if absent else []
+    return f"NAD {index} of {network}: {', '.join(said)}."
 
 
 # ---- ablation ------------------------------------------------------------------------------------
@@ -394,7 +400,7 @@ def ablation(sources: Sources) -> Explorer | None:
     of_curve = " && ".join(f"datum.{c.name} == {c.name}" for c in (run, network, layer, clamp))
     chosen = "datum.corruption == corruption"
     legend = alt.Legend(title="corruption", symbolOpacity=1)
-    colour = alt.Color("corruption:O", legend=legend, scale=alt.Scale(scheme="viridis"))
+    colour = alt.Color("corruption:O", legend=legend, scale=alt.Scale(scheme="viridis", domain=corruption.values))
     base = alt.Chart().encode(
         x=alt.X("fraction:Q", title="fraction of units ablated", scale=alt.Scale(domain=[0, 1])),
         y=alt.Y("accuracy:Q", title="training accuracy", scale=alt.Scale(domain=[0, 1])),
@@ -406,13 +412,16 @@ def ablation(sources: Sources) -> Explorer | None:
         f"datum.network == network && {chosen} && layer == '{LAYERS}' && clamp == '{ZERO}'"
     )
     theirs = theirs.mark_line(strokeDash=[5, 4], color="black").encode(x=base.encoding.x, y=base.encoding.y)
-    curves = (lines + strong + theirs).properties(**size, title="dashed: the paper, all layers to zero")
+    dashed = f"layer == '{LAYERS}' && clamp == '{ZERO}' ? 'dashed: the paper, all layers to zero' : ''"
+    curves = (lines + strong + theirs).properties(**size, title=alt.Title(alt.expr(dashed)))
     of_areas = alt.Chart(alt.Data(values=areas)).transform_filter("datum.run == run && datum.network == network")
     dots = of_areas.mark_line(point=True).encode(
         x=alt.X("corruption:O", title="corruption of the labels", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("area:Q", title="area under the curve", scale=alt.Scale(domain=[0, 1])),
         color=alt.Color(
-            "ablated:N", legend=alt.Legend(title="ablated", orient="bottom", columns=1), scale=alt.Scale(range=LINES)
+            "ablated:N",
+            legend=alt.Legend(title="ablated", orient="bottom", columns=1),
+            scale=alt.Scale(domain=list(dict.fromkeys(row["ablated"] for row in areas)), range=LINES),
         ),
     )
     here = dots.transform_filter(chosen).mark_rule(color=CHOSEN).encode(y=alt.value(0), y2=alt.value(260))

@@ -103,7 +103,9 @@ def test_a_cell_says_each_accuracy_and_the_published_one():
     fx, fy = explorer.controls
     assert (fx.values, fy.values) == ([0, 4, 8], [-4, 0, 4])
     assert (fx.start, fy.start) == (4, 4)
-    assert re.fullmatch(r"Cell \(4, 4\): lenet 70\.5 %, lenet, published \d\d\.\d %\.", explorer.words["4|4"])
+    assert re.fullmatch(
+        r"Cell \(4, 4\): lenet 70\.5 %, lenet, published \d\d\.\d %, lenet-nopool not measured\.", explorer.words["4|4"]
+    )
     assert "lenet-nopool 99.5 %" in explorer.words["0|0"]
     assert len(explorer.words) == 9
     assert "mlp" not in str(explorer.words)  # it learned another task
@@ -125,8 +127,9 @@ def test_a_direction_says_what_is_known_of_it():
     words = ALL["nads"](sources).words
     assert words["lenet|0"].startswith("NAD 0 of lenet: eigenvalue 30 times the mean, accuracy along")
     assert words["lenet|0"].endswith("99.0 % (published 100.0 %).")
-    assert words["lenet|1"] == "NAD 1 of lenet: eigenvalue 17 times the mean."
-    assert words["lenet|50"] == "NAD 50 of lenet: its eigenvalue and accuracy are not stored."
+    along = "accuracy along the NAD of this index"
+    assert words["lenet|1"] == f"NAD 1 of lenet: eigenvalue 17 times the mean, not stored: {along}."
+    assert words["lenet|50"] == f"NAD 50 of lenet: not stored: eigenvalue, {along}."
 
 
 def test_a_curve_says_its_area_and_a_choice_that_nothing_measured_says_nothing():
