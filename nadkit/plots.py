@@ -383,7 +383,8 @@ def scatter(
     for axis, (name, rows) in zip(axes, groups, strict=True):
         legend = "auto" if axis is _corner(axes) else False
         sns.scatterplot(rows, x=x, y=y, hue=style, style=style, ax=axis, legend=legend, **order)
-        axis.set(xscale="log" if log_x else "linear", title=name, ylabel=y if _first(axis) else "")
+        axis.set(xscale="log" if log_x else "linear", title=name, xlabel="", ylabel=y if _first(axis) else "")
+    figure.supxlabel(x, fontsize="medium")
     _corner(axes).legend(title=style, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 

@@ -207,10 +207,18 @@ class Claim:
             return "; ".join(obstacles)
         return "the uncertainty reaches across the bound"
 
+    @property
+    def _is_measured(self) -> bool:
+        return self.measured is not None
+
     def _obstacles(self) -> list[str]:
         differ = [(name, a, b) for name, (a, b) in self.same.items() if a != b and (a, b) not in STAND_INS.values()]
-        other = [f"{name}: {a}, the claim is about {b}" for name, a, b in differ]
-        unknown = [f"{name}: unknown, {b:g} needed" for name, (a, b) in self.needs.items() if a == UNKNOWN]
+        other = [f"{name}: {a}, the claim is about {b}" for name, a, b in differ if a != UNKNOWN or self._is_measured]
+        unknown = [
+            f"{name}: unknown, {b:g} needed"
+            for name, (a, b) in self.needs.items()
+            if a == UNKNOWN and self._is_measured
+        ]
         known = [(name, a, b) for name, (a, b) in self.needs.items() if a != UNKNOWN]
         return other + unknown + [f"{name}: {a:g} of the {b:g} needed" for name, a, b in known if a < b]
 

@@ -71,6 +71,11 @@ def shown_by(output: Mapping[str, Any]) -> dict[str, Shown]:
     return {name: Shown(page, store.get("captions", {}).get(name, "")) for name in store.get("tables", {})}
 
 
+def keeps_numbers(output: Mapping[str, Any]) -> bool:
+    """Return whether an output shows the numbers that `results.keep` stores."""
+    return "numbers" in output.get("metadata", {}).get(MIME, {})
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A picture of an executed notebook: its name, a PNG, and a PDF if the run kept one."""

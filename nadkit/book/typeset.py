@@ -22,6 +22,7 @@ from nadkit.book.chapters import QUICK, Chapter, cell_source, read_notebook
 from nadkit.book.records import Record
 
 COLOURS = 256
+FOLDED = 3  # more lines than this of kept numbers are folded
 WORDS_A_MINUTE = 200
 _IMAGE = re.compile(r'<img src="data:image/png;base64,([^"]+)"([^>]*)>')
 _NUMBER = re.compile(r'(<b class="nadkit-number">)[^<]*(</b>)')
@@ -103,11 +104,15 @@ def _set_image(cell: Mapping[str, Any], output: dict[str, Any], which: str, pict
 
 
 def _set_html(output: dict[str, Any], pictures: Pictures, top: str) -> None:
-    """Make a figure of what `results.show` drew, and give the numbers of a table three digits."""
+    """Make a figure of what `results.show` drew, fold many kept numbers, and give those of a table three digits."""
     output.get("metadata", {}).pop(collect.PDF, None)
     page = "".join(output.get("data", {}).get("text/html", ""))
     for shown in collect.shown_by(output).values():
         output["data"]["text/html"] = figure(page, shown.caption, pictures, top)
+    numbers = "".join(output.get("data", {}).get("text/plain", ""))
+    if collect.keeps_numbers(output) and numbers.count("\n") >= FOLDED:
+        kept = f"<summary>The numbers that this run keeps</summary><pre>{html.escape(numbers)}</pre>"
+        output["data"]["text/html"] = f'<details class="nadkit-kept">{kept}</details>'
     if 'class="dataframe"' in page:
         output["data"]["text/html"] = f'<div class="nadkit-scroll">\n{_tidy(page)}\n</div>'
 

@@ -151,6 +151,18 @@ def test_tables_of_pandas_have_one_head_and_three_digits(typeset_page):
     assert text.startswith('<div class="nadkit-scroll">')
 
 
+def test_many_kept_numbers_are_folded(typeset_page):
+    def kept(n: int) -> nbformat.NotebookNode:
+        text = "\n".join(f"a<{i} = {i}" for i in range(n))
+        store = {"version": 1, "numbers": {f"a<{i}": i for i in range(n)}}
+        return nbformat.v4.new_output("display_data", {"text/plain": text}, metadata={results.MIME: store})
+
+    few, many = (page_of(typeset_page([kept(n)])[0]) for n in (3, 4))
+    assert few == ""
+    assert many.startswith('<details class="nadkit-kept"><summary>')
+    assert "<pre>a&lt;0 = 0\n" in many
+
+
 def test_a_head_of_two_real_rows_stays(typeset_page):
     two = FRAME.replace("<th></th>\n    </tr>", "<th>%</th>\n    </tr>")
     notebook, _ = typeset_page([nbformat.v4.new_output("display_data", {"text/html": two})])
@@ -222,6 +234,8 @@ def test_pictures_are_found_by_the_tables_that_they_show(built):
         ("", "key(document.body, 'p'); key(document.body, 'p')", []),
         ("", "key(document.querySelector('textarea'), 'p')", []),
         ("", "document.querySelector('a').click()", ["nadkit-large"]),
+        ("", "document.querySelector('a').click(); key(document.querySelector('dialog img'), 'Escape')", []),
+        ("", "document.querySelector('a').click(); key(document.querySelector('dialog img'), 'Enter')", []),
     ],
 )
 def test_the_script_enlarges_figures_and_makes_pages_fit_for_a_projector(address, does, found, tmp_path):
