@@ -88,10 +88,14 @@ class Record:
         return self.validity.state != DIFFERS
 
     @property
-    def rank(self) -> tuple[int, int, float]:
-        """What sorts the records that count most to the front: most training images, then profile, then the longest."""
+    def rank(self) -> tuple[int, int, int, float]:
+        """What sorts the records that count most to the front.
+
+        Most training images come first, then the largest profile, then most claims measured, then the longest run.
+        """
         most = max((n for _, n in self._images()), default=0)
-        return -most, RANKS.get(self.profile, len(RANKS)), -self.seconds
+        measured = sum(claim.measured is not None for claim in self.claims)
+        return -most, RANKS.get(self.profile, len(RANKS)), -measured, -self.seconds
 
     @property
     def words(self) -> str:
