@@ -100,16 +100,20 @@ class Record:
     @property
     def words(self) -> str:
         """What it ran on and for how long, in a few words: 'MNIST, 12,000 images, 64 min on 2 cores'."""
-        sets = dict.fromkeys(f"{name}, {n:,} images" for name, n in self._images())
-        what = " and ".join(sets) or f"profile {self.profile}"
+        sets: dict[str, dict[str, None]] = {}
+        for name, n in self._images():
+            sets.setdefault(name, {})[f"{n:,}"] = None
+        named = [f"{name}, {' and '.join(numbers)} images" for name, numbers in sets.items()]
+        what = " and ".join(named) or f"profile {self.profile}"
         device = self.device or self.platform
         cores = re.search(r"\d+ cores?$", device)
         return f"{what}, {duration(self.seconds)} on {cores[0] if cores else device}"
 
     def _images(self) -> list[tuple[str, int]]:
         """Return the sets of images that it trained on, with their numbers of training images."""
-        kinds = (re.match(r"([^,]+),.*?([\d,]+) and [\d,]+ of them", str(item["kind"])) for item in self.data)
-        return [(found[1], int(found[2].replace(",", ""))) for found in kinds if found]
+        named = r"([^,(]+).*?([\d,]+) and [\d,]+ of them(?:.*the first ([\d,]+) to train on)?"
+        kinds = (re.match(named, str(item["kind"])) for item in self.data)
+        return [(found[1].strip(), int((found[3] or found[2]).replace(",", ""))) for found in kinds if found]
 
     @property
     def mark(self) -> str:

@@ -256,11 +256,15 @@ def test_a_record_is_named_for_people():
     long = Path("paper,mlp_epochs=30,mlp_repeats=160,co~e20ec445e6.json")
     assert a_record(path=long).title == "paper, mlp_epochs=30, mlp_repeats=160 and more"
     assert a_record(path=Path("gpu,networks=lenet+vgg11.json")).title == "gpu, networks=lenet+vgg11"
-    two = [
-        {"name": n, "kind": f"{n}, as 1x8x8, {k} and 50 of them (seed 0)"}
-        for n, k in (("MNIST", "60,000"), ("digits", "500"))
+    kinds = [
+        "MNIST, as 1x28x28, 60,000 and 10,000 of them (seed 0)",
+        "MNIST, as 1x28x28, 6,000 and 10,000 of them (seed 1)",
+        "scikit-learn's digits (1,797 images of 8x8), fixed split of 1,297 and 500, as 1x32x32, "
+        "1,297 and 500 of them (seed 0); the first 500 to train on, others to test",
     ]
-    assert a_record(data=two).words == "MNIST, 60,000 images and digits, 500 images, 90 min on NVIDIA H200"
+    of_all = a_record(data=[{"name": "images", "kind": kind} for kind in kinds])
+    said = "MNIST, 60,000 and 6,000 images and scikit-learn's digits, 500 images, 90 min on NVIDIA H200"
+    assert of_all.words == said
 
 
 def test_tables_without_a_drawing_are_shown_as_tables(shown):
