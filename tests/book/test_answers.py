@@ -10,12 +10,12 @@ from nadkit.stats import Measured
 @pytest.mark.parametrize(
     ("found", "yes_if", "said", "measured"),
     [
-        (Measured(0.5, 0.1), "> 0", "yes", "AUC: 0.50 ± 0.1"),
-        (Measured(-0.5, 0.1), "> 0", "no", "AUC: -0.50 ± 0.1"),
-        (Measured(0.05, 0.1), "> 0", "not clear", "AUC: 0.05 ± 0.1"),
-        (Measured(2.0, 0.1), "between 0 and 1", "no", "AUC: 2.00 ± 0.1"),
+        (Measured(0.5, 0.1), "> 0", "yes", "AUC: 0.50 ± 0.10"),
+        (Measured(-0.5, 0.1), "> 0", "no", "AUC: -0.50 ± 0.10"),
+        (Measured(0.05, 0.1), "> 0", "not clear", "AUC: 0.05 ± 0.10"),
+        (Measured(2.0, 0.1), "between 0 and 1", "no", "AUC: 2.00 ± 0.10"),
         (0.25, "<= 0.25", "yes", "AUC: 0.25"),
-        (Measured(0.5, 0.1), "", "0.50 ± 0.1", "AUC"),
+        (Measured(0.5, 0.1), "", "0.50 ± 0.10", "AUC"),
         ("16 networks", "", "16 networks", ""),
         (None, "> 0", "not measured", "AUC"),
         (float("nan"), "", "not measured", "AUC"),
