@@ -249,4 +249,6 @@ def test_the_script_enlarges_figures_and_makes_pages_fit_for_a_projector(address
     done = subprocess.run(
         [*command, f"{page.as_uri()}{address}"], capture_output=True, text=True, timeout=120, check=True
     )
-    assert [name for name in ("nadkit-present", "nadkit-large") if f'class="{name}"' in done.stdout] == found
+    # A closed figure may still stand in the page: it is removed a little later.
+    shown = {"nadkit-present": 'class="nadkit-present"', "nadkit-large": 'class="nadkit-large" open'}
+    assert [name for name, text in shown.items() if text in done.stdout] == found
