@@ -180,7 +180,7 @@ class Claim:
 
     @property
     def _outcome(self) -> str:
-        if self.measured is None or self._obstacles():
+        if self.measured is None or self.obstacles:
             return UNDECIDED
         return (HOLDS, FAILS, UNDECIDED)[within(self.measured, self.error, self.holds_if)]
 
@@ -203,22 +203,20 @@ class Claim:
         if self.verdict != UNDECIDED:
             return ""
         missing = ["not measured"] if self.measured is None else []
-        if obstacles := missing + self._obstacles():
+        if obstacles := missing + self.obstacles:
             return "; ".join(obstacles)
         return "the uncertainty reaches across the bound"
 
     @property
-    def _is_measured(self) -> bool:
-        return self.measured is not None
+    def obstacles(self) -> list[str]:
+        """What keeps any measurement from deciding the claim: other settings, and too little of what it needs.
 
-    def _obstacles(self) -> list[str]:
+        Of what was not measured, settings that nobody told are none.
+        """
+        told = self.measured is not None
         differ = [(name, a, b) for name, (a, b) in self.same.items() if a != b and (a, b) not in STAND_INS.values()]
-        other = [f"{name}: {a}, the claim is about {b}" for name, a, b in differ if a != UNKNOWN or self._is_measured]
-        unknown = [
-            f"{name}: unknown, {b:g} needed"
-            for name, (a, b) in self.needs.items()
-            if a == UNKNOWN and self._is_measured
-        ]
+        other = [f"{name}: {a}, the claim is about {b}" for name, a, b in differ if a != UNKNOWN or told]
+        unknown = [f"{name}: unknown, {b:g} needed" for name, (a, b) in self.needs.items() if a == UNKNOWN and told]
         known = [(name, a, b) for name, (a, b) in self.needs.items() if a != UNKNOWN]
         return other + unknown + [f"{name}: {a:g} of the {b:g} needed" for name, a, b in known if a < b]
 

@@ -175,7 +175,7 @@ class Expected:
             missing = [f"without {name}" for name in sorted(self.measured.of & self.absent)]
         else:
             missing = ["not measured"] if self.measured is None or math.isnan(self.measured) else []
-        return missing + self._without_result()._obstacles()
+        return missing + self._without_result().obstacles
 
     @property
     def stand_in(self) -> str:

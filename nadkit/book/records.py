@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,11 @@ class Record:
         return self.validity.state != DIFFERS
 
     @property
-    def rank(self) -> tuple[int, int, int, float]:
-        """What sorts the records that count most to the front.
-
-        Most training images come first, then the largest profile, then most claims measured, then the longest run.
-        """
+    def rank(self) -> tuple[int, int, float]:
+        """What sorts the records that count most to the front: most training images, then profile, then the latest."""
         most = max((n for _, n in self._images()), default=0)
-        measured = sum(claim.measured is not None for claim in self.claims)
-        return -most, RANKS.get(self.profile, len(RANKS)), -measured, -self.seconds
+        latest = -datetime.fromisoformat(self.started).timestamp()
+        return -most, RANKS.get(self.profile, len(RANKS)), latest
 
     @property
     def words(self) -> str:

@@ -81,14 +81,14 @@ class Row:
 
 def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | None:
     """Return of what records say of a claim that which counts: valid, measured, at the settings and on the images that
-    it is about, decided, at the largest scale, longest.
+    it is about, with all that it needs, at the largest scale, latest; never by what came out.
     """
     valid = (pair for pair in recorded if pair[0].counts)
 
     def order(pair: tuple[Record, Claim]) -> tuple:
         record, claim = pair
         elsewhere = not claim.has_its_settings, bool(claim.stand_in)
-        return claim.measured is None, *elsewhere, claim.verdict == UNDECIDED, record.rank
+        return claim.measured is None, *elsewhere, bool(claim.obstacles), record.rank
 
     return min(valid, key=order, default=None)
 

@@ -77,8 +77,8 @@ def test_totals_are_those_of_each_paper_and_of_our_own():
         ([("gpu", 0.2, {}), ("paper", 0.3, {"validity": OTHER})], 0.2),
         ([("paper", 0.3, {"validity": OTHER})], None),
         ([("gpu", 0.2, {}), ("paper", None, {})], 0.2),
-        ([("gpu", 0.2, {"seconds": 60}), ("gpu", 0.3, {"seconds": 59})], 0.2),
-        ([("gpu", 0.2, {"seconds": 59}), ("gpu", 0.3, {"seconds": 60})], 0.3),
+        ([("gpu", 0.2, {"started": "2025-01-02"}), ("gpu", 0.3, {"started": "2025-01-01"})], 0.2),
+        ([("gpu", 0.2, {"started": "2025-01-01"}), ("gpu", 0.3, {"started": "2025-01-02"})], 0.3),
         ([("gpu", 0.2, {"data": images_of("12,000")}), ("cpu", 0.3, {"data": images_of("60,000")})], 0.3),
     ],
 )
@@ -88,11 +88,19 @@ def test_the_best_record_is_valid_measured_and_of_the_largest_scale(records, mea
     assert len(row.recorded) == len(records)
 
 
-def test_a_record_that_decides_a_claim_comes_before_a_bigger_one_that_leaves_it_open():
-    decides = recorded("cpu", claim("a", 0.95, needs={"levels": (6, 6)}))
+def test_a_record_that_has_what_a_claim_needs_comes_before_a_bigger_one_that_has_not():
+    enough = recorded("cpu", claim("a", 0.95, needs={"levels": (6, 6)}))
     bigger = recorded("gpu", claim("a", 0.5, needs={"levels": (2, 6)}), data=images_of("60,000"))
-    (row,) = rows([run(claim("a", None, needs={"levels": (2, 6)}))], [bigger, decides])
+    (row,) = rows([run(claim("a", None, needs={"levels": (2, 6)}))], [bigger, enough])
     assert (row.best[0].profile, row.best[1].verdict) == ("cpu", HOLDS)
+
+
+def test_no_record_is_chosen_for_its_verdict():
+    """The bigger run counts, though its error leaves open what a smaller one would decide."""
+    decides = recorded("cpu", claim("a", 0.95))
+    bigger = recorded("gpu", claim("a", 0.9, error=0.1), data=images_of("60,000"))
+    (row,) = rows([run(claim("a", None))], [bigger, decides])
+    assert (row.best[0].profile, row.best[1].verdict) == ("gpu", UNDECIDED)
 
 
 def test_a_recorded_measurement_is_judged_by_the_rules_of_today():
