@@ -235,14 +235,14 @@ papermill_engines.register("nadkit", _Engine)
 
 def _kernel_arguments() -> list[str]:
     """Return the options that a kernel is started with; its session is as nice as this process."""
-    # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
-    arguments = ["--IPKernelApp.log_level=CRITICAL"]
+    # The kernel's own log goes past the notebook to the terminal, and says nothing of use. Nor does that of the loop
+    # below it: of a kernel that ends it may tell, with a traceback, that a socket was closed.
+    lines = ["import logging\nlogging.getLogger('tornado').setLevel(logging.CRITICAL)"]
     if (niceness := os.nice(0)) > 0 and AUTOGROUP.exists():
         # the kernel of somebody else's system may refuse, and the run goes on
         code = "import contextlib\nwith contextlib.suppress(OSError):\n"
-        code += f"    open({str(AUTOGROUP)!r}, 'w').write('{niceness}')"
-        arguments.append(f"--IPKernelApp.exec_lines=exec({code!r}, {{}})")
-    return arguments
+        lines.append(code + f"    open({str(AUTOGROUP)!r}, 'w').write('{niceness}')")
+    return ["--IPKernelApp.log_level=CRITICAL", *(f"--IPKernelApp.exec_lines=exec({line!r}, {{}})" for line in lines)]
 
 
 def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, tries: int = 3) -> None:

@@ -83,6 +83,13 @@ def test_a_run_of_low_priority_has_a_kernel_whose_session_gives_way(make_book, t
         assert printed(tmp_path / "one.ipynb").split()[1:] == ["nice", str(niceness)]
 
 
+def test_a_kernel_that_ends_tells_the_terminal_of_no_closed_socket(make_book, tmp_path):
+    code = "import logging\nprint(logging.getLogger('tornado.general').isEnabledFor(logging.ERROR))"
+    root = make_book(one=make_notebook(code=(code,)))
+    run(root, "one", tmp_path / "one.ipynb")
+    assert printed(tmp_path / "one.ipynb").split() == ["False"]
+
+
 def test_the_notebooks_own_values_need_no_injected_cell(make_book, tmp_path):
     root = make_book(one=make_notebook())
     run(root, "one", tmp_path / "one.ipynb")
