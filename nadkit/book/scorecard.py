@@ -9,7 +9,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -72,11 +72,10 @@ class Row:
     def standing(self) -> tuple[Record | None, Claim]:
         """The claim whose verdict stands, and its record; None is this build.
 
-        A verdict comes before one on a stand-in, that before none; of two alike, the recorded one comes first.
+        What lacks least of what the claim is about and needs comes first, as in `best`; of two alike the recorded one.
         """
         live = (None, self.live or self.claim)
-        order = {ON_A_STAND_IN: 1, UNDECIDED: 2}
-        return min([self.best or live, live], key=lambda pair: order.get(counted(pair[1]), 0))
+        return min([self.best or live, live], key=lambda pair: _lacks(pair[1]))
 
 
 def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | None:
@@ -84,13 +83,12 @@ def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | Non
     it is about, with all that it needs, at the largest scale, latest; never by what came out.
     """
     valid = (pair for pair in recorded if pair[0].counts)
+    return min(valid, key=lambda pair: (*_lacks(pair[1]), pair[0].rank), default=None)
 
-    def order(pair: tuple[Record, Claim]) -> tuple:
-        record, claim = pair
-        elsewhere = not claim.has_its_settings, bool(claim.stand_in)
-        return claim.measured is None, *elsewhere, bool(claim.obstacles), record.rank
 
-    return min(valid, key=order, default=None)
+def _lacks(claim: Claim) -> tuple[bool, ...]:
+    """Return what a measurement lacks of what its claim is about and needs, the gravest first."""
+    return claim.measured is None, not claim.has_its_settings, bool(claim.stand_in), bool(claim.obstacles)
 
 
 def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str] = MappingProxyType({})) -> list[Row]:
@@ -109,9 +107,10 @@ def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str
                     # A measurement is judged by today's rules, whatever they were when it was recorded.
                     judged = claim.judged_by(live[claim.id]) if claim.id in live else claim
                     recorded.setdefault(claim.id, []).append((record, judged))
-        undecided = {id: waits.get(id, "") for id, claim in live.items() if claim.verdict not in (HOLDS, FAILS)}
-        ids = dict.fromkeys([*live, *recorded])
-        found += [Row(run, live.get(id), recorded.get(id, []), undecided.get(id, "")) for id in ids]
+        for id in dict.fromkeys([*live, *recorded]):
+            row = Row(run, live.get(id), recorded.get(id, []))
+            is_open = row.live and row.standing[1].verdict not in (HOLDS, FAILS)
+            found.append(replace(row, waits=waits.get(id, "")) if is_open else row)
     return found
 
 
@@ -292,12 +291,14 @@ def _short(verdict: str) -> str:
 
 def _table(rows: Sequence[Row], papers: Mapping[str, Paper]) -> str:
     titles = "".join(f'<th scope="col">{title}</th>' for title in COLUMNS)
+    gone = sum(row.live is None for row in rows)
+    left_out = f" In a record only, and not in the totals: {gone}." if gone else ""
     lines = [
         '<div class="nadkit-filtered">',
         _form(rows, papers),
         '<div class="nadkit-rows" role="region" aria-label="all claims" tabindex="0">',
         '<table class="table nadkit-claims nadkit-scorecard">',
-        "<caption>Every claim: where it is tested, what was reported and measured, and the verdict.</caption>",
+        f"<caption>Every claim: where it is tested, what was measured, and the verdict.{left_out}</caption>",
         f"<thead><tr>{titles}</tr></thead>",
         "<tbody>",
         *(_as_row(row, papers, place) for place, row in enumerate(rows)),

@@ -231,6 +231,23 @@ def test_a_conclusion_takes_the_recorded_verdict_first_and_says_what_is_planned(
     assert "- {cite:t}`ortizjimenez2020neural` ([arXiv:2006.09717](https://arxiv.org/abs/2006.09717)): 1 of 2" in text
 
 
+def test_what_stands_is_not_chosen_for_its_verdict():
+    """The record has all that the claim needs and leaves it open: a live run with more luck does not outdo it."""
+    (row,) = rows([run(claim("a", 1.0))], [recorded("paper", claim("a", 0.95, error=0.1))])
+    assert row.standing[0] is not None
+    assert row.standing[1].verdict == UNDECIDED
+    short = claim("a", 1.0, needs={"seeds": (3.0, 5.0)})
+    (row,) = rows([run(claim("a", 0.95, error=0.1, needs={"seeds": (5.0, 5.0)}))], [recorded("paper", short)])
+    assert row.standing[0] is None
+    assert row.standing[1].verdict == UNDECIDED
+
+
+def test_claims_that_only_a_record_has_are_told_apart_from_those_counted():
+    text = markdown(rows(LIVE[:1], [recorded("paper", claim("old", 1.0))]))
+    assert "In a record only, and not in the totals: 1." in text
+    assert "In a record only" not in markdown(rows(LIVE, []))
+
+
 def test_the_totals_have_a_column_for_each_verdict_recorded_and_here():
     text = markdown(rows(LIVE, [recorded("paper", claim("a", 1.0))]), CITED)
     totals_table = re.search(r'<table class="table nadkit-totals">.*?</table>', text, flags=re.DOTALL)[0]
