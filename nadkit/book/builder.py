@@ -19,7 +19,19 @@ import yaml
 from papermill.exceptions import strip_color
 
 from nadkit import files
-from nadkit.book import claims, excerpts, explorers, papers, plan, proofread, records, reference, scorecard, typeset
+from nadkit.book import (
+    claims,
+    excerpts,
+    explorers,
+    forecast,
+    papers,
+    plan,
+    proofread,
+    records,
+    reference,
+    scorecard,
+    typeset,
+)
 from nadkit.book.chapters import (
     QUICK,
     BadInput,
@@ -248,7 +260,11 @@ def _scorecard_rows(
         BadInput: a claim names a paper that is not in the bibliography, or a record is damaged.
     """
     found = [record for name in executed for record in records.recorded(name, root)]
-    rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], found, waits)
+
+    def judged(record: records.Record) -> Mapping[str, claims.Claim]:
+        return forecast.judged(load(root, record.chapter), record.parameters, record.claims)
+
+    rows = scorecard.rows([claims.read(path)[0] for path in executed.values()], found, waits, judged)
     if cited is not None:
         scorecard.require_cited(rows, cited)
     return rows

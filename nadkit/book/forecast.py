@@ -12,7 +12,7 @@ import builtins
 import functools
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -231,6 +231,17 @@ def expected(chapter: Chapter, values: Mapping[str, Any]) -> list[Expected]:
     networks = {name for names in lists for name in ([names] if isinstance(names, str) else names)}
     absent = frozenset(NAMES) - networks
     return [replace(claim, absent=absent) for claim in found if isinstance(claim, Expected)]
+
+
+def judged(chapter: Chapter, parameters: Mapping[str, Any], measured: Sequence[Claim]) -> dict[str, Claim]:
+    """Return by name the claims that a run with these parameters made, by the rules that they have today.
+
+    What such a run would need counts, and not what another one does: NADs that come from a file need no second run
+    that finds them. A claim that today's chapter would not make is left out.
+    """
+    today = {name: parameters.get(name, parameter.default) for name, parameter in chapter.parameters.items()}
+    rules = {rule.id: rule for rule in expected(chapter, today)}
+    return {claim.id: rules[claim.id].judge(claim) for claim in measured if claim.id in rules}
 
 
 class _Careful(ast.NodeTransformer):

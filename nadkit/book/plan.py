@@ -33,7 +33,7 @@ from nadkit.book.chapters import (
     profile_values,
     read_profile,
 )
-from nadkit.book.claims import FAILS, HOLDS
+from nadkit.book.claims import FAILS, HOLDS, Claim
 from nadkit.book.forecast import Expected
 from nadkit.book.pages import duration
 from nadkit.book.prints import commit
@@ -291,13 +291,12 @@ def _decided(root: Path, found: Mapping[str, Sequence[Record]]) -> dict[str, str
     """Return the verdicts of the records in words, by claim, judged by today's rules."""
     verdicts: dict[str, str] = {}
     for name, of_chapter in found.items():
-        for rule in claims_of(load(root, name)) if of_chapter else []:
-            said = [
-                (record, rule.judge(claim)) for record in of_chapter for claim in record.claims if claim.id == rule.id
-            ]
-            counts = scorecard.best(said)
-            if counts and counts[1].verdict in (HOLDS, FAILS):
-                verdicts[rule.id] = counts[1].word
+        said: dict[str, list[tuple[Record, Claim]]] = {}
+        for record in of_chapter:
+            for id, claim in forecast.judged(load(root, name), record.parameters, record.claims).items():
+                said.setdefault(id, []).append((record, claim))
+        counts = {id: scorecard.best(pairs) for id, pairs in said.items()}
+        verdicts |= {id: best[1].word for id, best in counts.items() if best and best[1].verdict in (HOLDS, FAILS)}
     return verdicts
 
 

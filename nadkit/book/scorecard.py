@@ -8,7 +8,7 @@ such as itables bring it as a module, which browsers do not load from a file on 
 import html
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -91,10 +91,16 @@ def _lacks(claim: Claim) -> tuple[bool, ...]:
     return claim.measured is None, not claim.has_its_settings, bool(claim.stand_in), bool(claim.obstacles)
 
 
-def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str] = MappingProxyType({})) -> list[Row]:
+def rows(
+    runs: Iterable[Run],
+    records: Iterable[Record],
+    waits: Mapping[str, str] = MappingProxyType({}),
+    judged: Callable[[Record], Mapping[str, Claim]] = lambda record: {},
+) -> list[Row]:
     """Return the claims of executed chapters, in their order; behind them those that only a record has.
 
-    `waits` says by claim which planned run it waits for.
+    `waits` says by claim which planned run it waits for, and `judged` what a record measured, by today's rules for the
+    parameters of its run. A claim that it does not know is judged by those of the live run.
     """
     records = list(records)
     found = []
@@ -103,10 +109,11 @@ def rows(runs: Iterable[Run], records: Iterable[Record], waits: Mapping[str, str
         recorded: dict[str, list[tuple[Record, Claim]]] = {}
         for record in records:
             if record.chapter == run.record["chapter"]:
+                by_rules = judged(record)
                 for claim in record.claims:
                     # A measurement is judged by today's rules, whatever they were when it was recorded.
-                    judged = claim.judged_by(live[claim.id]) if claim.id in live else claim
-                    recorded.setdefault(claim.id, []).append((record, judged))
+                    by_live = claim.judged_by(live[claim.id]) if claim.id in live else claim
+                    recorded.setdefault(claim.id, []).append((record, by_rules.get(claim.id, by_live)))
         for id in dict.fromkeys([*live, *recorded]):
             row = Row(run, live.get(id), recorded.get(id, []))
             is_open = row.live and row.standing[1].verdict not in (HOLDS, FAILS)

@@ -9,7 +9,7 @@ from toy import make_notebook
 from nadkit.book import plan
 from nadkit.book.chapters import find_chapters, load, profile_values
 from nadkit.book.claims import UNDECIDED, UNKNOWN, Claim
-from nadkit.book.forecast import Unknown, expected
+from nadkit.book.forecast import Unknown, expected, judged
 from nadkit.book.records import recorded
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +102,17 @@ def test_a_recorded_claim_is_judged_by_the_rules_of_today(make_book):
     rule = foreseen(make_book, "show([Claim('a', 'A', None, '> 0.5', needs={'n': (n, 4)})])")["a"]
     assert rule.judge(Claim("a", "A", 0.7, "> 0.9", needs={"n": (4, 100)})).verdict == "holds"
     assert rule.judge(Claim("a", "A", 0.7, "> 0.9", needs={"n": (3, 1)})).verdict == UNDECIDED
+
+
+def test_a_recorded_claim_needs_what_a_run_like_its_own_needs(make_book):
+    """Where parameters decide what is needed, those of the run do, and not those of another one."""
+    imports = "from nadkit.book.claims import Claim, show\n"
+    needs = "{} if images == 'file' else {'found again': (n, 5)}"
+    code = f"show([Claim('a', 'A', 1.0, '> 0.5', needs={needs})])"
+    chapter = load(make_book(one=make_notebook("One", PARAMETERS, (imports, code))), "one")
+    measured = [Claim("a", "A", 0.7, "> 0.9"), Claim("gone", "B", 0.7, "> 0.9")]
+    assert {id: claim.verdict for id, claim in judged(chapter, {"images": "file"}, measured).items()} == {"a": "holds"}
+    assert judged(chapter, {"images": "digits"}, measured)["a"].verdict == UNDECIDED
 
 
 def test_a_forecast_neither_waits_nor_writes(make_book, tmp_path):

@@ -242,6 +242,16 @@ def test_what_stands_is_not_chosen_for_its_verdict():
     assert row.standing[1].verdict == UNDECIDED
 
 
+def test_a_record_is_judged_for_the_parameters_of_its_run():
+    needed = run(claim("a", 1.0, needs={"found again": (0.9, 0.5)}))
+    record = recorded("paper", claim("a", 1.0))
+    (row,) = rows([needed], [record])
+    assert row.best[1].verdict == UNDECIDED
+    (row,) = rows([needed], [record], judged=lambda of: {c.id: c for c in of.claims})
+    assert row.best[1].verdict == HOLDS
+    assert row.standing[0] is record
+
+
 def test_claims_that_only_a_record_has_are_told_apart_from_those_counted():
     text = markdown(rows(LIVE[:1], [recorded("paper", claim("old", 1.0))]))
     assert "In a record only, and not in the totals: 1." in text
