@@ -274,14 +274,14 @@ def _as_table(frame: "pd.DataFrame", caption: str) -> str:
 
 
 def _errors(columns: Sequence[str]) -> dict[str, str]:
-    """Return for each column the one after it that holds its error: "error", "error, X", "X, error" or "± X".
+    """Return for each column the one after it that holds its error: "error", "±", "error, X", "X, error" or "± X".
 
     X is the name of the column, or its end.
     """
     found = {}
     for column, after in itertools.pairwise(columns):
         name = after.removeprefix("error, ").removesuffix(", error").removeprefix("± ")
-        if after == "error" or (name != after and column.endswith(name)):
+        if after in ("error", "±") or (name != after and column.endswith(name)):
             found[column] = after
     return found
 

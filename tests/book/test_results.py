@@ -282,7 +282,7 @@ def cells_of(frame):
     return [text for tag, text in found if tag == "th"], [text for tag, text in found if tag == "td"]
 
 
-@pytest.mark.parametrize("name", ["error", "error, of a", "error, a", "of a, error", "± of a"])
+@pytest.mark.parametrize("name", ["error", "error, of a", "error, a", "of a, error", "± of a", "±"])
 def test_a_table_says_a_number_with_its_error(name):
     frame = pd.DataFrame({"a": [1, 2, 3], "of a": [0.12345, 2.0, 3.0], name: [0.0123, 0.0, math.nan], "b": 1.0})
     assert cells_of(frame) == (["a", "of a", "b"], ["1", "0.123 ± 0.012", "1", "2", "2", "1", "3", "3", "1"])
