@@ -305,7 +305,8 @@ def _table(rows: Sequence[Row], papers: Mapping[str, Paper]) -> str:
         _form(rows, papers),
         '<div class="nadkit-rows" role="region" aria-label="all claims" tabindex="0">',
         '<table class="table nadkit-claims nadkit-scorecard">',
-        f"<caption>Every claim: where it is tested, what was measured, and the verdict.{left_out}</caption>",
+        "<caption>Every claim: where it is tested, what was reported and measured, and the verdict."
+        f"{left_out}</caption>",
         f"<thead><tr>{titles}</tr></thead>",
         "<tbody>",
         *(_as_row(row, papers, place) for place, row in enumerate(rows)),
