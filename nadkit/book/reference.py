@@ -83,7 +83,21 @@ def setup(app: "Sphinx") -> dict[str, Any]:
         if field.name == "variable":
             field.label = "Attributes"  # as the docstrings call them
     app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon, at 500
+    app.connect("html-collect-pages", _complete_search)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _complete_search(app: "Sphinx") -> list[tuple[str, dict[str, Any], str]]:
+    """Give the search the index entries of the pages that were not drawn this time, which Sphinx forgets; no pages."""
+    from sphinx.util.index_entries import split_index_msg
+
+    if indexer := getattr(app.builder, "indexer", None):  # not every builder has a search
+        for page, entries in app.env.get_domain("index").entries.items():
+            if page in indexer._titles:
+                split = [(split_index_msg(kind, value), id or "", main) for kind, value, id, main, _ in entries]
+                words = {(word, id, main) for parts, id, main in split for word in parts}
+                indexer._index_entries.setdefault(page, sorted(words))
+    return []
 
 
 def _prepare(app: object, what: str, name: str, object_: object, options: object, lines: list[str]) -> None:

@@ -1,9 +1,11 @@
 """The reference: docstrings become reStructuredText, and parameters a table."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from sphinx.application import Sphinx
 from toy import make_notebook
 
 import nadkit
@@ -73,3 +75,21 @@ def test_every_module_is_in_the_reference():
     # the page on architectures has what their package gives out
     modules = {name for name in modules if not name.startswith("nadkit.architectures.")}
     assert modules == set(re.findall(r"automodule:: (\S+)", pages))
+
+
+def test_the_search_keeps_the_names_of_pages_that_are_not_drawn_again(tmp_path):
+    pages, html = tmp_path / "pages", tmp_path / "html"
+    pages.mkdir()
+    one, two = (pages / f"{name}.rst" for name in ("one", "two"))
+    one.write_text("One\n===\n\n.. index:: single: direction; neural\n\n.. toctree::\n\n   two\n")
+    two.write_text("Two\n===\n\n.. index:: ! pair: unit; map\n")
+    settings = {"extensions": ["nadkit.book.reference"], "root_doc": "one"}
+
+    def names() -> dict:
+        Sphinx(pages, None, html, tmp_path / "doctrees", "html", settings, status=None, warning=None).build()
+        return json.loads((html / "searchindex.js").read_text().partition("(")[2].rpartition(")")[0])["indexentries"]
+
+    first = names()
+    assert {"one", "two", "direction", "neural", "unit", "map"} <= set(first)
+    one.write_text(one.read_text() + "\nEdited.\n")
+    assert names() == first
