@@ -2,24 +2,30 @@
 
     python -m benchmarks.training [--architecture lenet] [--device cpu] [--networks 4] [--epochs 2] [--rounds 3]
     python -m benchmarks.training --device cuda --architecture resnet18 --strategies loop vmap --epochs 1
+    python -m benchmarks.training --tricks [--rounds 5] [--clock cores]
 
 The plain loop may use all cores, for itself and its DataLoader workers; so may every strategy. Away from the CPU there
-is a row for the loop in bfloat16, too.
+is a row for the loop in bfloat16, too. With --tricks: what each trick gains for one step of LeNet, on one CPU thread.
 """
 
 import argparse
 import functools
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks import reference
-from benchmarks.timing import in_turns, table
+from benchmarks.timing import core_seconds, in_turns, table
 from nadkit import architectures
 from nadkit.data.synthetic import Separable
 from nadkit.inputs.fourier import fourier_direction
 from nadkit.training import Recipe, fit_many
+
+STEPS = 50
 
 
 def plain(architecture: str, problems: list[Separable], recipe: Recipe, device: str) -> list[float]:
@@ -39,6 +45,52 @@ def plain(architecture: str, problems: list[Separable], recipe: Recipe, device: 
     ]
 
 
+class Windows(nn.Module):
+    """A convolution of one channel, without padding, as a product of the image's windows with the kernels."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        (height, width), maps = self.conv.kernel_size, self.conv.out_channels
+        windows = x.squeeze(1).unfold(1, height, 1).unfold(2, width, 1)
+        z = torch.addmm(self.conv.bias, windows.reshape(-1, height * width), self.conv.weight.view(maps, -1).t())
+        return z.view(*windows.shape[:3], maps).permute(0, 3, 1, 2)
+
+
+def steps(count: int = STEPS) -> dict[str, Callable[[], None]]:
+    """Return, for each trick, a function that takes ``count`` steps of LeNet on a batch of 128 of D(v) with it."""
+    x, y = Separable(v=fourier_direction(0, 2), n_train=128).sample("train")
+
+    def stepper(
+        layout: torch.memory_format, fused: bool = False, windows: bool = False, compiled: bool = False
+    ) -> Callable[[], None]:
+        model = architectures.build("lenet", shape=tuple(x.shape[1:]), classes=2).to(memory_format=layout)
+        if windows:
+            model.conv1 = Windows(model.conv1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused or None)
+        forward = torch.compile(model) if compiled else model
+
+        def run() -> None:
+            for _ in range(count):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(forward(x), y).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                optimizer.step()
+
+        return run
+
+    ours = torch.channels_last
+    return {
+        "plain step": stepper(torch.contiguous_format),
+        "channels_last (ours)": stepper(ours),
+        "ours, fused SGD": stepper(ours, fused=True),
+        "ours, first convolution by windows": stepper(ours, windows=True),
+        "ours, compiled": stepper(ours, compiled=True),
+    }
+
+
 def main() -> None:
     """Run the benchmark the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,7 +101,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--strategies", nargs="+", choices=["loop", "processes", "vmap"], help="by default all fit")
     parser.add_argument("--accuracy", action="store_true", help="compare accuracies at the paper's settings (minutes)")
+    parser.add_argument("--tricks", action="store_true", help="one step of LeNet, with each trick")
+    parser.add_argument(
+        "--clock", choices=["wall", "cores"], default="wall", help="of --tricks: cores on a busy machine"
+    )
     options = parser.parse_args()
+    if options.tricks:
+        torch.set_num_threads(1)
+        clock = core_seconds if options.clock == "cores" else time.perf_counter
+        seconds = in_turns(steps(), options.rounds, clock)
+        print(table({name: took / STEPS for name, took in seconds.items()}, reference="plain step", unit="step"))
+        return
     print(f"{options.architecture} on {options.device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
 
     v = fourier_direction(0, 2)

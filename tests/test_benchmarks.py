@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import populations, reference, timing
+from benchmarks import populations, reference, timing, training
 from nadkit import architectures, seeds
 from nadkit.data.synthetic import Separable
 from nadkit.inputs.basis import pixel_basis
@@ -74,3 +74,9 @@ def test_core_time_does_not_pass_while_nothing_is_done():
         pass
     assert idle - start < 0.1
     assert timing.core_seconds() > idle
+
+
+def test_the_windows_of_a_convolution_give_its_maps():
+    conv = torch.nn.Conv2d(1, 6, 5)
+    x = torch.randn(3, 1, 12, 10, generator=seeds.generator(0, "images"))
+    torch.testing.assert_close(training.Windows(conv)(x), conv(x), rtol=1e-5, atol=1e-6)
