@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # statistics take a second to import, and reading claims need
 # The key of the claims in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.claims+json"
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "not decidable at this scale"
-# What people read where a claim fails that sets a band to both sides of a number: the band is ours, and it may be too
-# narrow though the paper is right.
+# What people read where a claim fails that sets a band around a number, or bounds a distance from it: the band is ours,
+# and it may be too narrow though the paper is right.
 OUTSIDE = "outside our band"
 # A symbol and a word each, so that colour is never the only cue.
 SYMBOLS = {HOLDS: "✓", FAILS: "✗", OUTSIDE: "≠", UNDECIDED: "?"}
@@ -47,23 +47,28 @@ _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operato
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _ONE_SIDED = re.compile(rf"(>=|<=|>|<) *{_NUMBER}")
 _BETWEEN = re.compile(rf"between {_NUMBER} and {_NUMBER}")
+_WITHIN = re.compile(rf"within {_NUMBER}")
+_BANDS = ("between", "within")
 
 
 def parse_bound(text: str) -> list[Test]:
-    """Return the one-sided tests of a bound such as ">= 0.95" or "between 0.9 and 1.1".
+    """Return the one-sided tests of a bound: ">= 0.95", "between 0.9 and 1.1", or "within 0.05" of zero.
 
     Raises:
         ValueError: `text` is no bound.
     """
     if found := _ONE_SIDED.fullmatch(text.strip()):
         return [_test(found[1], float(found[2]))]
+    ends = ()
     if found := _BETWEEN.fullmatch(text.strip()):
-        low, high = float(found[1]), float(found[2])
-        if low <= high:
-            return [_test(">=", low), _test("<=", high)]
+        ends = float(found[1]), float(found[2])
+    elif found := _WITHIN.fullmatch(text.strip()):
+        ends = -float(found[1]), float(found[1])
+    if ends and ends[0] <= ends[1]:
+        return [_test(">=", ends[0]), _test("<=", ends[1])]
     raise ValueError(
-        f"holds_if: expected '>= 0.95', '> 0', '<= 3', '< 1' or 'between 0.9 and 1.1' "
-        f"(smaller number first), got {text!r}"
+        f"holds_if: expected '>= 0.95', '> 0', '<= 3', '< 1', 'between 0.9 and 1.1' (smaller number first) "
+        f"or 'within 0.05' (of zero: a difference), got {text!r}"
     )
 
 
@@ -160,7 +165,7 @@ class Claim:
     @property
     def word(self) -> str:
         """The verdict without what it was measured on, as people read it: OUTSIDE for a band that is missed."""
-        return OUTSIDE if self._outcome == FAILS and self.holds_if.strip().startswith("between") else self._outcome
+        return OUTSIDE if self._outcome == FAILS and self.holds_if.strip().startswith(_BANDS) else self._outcome
 
     @property
     def verdict_in_words(self) -> str:

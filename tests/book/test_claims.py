@@ -40,6 +40,10 @@ def claim(measured: float | None = 1.0, holds_if: str = ">= 0.95", **more) -> Cl
         (1.2, 0.1, "between 0.8 and 1.2", UNDECIDED),
         (1.5, 0.1, "between 0.8 and 1.2", FAILS),
         (0.1, 0.1, "between 0.8 and 1.2", FAILS),
+        (0.03, 0.02, "within 0.05", HOLDS),
+        (-0.03, 0.02, "within 0.05", HOLDS),
+        (0.04, 0.02, "within 0.05", UNDECIDED),
+        (-0.08, 0.02, "within 0.05", FAILS),
         (1e-4, 0.0, "< 1e-3", HOLDS),
     ],
 )
@@ -169,7 +173,19 @@ def test_numbers_of_numpy_become_plain():
 
 @pytest.mark.parametrize(
     "holds_if",
-    ["", "0.95", "=> 0.95", "== 1", ">= x", ">= 0.9 or so", "between 2 and 1", ">= nan", "> inf"],
+    [
+        "",
+        "0.95",
+        "=> 0.95",
+        "== 1",
+        ">= x",
+        ">= 0.9 or so",
+        "between 2 and 1",
+        "within -1",
+        "within",
+        ">= nan",
+        "> inf",
+    ],
 )
 def test_only_bounds_are_conditions(holds_if):
     with pytest.raises(ValueError, match="holds_if: expected"):
@@ -266,7 +282,12 @@ def test_what_was_recorded_stands_beside_the_claims_of_this_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("bound", "words"),
-    [("between 0.9 and 1.1", "≠ outside our band"), (">= 0.9", "✗ fails"), ("between -1 and 1", "✓ holds")],
+    [
+        ("between 0.9 and 1.1", "≠ outside our band"),
+        ("within 0.1", "≠ outside our band"),
+        (">= 0.9", "✗ fails"),
+        ("between -1 and 1", "✓ holds"),
+    ],
 )
 def test_a_band_that_is_missed_does_not_read_as_if_the_paper_were_wrong(bound, words):
     made = claim(0.5, bound)
