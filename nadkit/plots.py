@@ -94,13 +94,18 @@ def _panels(
     axes = figure.subplots(rows, columns, squeeze=False, **shared).flatten()
     for axis in axes[count:]:
         axis.remove()
-    for axis in axes[max(0, count - columns) : count]:
+    for axis in _lowest(axes := list(axes[:count])):
         axis.tick_params(labelbottom=True)  # of shared axes, also above a gap in the last row
-    return figure, list(axes[:count])
+    return figure, axes
 
 
 def _first(axis: Axes) -> bool:
     return axis.get_subplotspec().is_first_col()
+
+
+def _lowest(axes: Sequence[Axes]) -> Sequence[Axes]:
+    """Return the panels that have no other below them."""
+    return axes[-axes[0].get_gridspec().ncols :]
 
 
 def _corner(axes: Sequence[Axes]) -> Axes:
@@ -316,7 +321,9 @@ def accuracy_by_index(table: pd.DataFrame) -> Figure:
         top.plot(known["index"] + 1, known.published, color="black", marker=".", linewidth=0.8, label="published")
     if len(random := rows["random"].accuracy):
         top.axhspan(random.min(), random.max(), color=colours[1], alpha=0.3, linewidth=0, label="random")
-        right.plot(rows["random"].eigenvalue, random, linestyle="none", marker="^", color=colours[1], label="random")
+        triangles = {"linestyle": "none", "marker": "^", "color": colours[1]}
+        drawn = right.plot(rows["random"].eigenvalue, random, label="random", **triangles)
+        right.legend(handles=drawn, frameon=False, fontsize="small")
     bottom.plot(rows["NAD"]["index"] + 1, rows["NAD"].eigenvalue, color=colours[0], marker="o", markersize=4)
     limits = (min(45, table.accuracy.min() - 2), 102)
     top.set(xscale="log", ylabel="test accuracy (%)", ylim=limits)
@@ -479,7 +486,8 @@ def curves(
             axis.fill_between(line[x], line[y] - line[error], line[y] + line[error], color=colours[name], alpha=0.2)
         for name, at in (marks or {}).items():
             axis.axvline(at, color=colours[name], linestyle="--", linewidth=1)
-        axis.set(title=title, xlabel=x, ylabel=y if _first(axis) else "", xscale="log" if log_x else "linear")
+        below = x if axis in _lowest(axes) else ""
+        axis.set(title=title, xlabel=below, ylabel=y if _first(axis) else "", xscale="log" if log_x else "linear")
     lines = {line.get_label(): line for axis in axes for line in axis.get_legend_handles_labels()[0]}
     _corner(axes).legend(lines.values(), lines, title=hue, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
