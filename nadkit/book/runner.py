@@ -26,7 +26,7 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager, papermil
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from nadkit import files
-from nadkit.book import outside
+from nadkit.book import kernel, outside
 from nadkit.book.chapters import QUICK, Chapter, cell_source, cell_tags, profile_values
 from nadkit.book.parameters import Value
 from nadkit.book.prints import code_print, commit, experiment, fingerprint, records_print, result_print, versions
@@ -39,9 +39,6 @@ TRACEBACK_LINES = 12
 CHECKPOINTS = "NADKIT_CHECKPOINTS"
 # In the environment of all that a run starts.
 RUN = "NADKIT_RUN"
-# A kernel has a session of its own. Linux may share the processors out by session, and niceness counts only within one;
-# that of the session is written here.
-AUTOGROUP = Path("/proc/self/autogroup")
 END = 32_768  # bytes at the end of a notebook that hold its metadata, nearly always
 
 
@@ -233,18 +230,6 @@ class _Engine(NBClientEngine):
 papermill_engines.register("nadkit", _Engine)
 
 
-def _kernel_arguments() -> list[str]:
-    """Return the options that a kernel is started with; its session is as nice as this process."""
-    # The kernel's own log goes past the notebook to the terminal, and says nothing of use. Nor does that of the loop
-    # below it: of a kernel that ends it may tell, with a traceback, that a socket was closed.
-    lines = ["import logging\nlogging.getLogger('tornado').setLevel(logging.CRITICAL)"]
-    if (niceness := os.nice(0)) > 0 and AUTOGROUP.exists():
-        # the kernel of somebody else's system may refuse, and the run goes on
-        code = "import contextlib\nwith contextlib.suppress(OSError):\n"
-        lines.append(code + f"    open({str(AUTOGROUP)!r}, 'w').write('{niceness}')")
-    return ["--IPKernelApp.log_level=CRITICAL", *(f"--IPKernelApp.exec_lines=exec({line!r}, {{}})" for line in lines)]
-
-
 def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, tries: int = 3) -> None:
     """Let papermill run the chapter into `part`; start its kernel again if it does not answer.
 
@@ -262,7 +247,8 @@ def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool
             cwd=chapter.path.parent,
             progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
             stderr_file=sys.stderr if live else None,
-            extra_arguments=_kernel_arguments(),
+            # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--config={kernel.__file__}"],
         )
     except RuntimeError as error:
         if tries == 1 or not any(said in str(error) for said in ("didn't respond", "died before replying")):

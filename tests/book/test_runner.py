@@ -15,7 +15,7 @@ import psutil
 import pytest
 from toy import CODE, files_below, make_notebook, printed
 
-from nadkit.book import runner
+from nadkit.book import kernel, runner
 from nadkit.book.chapters import load, validate
 from nadkit.book.runner import KernelDied, RunFailed, execute, run_name, up_to_date
 
@@ -73,14 +73,18 @@ def test_a_chapter_finds_what_its_caller_finds(make_book, tmp_path, monkeypatch)
     assert dict(os.environ) == before
 
 
-@pytest.mark.skipif(not runner.AUTOGROUP.exists(), reason="no priorities of sessions here")
-def test_a_run_of_low_priority_has_a_kernel_whose_session_gives_way(make_book, tmp_path, monkeypatch):
-    code = f"print(open({str(runner.AUTOGROUP)!r}).read())"
-    root = make_book(one=make_notebook(code=(code,)))
-    for niceness in (0, 7):
-        monkeypatch.setattr(runner.os, "nice", lambda _, niceness=niceness: niceness)
-        run(root, "one", tmp_path / "one.ipynb")
-        assert printed(tmp_path / "one.ipynb").split()[1:] == ["nice", str(niceness)]
+@pytest.mark.skipif(not kernel.AUTOGROUP.exists(), reason="no priorities of sessions here")
+@pytest.mark.parametrize("niceness", [0, 7])
+def test_a_run_of_low_priority_has_a_kernel_whose_session_gives_way(make_book, tmp_path, niceness):
+    code = f"import os\nprint(os.nice(0), open({str(kernel.AUTOGROUP)!r}).read())"
+    root, out = make_book(one=make_notebook(code=(code,))), tmp_path / "one.ipynb"
+    subprocess.run(
+        [sys.executable, "-m", "nadkit", "run", "one", "--root", str(root), "--out", str(out)],
+        preexec_fn=lambda: os.nice(niceness),
+        check=True,
+    )
+    nice, _, *told = printed(out).split()
+    assert told == ["nice", nice if niceness else "0"]
 
 
 def test_a_kernel_that_ends_tells_the_terminal_of_no_closed_socket(make_book, tmp_path):
@@ -88,6 +92,19 @@ def test_a_kernel_that_ends_tells_the_terminal_of_no_closed_socket(make_book, tm
     root = make_book(one=make_notebook(code=(code,)))
     run(root, "one", tmp_path / "one.ipynb")
     assert printed(tmp_path / "one.ipynb").split() == ["False"]
+
+
+def test_a_kernel_that_ends_looks_for_no_garbage_after_what_was_asked_for_its_end(make_book, tmp_path):
+    code = f"""\
+import atexit, gc, pathlib
+def note(phase, info, path=pathlib.Path({str(tmp_path / "passed over")!r}), count=gc.get_freeze_count):
+    path.write_text(str(count()))
+gc.callbacks.append(note)
+atexit.register(pathlib.Path({str(tmp_path / "asked")!r}).write_text, "done")"""
+    root = make_book(one=make_notebook(code=(code,)))
+    run(root, "one", tmp_path / "one.ipynb")
+    assert (tmp_path / "asked").exists()
+    assert int((tmp_path / "passed over").read_text()) > 10_000
 
 
 def test_the_notebooks_own_values_need_no_injected_cell(make_book, tmp_path):

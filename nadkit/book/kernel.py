@@ -1,0 +1,32 @@
+"""What happens in a chapter's kernel before the chapter: ipykernel executes this file as its configuration.
+
+It needs nothing but Python, and runs before ipykernel has opened anything.
+"""
+
+import atexit
+import gc
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+AUTOGROUP = Path("/proc/self/autogroup")
+"""The niceness of a session: Linux may share the processors out by session, and a process's counts only within one."""
+
+
+def prepare() -> None:
+    """Prepare this process for a run that disturbs nobody, and for a quick end."""
+    # The loop below the kernel may tell, with a traceback that goes past the notebook to the terminal, that a socket
+    # was closed when the kernel ended.
+    logging.getLogger("tornado").setLevel(logging.CRITICAL)
+    # A kernel has a session of its own, which is to be as nice as who started it.
+    if (niceness := os.nice(0)) > 0 and AUTOGROUP.exists():
+        with suppress(OSError):  # somebody else's system may refuse, and the run goes on
+            AUTOGROUP.write_text(str(niceness))
+    # At its very end, as what is registered first comes last, Python would look several times through all of torch for
+    # garbage: a second a chapter.
+    atexit.register(gc.freeze)
+
+
+if "get_config" in globals():  # put there by ipykernel; not so where this module is imported
+    prepare()
