@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from nadkit.book.pages import duration
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
 from nadkit.book.typeset import Pictures
+from nadkit.parallel import as_they_end
 
 # More chapters than this at once fight over memory, or over the only GPU.
 MOST_JOBS = 4
@@ -158,7 +159,7 @@ def _run_all(
             # The longest first, so that no core waits for the last one.
             order = sorted(todo, key=lambda name: -seconds[name])
             futures = {pool.submit(runs.run, name, todo[name]): name for name in order}
-            for future in as_completed(futures):
+            for future in as_they_end(futures):
                 name, result = futures[future], future.result()
                 ended[name] = result
                 took = f" in {result['seconds']:.0f} s" if "seconds" in result else ""

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from nadkit.book.prints import result_print, result_printer
 from nadkit.book.runner import FAILED, FINISHED, UNCHANGED, CannotWrite, KernelDied, RunFailed
 from nadkit.book.slots import TRIES, WorkerDied
 from nadkit.names import did_you_mean
+from nadkit.parallel import WAKING
 
 TO_RUN = "to run"
 PLAN = "sweep.json"
@@ -318,7 +319,7 @@ def run(plan: Plan, executor: Executor, *, say: Callable[[str], None] | None = N
         with tqdm(total=len(points), initial=done, unit="run", disable=not progress) as bar:
             while left:
                 # Popped, for a Dask cluster runs again what it lost while somebody holds its future.
-                future = ended.get()
+                future = _next(ended)
                 i = left.pop(future)
                 if tries[i] < TRIES and _deserves_another_try(future):
                     submit(i)
@@ -329,6 +330,12 @@ def run(plan: Plan, executor: Executor, *, say: Callable[[str], None] | None = N
                     say(f"{len(points) - len(left)}/{len(points)} {_sentence(points[i])}")
         files.remove_leftovers(plan.folder)
     return replace(plan, points=tuple(points))
+
+
+def _next(ended: queue.SimpleQueue[Future]) -> Future:
+    while True:
+        with suppress(queue.Empty):
+            return ended.get(timeout=WAKING)
 
 
 def _task(plan: Plan, point: Point) -> Task:

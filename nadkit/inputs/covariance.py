@@ -24,7 +24,7 @@ from nadkit.inputs.basis import NADs
 from nadkit.inputs.derivatives import exact
 from nadkit.inputs.population import Method, Population, Settings
 from nadkit.inputs.reproducibility import leading_eigenvectors, overlaps
-from nadkit.training.parallel import gather
+from nadkit.parallel import gather
 
 BLOCK = {"secant": 64, "gradient": 256, "mixed": 1}
 """Networks per update of the covariance: enough that the update costs little beside the derivatives."""

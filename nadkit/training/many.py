@@ -18,11 +18,11 @@ from nadkit import architectures, checks, identity, seeds
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
 from nadkit.names import hint
+from nadkit.parallel import gather
 from nadkit.storage import described, digest
 from nadkit.training import fitting
 from nadkit.training.checkpoints import HistoryFile, Memory, NetworkFolder, Result, Weights
 from nadkit.training.fitting import Data, Diverged, History, Objective, Problem, cross_entropy, fit
-from nadkit.training.parallel import gather
 from nadkit.training.recipe import SEPARABLE, Recipe
 from nadkit.training.stack import CannotVmap, fit_stack
 

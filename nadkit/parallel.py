@@ -5,11 +5,15 @@ import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, as_completed
+from contextlib import suppress
 from typing import TypeVar
 
 import joblib
 
 T = TypeVar("T")
+
+WAKING = 1.0
+"""Seconds after which whoever waits for other threads wakes: Ctrl-C may have reached one of them, and is heard then."""
 
 # Torch's global generators, which `seeds.seeded` borrows, are one a process: threads would draw from each other's.
 _ONE_AT_A_TIME = threading.Lock()
@@ -25,7 +29,7 @@ def gather(executor: Executor, function: Callable[..., T], tasks: Iterable[tuple
         for task in tasks:
             call = joblib.wrap_non_picklable_objects(functools.partial(function, *task), keep_wrapper=False)
             futures.add(executor.submit(_run, call))
-        for future in as_completed(futures):
+        for future in as_they_end(futures):
             futures.remove(future)
             result = pickle.loads(future.result())
             del future  # Dask computes again what is held here and lost with its worker
@@ -33,6 +37,19 @@ def gather(executor: Executor, function: Callable[..., T], tasks: Iterable[tuple
     finally:
         for future in futures:
             future.cancel()
+
+
+def as_they_end(futures: Iterable[Future]) -> Iterator[Future]:
+    """Yield futures as they finish, keeping none of them; Ctrl-C is heard meanwhile."""
+    left = set(futures)
+
+    def let_go(future: Future) -> Future:
+        left.remove(future)
+        return future
+
+    while left:
+        with suppress(TimeoutError):
+            yield from map(let_go, as_completed(left, timeout=WAKING))
 
 
 def _run(call: Callable[[], object]) -> bytes:

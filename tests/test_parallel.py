@@ -3,13 +3,18 @@
 import gc
 import multiprocessing
 import operator
+import queue
+import signal
+import threading
+import time
 import weakref
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 
 import pytest
 import torch
 
-from nadkit.training.parallel import gather
+from nadkit.book import sweep
+from nadkit.parallel import gather
 
 
 class Inline(Executor):
@@ -80,3 +85,25 @@ def test_tensors_outlive_their_worker():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         (result,) = gather(pool, lambda t: t + 1, [(torch.zeros(3),)])
     assert result.tolist() == [1, 1, 1]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "waiting",
+    [lambda: list(gather(Inline(runs=0), operator.neg, [(1,)])), lambda: sweep._next(queue.SimpleQueue())],
+    ids=["gather", "sweep"],
+)
+def test_an_interrupt_that_another_thread_got_is_heard(waiting):
+    def interrupted() -> None:
+        time.sleep(0.3)  # until the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupted)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            waiting()
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
