@@ -35,6 +35,9 @@ ANNOTATED = 64
 WIDEST = 11.0
 """Inches of a figure at most: in the book's column of 790 pixels its smallest type, of 10 points, is 10 pixels high."""
 
+ROOM = 64
+"""Characters that fit below a panel; names of groups that are longer together are turned upright."""
+
 
 def style() -> None:
     """Set the book's look for every figure that follows, in a notebook sharp, and with a PDF beside the picture."""
@@ -290,6 +293,8 @@ def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str, hue: str | None
     options = {"errorbar": ("se", 2), "linestyle": "none", "capsize": 0.1, "zorder": 2}
     sns.pointplot(frame, x=x, y=y, ax=axis, **options, **beside, **marks)
     axis.set(xlabel="", ylabel=label)
+    if sum(len(str(name)) for name in frame[x].unique()) > ROOM:
+        axis.tick_params(axis="x", rotation=90)
     if kinds > 1:
         axis.legend(frameon=False)
     return figure

@@ -1,5 +1,6 @@
 """Figures: results in, a figure out that shows them."""
 
+import itertools
 import math
 import xml.etree.ElementTree as ET
 
@@ -352,6 +353,15 @@ def test_levels_are_named_below_their_groups():
     frame = pd.DataFrame({"corruption": ["0", "1"], "area": [1.0, 0.5], "ablated": ["units", "units"]})
     (axis,) = draw(plots.by_level(frame, x="corruption", y="area", hue="ablated"))
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("corruption", "area")
+
+
+@pytest.mark.parametrize("groups", [4, 16])
+def test_names_of_groups_do_not_overlap(groups):
+    frame = pd.DataFrame({"wave": [f"({i}, {i})" for i in range(groups)], "energy": 1.0})
+    (axis,) = draw(plots.by_group(frame, x="wave", y="energy", label="energy"))
+    names = [label.get_window_extent() for label in axis.get_xticklabels()]
+    assert len(names) == groups
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(names))
 
 
 OURS = pd.DataFrame(
