@@ -111,15 +111,26 @@ def test_code_tests_and_chapters_of_one_thing_are_in_folders_of_one_name():
     assert folders == tested
 
 
+def prose(part: str) -> dict[str, str]:
+    """The text of each chapter of a part."""
+    notebooks = {path.name: json.loads(path.read_text("utf-8")) for path in (ROOT / "book" / part).glob("*.ipynb")}
+    assert notebooks
+    return {
+        name: "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+        for name, notebook in notebooks.items()
+    }
+
+
 @pytest.mark.parametrize("part", ["inputs", "activations", "neighbours", "bridge"])
-def test_chapters_ask_three_questions_and_grade_their_exercises(part):
-    chapters = list((ROOT / "book" / part).glob("*.ipynb"))
-    assert chapters
-    for path in chapters:
-        cells = json.loads(path.read_text("utf-8"))["cells"]
-        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+def test_chapters_ask_three_questions(part):
+    for name, text in prose(part).items():
         questions = text.partition("## Three questions\n")[2].partition("\n## ")[0]
-        assert len(re.findall(r"^`{3,}\{dropdown\} \S", questions, re.MULTILINE)) == 3, path.name
+        assert len(re.findall(r"^`{3,}\{dropdown\} \S", questions, re.MULTILINE)) == 3, name
+        assert "{exercise}" in text, name
+
+
+@pytest.mark.parametrize("part", ["inputs", "activations", "neighbours", "bridge", "practice"])
+def test_chapters_grade_their_exercises(part):
+    for name, text in prose(part).items():
         titles = re.findall(r"^`{3,}\{exercise\}(.*)$", text, re.MULTILINE)
-        assert titles, path.name
-        assert [title for title in titles if not re.search(r"\S \((easy|medium|hard)\)$", title)] == [], path.name
+        assert [title for title in titles if not re.search(r"\S \((easy|medium|hard)\)$", title)] == [], name
