@@ -355,13 +355,17 @@ def test_levels_are_named_below_their_groups():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("corruption", "area")
 
 
-@pytest.mark.parametrize("groups", [4, 16])
-def test_names_of_groups_do_not_overlap(groups):
-    frame = pd.DataFrame({"wave": [f"({i}, {i})" for i in range(groups)], "energy": 1.0})
+@pytest.mark.parametrize(
+    ("name", "groups", "upright"),
+    [("({i}, {i})", 4, False), ("({i}, {i})", 16, True), ("static\n{i}\ncentre", 6, False)],
+)
+def test_names_of_groups_do_not_overlap(name, groups, upright):
+    frame = pd.DataFrame({"wave": [name.format(i=i) for i in range(groups)], "energy": 1.0})
     (axis,) = draw(plots.by_group(frame, x="wave", y="energy", label="energy"))
     names = [label.get_window_extent() for label in axis.get_xticklabels()]
     assert len(names) == groups
     assert not any(a.overlaps(b) for a, b in itertools.pairwise(names))
+    assert {label.get_rotation() for label in axis.get_xticklabels()} == {90 if upright else 0}
 
 
 OURS = pd.DataFrame(

@@ -23,8 +23,8 @@ def prepare() -> None:
     if (niceness := os.nice(0)) > 0 and AUTOGROUP.exists():
         with suppress(OSError):  # somebody else's system may refuse, and the run goes on
             AUTOGROUP.write_text(str(niceness))
-    # At its very end, as what is registered first comes last, Python would look several times through all of torch for
-    # garbage: a second a chapter.
+    # Python ends by looking several times through all of torch for garbage, a second a chapter. What is registered
+    # first runs last, after all that the chapter and ipykernel asked for.
     atexit.register(gc.freeze)
 
 

@@ -88,7 +88,10 @@ def setup(app: "Sphinx") -> dict[str, Any]:
 
 
 def _complete_search(app: "Sphinx") -> list[tuple[str, dict[str, Any], str]]:
-    """Give the search the index entries of the pages that were not drawn this time, which Sphinx forgets; no pages."""
+    """Give the search the index entries of pages that are not drawn this time: Sphinx forgets them.
+
+    It makes no pages of its own: the event is the last before the search is written.
+    """
     from sphinx.util.index_entries import split_index_msg
 
     if indexer := getattr(app.builder, "indexer", None):  # not every builder has a search
