@@ -293,7 +293,7 @@ def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str, hue: str | None
     options = {"errorbar": ("se", 2), "linestyle": "none", "capsize": 0.1, "zorder": 2}
     sns.pointplot(frame, x=x, y=y, ax=axis, **options, **beside, **marks)
     axis.set(xlabel="", ylabel=label)
-    if sum(max(map(len, str(name).splitlines())) for name in frame[x].unique()) > ROOM:
+    if sum(max(map(len, str(name).splitlines()), default=0) for name in frame[x].unique()) > ROOM:
         axis.tick_params(axis="x", rotation=90)
     if kinds > 1:
         axis.legend(frameon=False)

@@ -357,7 +357,7 @@ def test_levels_are_named_below_their_groups():
 
 @pytest.mark.parametrize(
     ("name", "groups", "upright"),
-    [("({i}, {i})", 4, False), ("({i}, {i})", 16, True), ("static\n{i}\ncentre", 6, False)],
+    [("({i}, {i})", 4, False), ("({i}, {i})", 16, True), ("static\n{i}\ncentre", 6, False), ("", 1, False)],
 )
 def test_names_of_groups_do_not_overlap(name, groups, upright):
     frame = pd.DataFrame({"wave": [name.format(i=i) for i in range(groups)], "energy": 1.0})
