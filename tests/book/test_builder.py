@@ -261,7 +261,6 @@ def test_the_scorecard_follows_the_runs_and_the_records(scored, tmp_path, short_
     for edit, state in (
         ("1 + 1", "verified"),
         ("", "verified"),
-        ("results.keep(more=n)", "verified"),
         ("n", "differs"),
     ):
         notebook = nbformat.read(chapter.path, as_version=4)
