@@ -65,10 +65,11 @@ def shown(path: Path) -> dict[str, Shown]:
 
 
 def shown_by(output: Mapping[str, Any]) -> dict[str, Shown]:
-    """Return by name what an output shows of a table; most outputs show none."""
+    """Return by name what an output shows of a table, stored or too large for that; most outputs show none."""
     store = output.get("metadata", {}).get(MIME, {})
     page = "".join(output.get("data", {}).get("text/html", ""))
-    return {name: Shown(page, store.get("captions", {}).get(name, "")) for name in store.get("tables", {})}
+    captions = dict.fromkeys(store.get("tables", {}), "") | store.get("captions", {})
+    return {name: Shown(page, caption) for name, caption in captions.items()}
 
 
 def keeps_numbers(output: Mapping[str, Any]) -> bool:

@@ -33,7 +33,7 @@ PDF = "application/vnd.nadkit.pdf"
 ANSWERS = "found"
 """The table of a chapter's answers (see `nadkit.book.answers`)."""
 MOST_CELLS = 5_000
-"""Maximum cells of a table: people read it in a diff."""
+"""Maximum cells of a table that is stored: people read it in a diff."""
 DIGITS = 6
 # A table of more columns and no more rows is turned.
 WIDE, LOW = 8, 3
@@ -102,23 +102,32 @@ def show(
 
     Recorded runs that hold stand first, those that count most in front: they are the better evidence. `draw` gets every
     table as it is stored, rounded to six digits. `alt` says in words what there is to see; `caption` stands below it on
-    the page, where not given the first sentence of `alt`.
+    the page, where not given the first sentence of `alt`. A table of over 5,000 cells is drawn, or shown by its first
+    rows, but not stored, and that is said: a long run shall not fail where it ends.
 
     Raises:
-        ValueError: the table has over 5,000 cells, or an index or columns without names of their own, or holds
-            other things than numbers and words.
+        ValueError: the table has an index or columns without names of their own, or holds other things than numbers and
+            words.
     """
     store = _to_plain(name, table)
     frame = to_frame(store)
-    panels = [("this run", *_drawn(frame, draw, alt))]
+    too_large = frame.size > MOST_CELLS
+    rows = max(1, MOST_CELLS // len(frame.columns)) if too_large and draw is None else len(frame)
+    panels = [("this run", *_drawn(frame.head(rows), draw, alt))]
     own = sorted((record for record in recorded if name in record.tables), key=lambda record: record.rank)
     for record in (r for r in own if not r.counts):
         panels.append((f"recorded: {record.words} ({DIFFERS})", *_of_record(record, name, draw, alt)))
     panels = [(f"recorded: {r.words}", *_of_record(r, name, draw, alt)) for r in own if r.counts] + panels
     page = pages.tabs((label, shown) for label, shown, _ in panels) if len(panels) > 1 else panels[0][1]
-    kept = {"tables": {name: store}} | ({"captions": {name: caption}} if caption else {})
+    kept = {} if too_large else {"tables": {name: store}}
+    kept |= {"captions": {name: caption}} if caption or too_large else {}
     pdfs = [pdf for _, _, pdf in panels if pdf]
-    _display(kept, f"{alt}\n{frame.to_string(index=False, max_rows=20)}", page, pdfs)
+    text = f"{alt}\n{frame.to_string(index=False, max_rows=20)}"
+    if too_large:
+        note = f"Table {name!r} has {frame.size:,} cells. It is not stored: a run keeps tables of up to {MOST_CELLS:,}."
+        note += f" Its first {rows:,} rows of {len(frame):,} are shown." if rows < len(frame) else ""
+        text, page = f"{text}\n{note}", f"{page}<p>{html.escape(note)}</p>"
+    _display(kept, text, page, pdfs)
 
 
 def recorded(chapter: str) -> list["Record"]:
@@ -151,8 +160,6 @@ def _plain(what: str, value: object) -> Scalar:
 
 
 def _to_plain(name: str, table: "pd.DataFrame") -> dict[str, list]:
-    if table.size > MOST_CELLS:
-        raise ValueError(f"table {name!r}: expected at most {MOST_CELLS:,} cells, got {table.size:,}")
     if list(table.index) != list(range(len(table))):
         raise ValueError(f"table {name!r}: expected rows numbered from 0; reset_index() makes columns of the index")
     columns = list(table.columns)

@@ -99,7 +99,8 @@ class Separable:
         labels = torch.randint(2, (n,), generator=generator, device=device)
         noise = torch.randn(n, v.numel(), generator=generator, device=device)
         along = self.shift * (2 * labels - 1) - self.sigma * (noise @ v)
-        return torch.addmm(self.sigma * noise, along[:, None], v[None, :]).unflatten(1, self.shape), labels
+        x = noise.mul_(self.sigma).addmm_(along[:, None], v[None, :])
+        return x.unflatten(1, self.shape), labels
 
 
 @checks.typed

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nadkit import checks, identity, storage
 from nadkit.architectures import Architecture, Shape
-from nadkit.devices import pick
+from nadkit.devices import keep_freed_memory, pick
 from nadkit.inputs.basis import NADs
 from nadkit.inputs.derivatives import exact
 from nadkit.inputs.population import Method, Population, Settings
@@ -296,6 +296,7 @@ def _here(
     local: bool | None = None,
 ) -> GradientCovariance:
     """Return `gradient_covariance` computed in this process, part by part."""
+    keep_freed_memory(device)
     covariance = _start(checkpoint, population.shape, population.settings(device), networks, device)
     left = [i for i in networks if not covariance.has(i)]
     local = _wants_local(local, networks, device) and population.is_local(device)

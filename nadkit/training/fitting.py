@@ -13,7 +13,7 @@ from tqdm import tqdm
 from nadkit import architectures, checks, seeds
 from nadkit.architectures import Shape
 from nadkit.data.images import to_float
-from nadkit.devices import pick
+from nadkit.devices import keep_freed_memory, pick
 from nadkit.training.recipe import SEPARABLE, STOP_WINDOW, Recipe
 
 Data = tuple[Tensor, Tensor]
@@ -146,6 +146,7 @@ def fit(
         Diverged: the loss became NaN or infinite.
     """
     device = pick(device)
+    keep_freed_memory(device)
     objective = checked(objective)
     after_epoch = after_epoch or (lambda epoch: None)
     checks.require_takes("after_epoch", after_epoch, "epoch")

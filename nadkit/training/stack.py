@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from nadkit import seeds
 from nadkit.data.images import to_float
+from nadkit.devices import keep_freed_memory
 from nadkit.training.fitting import Data, History, Objective, checked, loss_and_accuracy, require_fit
 from nadkit.training.recipe import Recipe
 
@@ -56,6 +57,7 @@ def fit_stack(
     for model, own, other in zip(models, train, test, strict=True):
         require_fit(model, own, other)
     device, epochs = train[0][0].device, recipes[0].epochs
+    keep_freed_memory(device)
     orders = [seeds.generator(seed, "order", device=device) for seed in training_seeds]
     stack, histories = Stack(models), [History() for _ in models]
     training = stack.train(train, recipes, checked(objective), orders)

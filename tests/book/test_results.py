@@ -1,5 +1,6 @@
 """Results: stored beside what people see, read back as a table of runs, and recorded for later ones."""
 
+import html
 import json
 import math
 import re
@@ -19,6 +20,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from toy import make_notebook
 
+from nadkit import plots
+from nadkit.book import collect as collected
 from nadkit.book import results
 from nadkit.book.chapters import BadInput, load, validate
 from nadkit.book.claims import Claim, Claims
@@ -132,11 +135,23 @@ def test_a_table_comes_back_as_it_was(shown):
     assert "Parts." in data["text/plain"]
 
 
-def test_a_table_is_small():
-    rows = pd.DataFrame({"a": range(2500), "b": range(2500)})
-    assert results._to_plain("t", rows)
-    with pytest.raises(ValueError, match="table 't': expected at most 5,000 cells, got 5,002"):
-        results._to_plain("t", pd.DataFrame({"a": range(2501), "b": range(2501)}))
+@pytest.mark.parametrize("draw", [None, lambda frame: plots.lines(frame, x="a", y="b")])
+def test_a_table_that_is_too_large_is_shown_and_not_stored(shown, draw):
+    """A run of hours must not fail where it shows what it found."""
+    results.show("t", pd.DataFrame({"a": range(2500), "b": range(2500)}), draw, alt="Small.")
+    results.show("t", pd.DataFrame({"a": range(2501), "b": range(2501)}), draw, alt="Large.")
+    (small, stored), (large, not_stored) = shown
+    assert "t" in stored["tables"]
+    assert "tables" not in not_stored
+    said = "has 5,002 cells. It is not stored: a run keeps tables of up to 5,000."
+    said += "" if draw else " Its first 2,500 rows of 2,501 are shown."
+    for kind in ("text/plain", "text/html"):
+        assert said in html.unescape(large[kind])
+        assert "cells" not in small[kind]
+    assert large["text/html"].count("<tr") == small["text/html"].count("<tr") == (0 if draw else 2501)
+    # the page, its excerpts and the files of figures know it all the same
+    output = {"data": large, "metadata": {MIME: not_stored}}
+    assert collected.shown_by(output)["t"] == collected.Shown(large["text/html"])
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,11 @@ WRONG = {
         "activity = recorded_units(one, ways['ConvNet']['trained'], problems['ConvNet'].shape)\n"
         "moved = {c: selectivity.class_selectivity(activity.class_means) + c for c in (0.0, 1.0)}",
     ),
-    "practice-template": ("ex-template-by-heart-code", "accuracy = {'train': 0.5, 'test': -1.0}"),
+    "practice-template": (
+        "ex-template-by-heart-code",
+        "swapped = {'train': test, 'test': train}\n"
+        "accuracy = {split: training.evaluate(network, data)[1] for split, data in swapped.items()}",
+    ),
 }
 SCORES = """
 import json, sys
