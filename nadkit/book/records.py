@@ -97,7 +97,10 @@ class Record:
 
     @property
     def words(self) -> str:
-        """What it ran on and for how long, in a few words: 'MNIST, 12,000 images, 64 min on 2 cores'."""
+        """What it ran on and for how long, in a few words: 'MNIST, 12,000 images, 64 min on 2 cores'.
+
+        Of a run that was interrupted and went on, only the time of its last try is known, which would mislead.
+        """
         sets: dict[str, dict[str, None]] = {}
         for name, n in self._images():
             sets.setdefault(name, {})[f"{n:,}"] = None
@@ -105,7 +108,8 @@ class Record:
         what = " and ".join(named) or f"profile {self.profile}"
         device = self.device or self.platform
         cores = re.search(r"\d+ cores?$", device)
-        return f"{what}, {duration(self.seconds)} on {cores[0] if cores else device}"
+        took = "in several tries" if self.resumed else duration(self.seconds)
+        return f"{what}, {took} on {cores[0] if cores else device}"
 
     def _images(self) -> list[tuple[str, int]]:
         """Return the sets of images that it trained on, with their numbers of training images."""

@@ -280,6 +280,8 @@ def test_a_record_is_named_for_people():
     of_all = a_record(data=[{"name": "images", "kind": kind} for kind in kinds])
     said = "MNIST, 60,000 and 6,000 images and scikit-learn's digits, 500 images, 90 min on NVIDIA H200"
     assert of_all.words == said
+    # the time of its last try would mislead
+    assert a_record(resumed=True).words == "profile paper, in several tries on NVIDIA H200"
 
 
 def test_tables_without_a_drawing_are_shown_as_tables(shown):
