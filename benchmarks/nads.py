@@ -26,7 +26,7 @@ from multiprocessing import get_context
 import torch
 
 from benchmarks import reference
-from benchmarks.timing import core_seconds, in_turns, table
+from benchmarks.timing import core_seconds, in_turns, table, untouched
 from nadkit import architectures, seeds
 from nadkit.inputs.covariance import compute_nads, gradient_covariance, merged
 from nadkit.inputs.derivatives import BATCH
@@ -48,6 +48,17 @@ def networks(architecture: str, n: int, device: str) -> list[torch.nn.Module]:
     return built
 
 
+def plain(architecture: str, n: int, device: str) -> None:
+    """Take the derivatives of n networks by the plain loop."""
+    x = _point(device)
+    for model in networks(architecture, n, device):
+        reference.input_derivative(model.eval(), x, SCALE).double().cpu().numpy()
+
+
+def _point(device: str) -> torch.Tensor:
+    return torch.randn(SHAPE, generator=seeds.generator(0, "point")).to(device)
+
+
 def speed(
     architecture: str,
     device: str,
@@ -57,13 +68,8 @@ def speed(
     batches: Sequence[int] | None,
 ) -> None:
     """Print the time per network of the plain loop and of the library, at several batch sizes and through windows."""
-    x = torch.randn(SHAPE, generator=seeds.generator(0, "point")).to(device)
-    print("in windows:", *reach(networks(architecture, 1, device)[0].eval(), x), sep="\n  ")
+    print("in windows:", *reach(networks(architecture, 1, device)[0].eval(), _point(device)), sep="\n  ")
     covariance = functools.partial(gradient_covariance, architecture, device=device)
-
-    def plain() -> None:
-        for model in networks(architecture, n, device):
-            reference.input_derivative(model.eval(), x, SCALE).double().cpu().numpy()
 
     def ours(batch: int) -> None:
         BATCH[torch.device(device).type] = batch
@@ -76,13 +82,13 @@ def speed(
     chosen = BATCH[torch.device(device).type]
     if batches is None:
         batches = sorted({chosen // 4, chosen // 2, chosen, 2 * chosen} & set(range(16, 2049)))
-    contenders = {"plain loop": plain}
-    contenders |= {f"nadkit, batch {batch}": functools.partial(ours, batch) for batch in batches}
+    contenders = {f"nadkit, batch {batch}": functools.partial(ours, batch) for batch in batches}
     contenders["nadkit, local"] = functools.partial(covariance, networks=range(n), local=True)
     processes = torch.get_num_threads() if device == "cpu" else 1
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with untouched() as call, ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         if processes > 1:
             contenders[f"nadkit, local, {processes} processes"] = functools.partial(on_processes, pool, processes)
+        contenders = {"plain loop": functools.partial(call, plain, architecture, n, device), **contenders}
         seconds = in_turns(contenders, rounds, clock)
     print(table({name: time / n for name, time in seconds.items()}, reference="plain loop", unit="network"))
     BATCH[torch.device(device).type] = chosen
@@ -90,8 +96,7 @@ def speed(
 
 def agreement(architecture: str, device: str, n: int) -> None:
     """Print how far the two implementations' results are apart, on the same networks."""
-    x = torch.randn(SHAPE, generator=seeds.generator(0, "point")).to(device)
-    vectors, eigenvalues = reference.nads(networks(architecture, n, device), x, SCALE)
+    vectors, eigenvalues = reference.nads(networks(architecture, n, device), _point(device), SCALE)
     nads = compute_nads(architecture, n_networks=n, device=device)
     relative = abs(nads.eigenvalues[: n - 1].numpy() / eigenvalues[: n - 1] - 1).max()
     k = min(10, n - 1)

@@ -1,8 +1,11 @@
 """Timing fairly on a noisy machine: the contenders take turns, and each is judged by its median."""
 
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -12,6 +15,23 @@ def core_seconds() -> float:
     """Return the seconds that cores have spent on this process and its children: a clock for a busy machine."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+
+@contextmanager
+def untouched() -> Iterator[Callable[..., object]]:
+    """Give a function ``call(f, *args)`` that runs f in a process of its own, which lives as long as the block.
+
+    A plain loop belongs there: `devices.keep_freed_memory` changes a process for all that runs in it.
+    """
+    settings = torch.get_num_threads(), multiprocessing.get_start_method()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _settle, settings) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
+
+
+def _settle(threads: int, start_method: str) -> None:
+    """Set up a process as its parent is; the workers of a DataLoader, too, start as they would there."""
+    torch.set_num_threads(threads)
+    multiprocessing.set_start_method(start_method, force=True)
 
 
 def in_turns(

@@ -1,6 +1,8 @@
 """The plain reference that speeds are compared with gives the same results."""
 
 import argparse
+import multiprocessing
+import os
 import time
 
 import pytest
@@ -43,6 +45,15 @@ def test_reference_training_learns_what_ours_learns():
     (ours,) = fit_many("logreg", [problem], recipe, device="cpu")
     assert plain == pytest.approx(ours.test_accuracy[-1], abs=0.03)
     assert plain > 0.9
+
+
+def test_a_plain_loop_runs_in_a_process_that_nothing_has_changed():
+    with timing.untouched() as call:
+        processes = {call(os.getpid) for _ in range(2)}
+        assert len(processes) == 1
+        assert os.getpid() not in processes
+        assert call(torch.get_num_threads) == torch.get_num_threads()
+        assert call(multiprocessing.get_start_method) == multiprocessing.get_start_method()
 
 
 def test_contenders_take_turns():
