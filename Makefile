@@ -44,7 +44,7 @@ clean:
 
 .venv/installed-dev: pyproject.toml | $(BIN)/python
 	@echo 'installing what the tests need into .venv (PyTorch is large: this takes minutes)'
-	@$(PIP) --no-compile --editable '.[book,cluster,dev]'  # Python compiles what the tests import
+	@$(PIP) --editable '.[book,cluster,dev]'
 	@touch $@
 
 $(BIN)/python:
