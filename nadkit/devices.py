@@ -17,10 +17,9 @@ LARGE, LARGE_IN_OLD_GLIBC = 2**28, 2**25
 def keep_freed_memory(device: torch.device) -> None:
     """Let this process, if it computes on the CPU, keep the memory that a step frees: the next wants as much again.
 
-    glibc gives large blocks back to the system, which clears them before it gives them out again; that can take a tenth
-    of the time in which a small network trains. From now on it keeps blocks of up to 256 MB, so that the process may
-    stay as large as it was at its peak. Nothing changes where glibc is not in charge, or where the environment has
-    settings of the user's own (`MALLOC_...`, `GLIBC_TUNABLES`).
+    glibc gives large blocks back to the system, which clears them before it gives them out again. From now on it keeps
+    blocks of up to 256 MB, so that the process may stay as large as it was at its peak. Nothing changes where glibc is
+    not in charge, or where the environment has settings of the user's own (`MALLOC_...`, `GLIBC_TUNABLES`).
     """
     settings = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]
     if device.type != "cpu" or settings:
