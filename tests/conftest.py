@@ -1,10 +1,15 @@
 """What every test gets."""
 
+import gc
 import signal
 
 import pytest
 import torch
 
+from nadkit.book import kernel
+
+# As in every run: see there.
+gc.set_threshold(*kernel.SELDOM)
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -5,6 +5,7 @@ need them, so that `nadkit --help` answers at once.
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nadkit import __version__, files
-from nadkit.book import chapters
+from nadkit.book import chapters, kernel
 from nadkit.book.chapters import QUICK, BadInput
 from nadkit.names import did_you_mean
 
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     # A batch system ends its jobs by SIGTERM: kernels are to be shut down then as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    gc.set_threshold(*kernel.SELDOM)
     try:
         options = _parse(argv)
         answer = options.run(options)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import repeat
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from nadkit.book import claims
@@ -214,14 +214,15 @@ def expected(chapter: Chapter, values: Mapping[str, Any]) -> list[Expected]:
     found: list[Expected] = []
     making = {"Claim": Expected, "about": functools.partial(claims.about, kind=Expected), "show": found.extend}
     space = {"__builtins__": _builtins(), "__name__": "__main__", "_items": _items, "_entries": _entries, **values}
-    for statement in _statements(chapter):
+    cells = (cell for cell in chapter.notebook["cells"] if cell["cell_type"] == "code")
+    sources = (cell_source(cell) for cell in cells if "parameters" not in cell_tags(cell))
+    for statement, code in (pair for source in sources for pair in _compiled(source)):
         Unknown.asked = 0
         try:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 space |= _imported(statement, making)
             else:
-                code = ast.Module([_Careful().visit(statement)], type_ignores=[])
-                exec(compile(ast.fix_missing_locations(code), chapter.name, "exec", flags=NO_TYPES), space)
+                exec(code, space)
         except Exception:  # it works on a result
             words = (node.value for node in ast.walk(statement) if isinstance(node, ast.Constant))
             space |= dict.fromkeys(_assigned(statement), Unknown(frozenset(w for w in words if isinstance(w, str))))
@@ -299,19 +300,24 @@ def _zip(*values: object, strict: bool = False) -> Iterator[tuple]:
     return zip(*endless, strict=False) if known else iter(values[0])
 
 
-def _statements(chapter: Chapter) -> Iterator[ast.stmt]:
-    """Give the statements of a chapter in order; where a list of claims is shown, each claim on its own."""
-    for cell in chapter.notebook["cells"]:
-        if cell["cell_type"] != "code" or "parameters" in cell_tags(cell):
-            continue
-        for statement in ast.parse(cell_source(cell)).body:
-            match statement:
-                case ast.Expr(ast.Call(ast.Name("show") as show, [ast.List(items)])):
-                    for item in items:
-                        alone = ast.Expr(ast.Call(show, [ast.List([item], ast.Load())], []))
-                        yield ast.copy_location(alone, statement)
-                case _:
-                    yield statement
+@functools.lru_cache(maxsize=2048)
+def _compiled(source: str) -> list[tuple[ast.stmt, CodeType]]:
+    """Return the statements of a cell and their code, kept, for a build forecasts a chapter for each of its runs."""
+    careful = [ast.fix_missing_locations(_Careful().visit(statement)) for statement in _statements(source)]
+    modules = (ast.Module([statement], type_ignores=[]) for statement in careful)
+    return [(module.body[0], compile(module, "<cell>", "exec", flags=NO_TYPES)) for module in modules]
+
+
+def _statements(source: str) -> Iterator[ast.stmt]:
+    """Give the statements of a cell in order; where a list of claims is shown, each claim on its own."""
+    for statement in ast.parse(source).body:
+        match statement:
+            case ast.Expr(ast.Call(ast.Name("show") as show, [ast.List(items)])):
+                for item in items:
+                    alone = ast.Expr(ast.Call(show, [ast.List([item], ast.Load())], []))
+                    yield ast.copy_location(alone, statement)
+            case _:
+                yield statement
 
 
 def _imported(statement: ast.Import | ast.ImportFrom, making: Mapping[str, object]) -> dict[str, object]:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 AUTOGROUP = Path("/proc/self/autogroup")
 """The niceness of a session: Linux may share the processors out by session, and a process's counts only within one."""
+SELDOM = (100_000, 20, 100)
+"""After so many new objects Python is to look for garbage. Its own 700 are far too few where libraries like torch bring
+hundreds of thousands that stay: each look goes through them."""
 
 
 def prepare() -> None:
@@ -26,6 +29,7 @@ def prepare() -> None:
     # Python ends by looking several times through all of torch for garbage, a second a chapter. What is registered
     # first runs last, after all that the chapter and ipykernel asked for.
     atexit.register(gc.freeze)
+    gc.set_threshold(*SELDOM)
 
 
 if "get_config" in globals():  # put there by ipykernel; not so where this module is imported

@@ -230,7 +230,9 @@ def scored(make_book):
     toc, config = (yaml.safe_load((root / name).read_text()) for name in ("_toc.yml", "_config.yml"))
     toc["chapters"] += [{"file": "book/practice/scorecard"}, {"file": "book/references"}]
     config |= {"bibtex_bibfiles": ["book/references.bib"]}
-    config["sphinx"] = {"config": {"bibtex_reference_style": "author_year"}}
+    # A path in the settings starts at the book, from wherever it is built.
+    config["sphinx"] = {"config": {"bibtex_reference_style": "author_year", "html_search_scorer": "book/own.js"}}
+    (root / "book" / "own.js").write_text("const Scorer = {};\n")
     (root / "_toc.yml").write_text(yaml.safe_dump(toc))
     (root / "_config.yml").write_text(yaml.safe_dump(config))
     return root

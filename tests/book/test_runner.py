@@ -94,6 +94,12 @@ def test_a_kernel_that_ends_tells_the_terminal_of_no_closed_socket(make_book, tm
     assert printed(tmp_path / "one.ipynb").split() == ["False"]
 
 
+def test_a_kernel_looks_for_garbage_seldom(make_book, tmp_path):
+    root = make_book(one=make_notebook(code=("import gc\nprint(*gc.get_threshold())",)))
+    run(root, "one", tmp_path / "one.ipynb")
+    assert printed(tmp_path / "one.ipynb").split() == [str(n) for n in kernel.SELDOM]
+
+
 def test_a_kernel_that_ends_looks_for_no_garbage_after_what_was_asked_for_its_end(make_book, tmp_path):
     code = f"""\
 import atexit, gc, pathlib
