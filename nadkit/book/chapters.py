@@ -74,11 +74,16 @@ def find_pages(root: Path) -> list[str]:
     Raises:
         BadInput: it lists a page that is not there.
     """
-    pages = [re.sub(r"\.(md|ipynb|rst)$", "", page) for page in _pages(read_yaml(root / "_toc.yml"))]
+    pages = pages_below(read_yaml(root / "_toc.yml"))
     for page in pages:
         if not any((root / f"{page}.{kind}").exists() for kind in ("md", "ipynb", "rst")):
             raise BadInput(f"_toc.yml: {page}: no such page; expected {page}.ipynb or {page}.md")
     return pages
+
+
+def pages_below(toc: object) -> list[str]:
+    """Return the pages that a table of contents, or a part of it, lists: paths without their suffix."""
+    return [re.sub(r"\.(md|ipynb|rst)$", "", page) for page in _pages(toc)]
 
 
 def _pages(toc: object) -> Iterator[str]:

@@ -204,6 +204,15 @@ def _figures(options: argparse.Namespace) -> Answer:
     return Answer("\n".join(lines), data)
 
 
+def _pdf(options: argparse.Namespace) -> Answer:
+    try:
+        from nadkit.book import pdf
+    except ModuleNotFoundError as error:
+        raise BadInput(f"{error.name} is not installed: pip install -e '.[book,pdf]'") from None
+    pages = pdf.write(_root(options), options.file, say=_say)
+    return Answer(f"{pages} pages of the book: {options.file}", {"file": str(options.file), "pages": pages})
+
+
 def _record(options: argparse.Namespace) -> Answer:
     from nadkit.book import prints, records, runner, witness
 
@@ -492,12 +501,13 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     build = command("build", _build, "run the chapters that changed, then build the book's pages")
     collect = command("collect", _collect, "one table of many runs: parameters, measured values, claims, provenance")
     figures = command("figures", _figures, "the figures of the last build as PDF and PNG, for slides")
+    pdf = command("pdf", _pdf, "the pages of the last build as one PDF")
     record = command("record", _record, "run a chapter, or take a finished run, and keep its results in the book")
     verify = command("verify", _verify, "whether today's code still gives the numbers of the recorded runs")
     student = command("student", _student, "write chapters as assignments for nbgrader, with exercises to solve")
     reading = command("claims", _claims, "what executed chapters claim, and whether it holds")
 
-    for sub in (listing, show, check, run, sweep, record, verify, build, figures, student):
+    for sub in (listing, show, check, run, sweep, record, verify, build, figures, pdf, student):
         sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
     for sub in (show, run, sweep, record):
         number = "?" if sub is record else None  # with --plan, all
@@ -553,6 +563,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     record.add_argument("--threads", type=_jobs, metavar="N", help="with --plan: of a run (default: one a core)")
     record.add_argument("--dry-run", action="store_true", help="with --plan: show the runs, their claims and state")
     figures.add_argument("folder", type=Path, metavar="DIR", help="where they go, in a folder for each chapter")
+    pdf.add_argument("file", type=Path, metavar="FILE", help="where it goes")
     student.add_argument("folder", type=Path, metavar="DIR", help="a new folder for the course")
     all_listed = "all that _toc.yml lists"
     for sub, what, usual in (

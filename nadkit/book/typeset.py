@@ -86,6 +86,7 @@ def chapter(
             _set_image(cell, output, f" ({number} of {len(images)})" if len(images) > 1 else "", pictures, top)
         for output in cell.get("outputs", []):
             _set_html(output, pictures, top)
+        cell["metadata"].get("mystnb", {}).pop("figure", None)  # or Sphinx would write the caption once more
     _set_head(notebook, rerun(of, run, records, top))
     return notebook
 
@@ -221,7 +222,9 @@ def rerun(of: Chapter, run: Mapping[str, Any], records: Sequence[Record], top: s
         _parameters(told) if names else "It has no parameters.",
         pages.table(("Run", "How long"), (pages.row(map(html.escape, pair)) for pair in took)) if took else "",
     ]
-    return "\n\n".join(["````{dropdown} Rerun this chapter", *filter(None, parts), "````"])
+    return "\n\n".join(
+        ["````{dropdown} Rerun this chapter\n:class-container: nadkit-rerun", *filter(None, parts), "````"]
+    )
 
 
 def _parameters(told: Mapping[str, Any]) -> str:
