@@ -28,7 +28,7 @@ html { font-size: 11px; }
 body { display: block; }
 section.nadkit-sheet { break-before: page; padding: 0; }
 h1, h2, h3, h4, summary, .nadkit-tabs > label { break-after: avoid; }
-figure, tr, .admonition-title { break-inside: avoid; }
+figure, tr, .admonition-title, .cell_input { break-inside: avoid; }
 figure img { width: auto; height: auto; max-width: 100%; max-height: 100mm; }
 pre { white-space: pre-wrap; }
 .nadkit-scroll, .nadkit-tabs > div { overflow: visible; }
