@@ -230,7 +230,8 @@ def folder_set(name: str, size: int | None, progress: bool) -> Splits:
         images[n:],
         test_labels,
         classes,
-        f"image folder {root}{f' ({said})' if said else ''}",
+        # As it was named: where a data folder lies is nobody's business, and records are for others to read.
+        f"image folder {name.removeprefix('folder:')}{f' ({said})' if said else ''}",
     )
 
 

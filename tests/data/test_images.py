@@ -504,7 +504,9 @@ def test_a_folder_comes_back_as_it_was_written(tmp_path, size, channels):
 def test_folders_are_found_below_the_data_folder(data):
     write_folder(data / "pets")
     images.check("folder:pets")
-    assert images.load("folder:pets", progress=False).n_classes == 2
+    found = images.load("folder:pets", progress=False)
+    assert found.n_classes == 2
+    assert found.source.startswith("image folder pets, as")  # where the data folder lies is not told
 
 
 def test_jpeg_is_said_to_be_lossy(tmp_path):
