@@ -222,7 +222,7 @@ def expected(chapter: Chapter, values: Mapping[str, Any]) -> list[Expected]:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 space |= _imported(statement, making)
             else:
-                exec(code, space)
+                exec(code, space)  # without code it fails, and what it would assign is unknown
         except Exception:  # it works on a result
             words = (node.value for node in ast.walk(statement) if isinstance(node, ast.Constant))
             space |= dict.fromkeys(_assigned(statement), Unknown(frozenset(w for w in words if isinstance(w, str))))
@@ -301,11 +301,17 @@ def _zip(*values: object, strict: bool = False) -> Iterator[tuple]:
 
 
 @functools.lru_cache(maxsize=2048)
-def _compiled(source: str) -> list[tuple[ast.stmt, CodeType]]:
+def _compiled(source: str) -> tuple[tuple[ast.stmt, CodeType | None], ...]:
     """Return the statements of a cell and their code, kept, for a build forecasts a chapter for each of its runs."""
     careful = [ast.fix_missing_locations(_Careful().visit(statement)) for statement in _statements(source)]
-    modules = (ast.Module([statement], type_ignores=[]) for statement in careful)
-    return [(module.body[0], compile(module, "<cell>", "exec", flags=NO_TYPES)) for module in modules]
+    return tuple((statement, _code(statement)) for statement in careful)
+
+
+def _code(statement: ast.stmt) -> CodeType | None:
+    """Return the code of a statement; of one with `await`, which only a notebook may have, nothing."""
+    with suppress(SyntaxError):
+        return compile(ast.Module([statement], type_ignores=[]), "<cell>", "exec", flags=NO_TYPES)
+    return None
 
 
 def _statements(source: str) -> Iterator[ast.stmt]:

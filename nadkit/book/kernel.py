@@ -12,9 +12,9 @@ from pathlib import Path
 
 AUTOGROUP = Path("/proc/self/autogroup")
 """The niceness of a session: Linux may share the processors out by session, and a process's counts only within one."""
-SELDOM = (100_000, 20, 100)
-"""After so many new objects Python is to look for garbage. Its own 700 are far too few where libraries like torch bring
-hundreds of thousands that stay: each look goes through them."""
+SELDOM = (100_000, 10, 10)
+"""After so many new objects, and so many of these looks, Python is to look for garbage, at last among all objects. Its
+own 700 or 2,000 are few where a library like torch brings hundreds of thousands that stay."""
 
 
 def prepare() -> None:

@@ -21,7 +21,7 @@ from nadkit.book.chapters import BadInput, find_pages, read_mapping
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--no-sandbox", "--allow-file-access-from-files")
 PATIENCE = 10 * 60 * 1000
-"""Milliseconds that the browser may take to set all formulas, and to print."""
+"""Milliseconds that the browser may take to open the joined pages."""
 STYLE = """\
 @page { size: A4; margin: 18mm 16mm; }
 html { font-size: 11px; }
@@ -42,13 +42,14 @@ def write(root: Path, out: Path, say: Callable[[str], None] = print) -> int:
     """Print the last build of the book at `root` to the file `out`, and return how many of its pages that has.
 
     Raises:
-        BadInput: nothing was built, or playwright or the browser is missing.
+        BadInput: a page was not built, the table of contents is wrong, or playwright or a browser is missing.
+        DataError: the file cannot be written.
     """
-    folder = root / "_build" / "html"
+    folder = root.absolute() / "_build" / "html"
     pages = {name: folder / f"{name}.html" for name in find_pages(root)}
     if missing := [name for name, path in pages.items() if not path.exists()]:
         raise BadInput(f"{missing[0]} is not in the last build: 'nadkit build' makes the pages")
-    with tempfile.TemporaryDirectory() as beside:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:  # some browsers may not read the system's own
         joined = Path(beside) / "book.html"
         joined.write_text(join(pages, read_mapping(root / "_config.yml"), read_mapping(root / "_toc.yml")), "utf-8")
         say(f"printing {len(pages)} pages of the book, which takes minutes")
@@ -61,11 +62,12 @@ def join(pages: Mapping[str, Path], config: Mapping[str, Any], toc: Mapping[str,
     """Return the pages as one HTML document that needs no network: a title, the contents, and a sheet for each page."""
     names = {path.as_uri(): name for name, path in pages.items()}
     sheets = {name: _sheet(name, path, names) for name, path in pages.items()}
-    first = next(iter(pages.values()))
-    head = BeautifulSoup(first.read_text("utf-8"), "html.parser").head
-    for tag in head.find_all(["link", "script"]):
-        if "stylesheet" in tag.get("rel", []) or "mathjax" in tag.get("src", ""):
-            _place(tag, first)
+    # Sphinx gives MathJax only to pages with formulas.
+    like = next((path for path in pages.values() if "/mathjax/" in path.read_text("utf-8")), next(iter(pages.values())))
+    head = BeautifulSoup(like.read_text("utf-8"), "html.parser").head
+    for tag in head.find_all(["link", "script", "title"]):
+        if "stylesheet" in tag.get("rel", []) or "/mathjax/" in tag.get("src", ""):
+            _place(tag, like)
         elif "window.MathJax" not in tag.text:
             tag.decompose()
     title = html.escape(str(config.get("title", "")))
@@ -114,37 +116,38 @@ def _contents(toc: Mapping[str, Any], sheets: Mapping[str, Tag]) -> Iterator[str
         yield f"<h2>{html.escape(part['caption'])}</h2>" if "caption" in part else ""
         yield "<ul>"
         for name in chapters.pages_below(part):
-            title = sheets[name].h1.get_text().removesuffix("#")
+            title = sheets[name].h1.get_text().removesuffix("#") if sheets[name].h1 else name
             yield f'<li><a href="#{name}">{html.escape(title)}</a></li>'
         yield "</ul>"
 
 
 def _printed(document: Path) -> bytes:
-    """Return a document as PDF, with its headings as bookmarks."""
+    """Return a document as PDF, with its headings as bookmarks.
+
+    Raises:
+        BadInput: playwright is not installed, or no browser opens and prints the document.
+    """
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
         raise BadInput("a PDF needs playwright: pip install -e '.[book,pdf]'") from None
-    with sync_playwright() as playwright:
-        # Playwright's own browser, unless the system has one.
-        found = next(filter(None, map(shutil.which, BROWSERS)), None)
-        try:
+    # Playwright's own browser, unless the system has one.
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    try:
+        with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        except Error as error:
-            why = str(error).splitlines()[0]
-            raise BadInput(f"no Chromium starts here ({why}): install one, or 'playwright install chromium'") from None
-        page = browser.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.goto(document.as_uri())
-        page.evaluate("window.MathJax?.startup?.promise")
-        content = page.pdf(
-            format="A4",
-            outline=True,
-            tagged=True,
-            display_header_footer=True,
-            header_template="<span></span>",
-            footer_template=FOOTER,
-            prefer_css_page_size=True,
-        )
-        browser.close()
-    return content
+            page = browser.new_page()
+            page.goto(document.as_uri(), timeout=PATIENCE)
+            page.evaluate("window.MathJax?.startup?.promise")
+            return page.pdf(
+                format="A4",
+                outline=True,
+                tagged=True,
+                display_header_footer=True,
+                header_template="<span></span>",
+                footer_template=FOOTER,
+                prefer_css_page_size=True,
+            )
+    except Error as error:
+        why = str(error).splitlines()[0]
+        raise BadInput(f"no Chromium prints here ({why}): install one, or 'playwright install chromium'") from None

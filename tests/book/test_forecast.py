@@ -115,6 +115,10 @@ def test_a_recorded_claim_needs_what_a_run_like_its_own_needs(make_book):
     assert judged(chapter, {"images": "digits"}, measured)["a"].verdict == UNDECIDED
 
 
+def test_what_only_a_notebook_may_say_is_unknown(make_book):
+    assert obstacles(make_book, "x, '> 0'", before="x = await something()") == []
+
+
 def test_a_forecast_neither_waits_nor_writes(make_book, tmp_path):
     code = f"import time\nfrom pathlib import Path\ntime.sleep(60)\nPath({str(tmp_path / 'made')!r}).mkdir()\n"
     started = time.monotonic()

@@ -1,23 +1,24 @@
 """The pages of a book in one PDF."""
 
-import builtins
+import sys
 
 import pytest
 import yaml
 from browser import CHROMIUM
+from bs4 import BeautifulSoup
 
 from nadkit.book import pdf
 from nadkit.book.chapters import BadInput
 from nadkit.book.cli import main
 
-bs4 = pytest.importorskip("bs4")
 PAGE = """\
 <html><head><title>{title}</title><link rel="stylesheet" href="../_static/look.css"><script src="../menu.js"></script>
-<script>window.MathJax = {{}}</script></head><body><nav>elsewhere</nav><article class="bd-article">
+<script>window.MathJax = {{}}</script>{mathjax}</head><body><nav>elsewhere</nav><article class="bd-article">
 <h1 id="top">{title}<a class="headerlink" href="#top">#</a></h1><script>menu()</script>
 <p><a href="{other}.html#top">there</a> <a href="{other}.html">whole</a> <a href="https://doi.org/1">out</a></p>
 <a href="../_pictures/one.png"><img loading="lazy" src="../_pictures/one.png" alt="One."></a>
 <details class="hide above-input"><summary>code</summary></details><details><summary>Why?</summary>So.</details>
+<div class="nadkit-rerun"><details><summary>Rerun</summary></details></div>
 <input id="tab" type="radio"><label for="tab">this run</label>
 </article></body></html>"""
 
@@ -28,9 +29,10 @@ def book(tmp_path):
     pages = tmp_path / "_build" / "html" / "book"
     pages.mkdir(parents=True)
     (tmp_path / "book").mkdir()
-    for name, other in (("one", "two"), ("two", "one")):
+    mathjax = '<script src="../_static/mathjax/tex.js"></script>'  # only where there are formulas
+    for name, other, given in (("one", "two", ""), ("two", "one", mathjax)):
         (tmp_path / "book" / f"{name}.md").write_text(f"# {name}\n")
-        (pages / f"{name}.html").write_text(PAGE.format(title=f"Page {name}", other=other))
+        (pages / f"{name}.html").write_text(PAGE.format(title=f"Page {name}", other=other, mathjax=given))
     toc = {"format": "jb-book", "root": "book/one", "parts": [{"caption": "A & B", "chapters": [{"file": "book/two"}]}]}
     (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
     (tmp_path / "_config.yml").write_text(yaml.safe_dump({"title": "Both <pages>", "author": "Us"}))
@@ -40,7 +42,7 @@ def book(tmp_path):
 def joined(root):
     pages = {name: root / "_build" / "html" / f"{name}.html" for name in ("book/one", "book/two")}
     toc, config = (yaml.safe_load((root / name).read_text()) for name in ("_toc.yml", "_config.yml"))
-    return bs4.BeautifulSoup(pdf.join(pages, config, toc), "html.parser")
+    return BeautifulSoup(pdf.join(pages, config, toc), "html.parser")
 
 
 def test_links_lead_to_the_sheets_of_one_document(book):
@@ -57,7 +59,10 @@ def test_a_sheet_has_what_its_page_says_without_scripts_and_folded_code(book):
     found = joined(book)
     assert found.h1.text == "Both <pages>"
     assert [part.text for part in found.find_all("h2")] == ["A & B"]
-    assert [script.text for script in found.find_all("script")] == ["window.MathJax = {}"]
+    assert [title.text for title in found.find_all("title")] == ["Both <pages>"]
+    mathjax = (book / "_build" / "html" / "_static" / "mathjax" / "tex.js").as_uri()
+    scripts = [(script.text, script.get("src")) for script in found.find_all("script")]
+    assert scripts == [("window.MathJax = {}", None), ("", mathjax)]
     assert [box.summary.text for box in found.find_all("details")] == ["Why?"] * 2
     assert all(box.has_attr("open") for box in found.find_all("details"))
     assert "elsewhere" not in found.text
@@ -65,6 +70,7 @@ def test_a_sheet_has_what_its_page_says_without_scripts_and_folded_code(book):
     assert [(image["src"], image.get("loading")) for image in found.find_all("img")] == [(picture, None)] * 2
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_a_book_is_printed(book, capsys):
     pytest.importorskip("playwright")
@@ -75,16 +81,14 @@ def test_a_book_is_printed(book, capsys):
 
 
 def test_what_cannot_be_printed_leaves_nothing(book, monkeypatch, capsys):
-    out, real = book / "book.pdf", builtins.__import__
-
-    def without(name, *rest):
-        if name.startswith("playwright"):
-            raise ImportError(name)
-        return real(name, *rest)
-
+    out = book / "book.pdf"
     with monkeypatch.context() as patch:
-        patch.setattr(builtins, "__import__", without)
+        patch.setitem(sys.modules, "playwright.sync_api", None)
         with pytest.raises(BadInput, match=r"a PDF needs playwright: pip install"):
+            pdf.write(book, out, say=lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(pdf, "BROWSERS", ("python3",))  # which starts, and is no browser
+        with pytest.raises(BadInput, match=r"no Chromium prints here \(.*\): install one"):
             pdf.write(book, out, say=lambda _: None)
     (book / "_build" / "html" / "book" / "two.html").unlink()
     assert main(["pdf", str(out), "--root", str(book)]) == 2

@@ -91,6 +91,8 @@ def test_a_caption_may_be_given_and_have_formulas(typeset_page):
     text = page_of(notebook)
     assert r'The direction <span class="math notranslate nohighlight">\(v\)</span>.</figcaption>' in text
     assert r"\(x &lt; y\)</span></figcaption>" in text
+    # Or Sphinx would write the caption once more.
+    assert not [cell for cell in notebook["cells"] if "figure" in cell["metadata"].get("mystnb", {})]
 
 
 def test_several_pictures_of_a_cell_are_told_apart(typeset_page):
