@@ -18,7 +18,8 @@ from nadkit import files
 from nadkit.book import chapters
 from nadkit.book.chapters import BadInput, find_pages, read_mapping
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# The system's; where it has none, playwright takes its own.
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--allow-file-access-from-files")
 PATIENCE = 10 * 60 * 1000
 """Milliseconds that the browser may take to open the joined pages."""
@@ -131,11 +132,9 @@ def _printed(document: Path) -> bytes:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
         raise BadInput("a PDF needs playwright: pip install -e '.[book,pdf]'") from None
-    # Playwright's own browser, unless the system has one.
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
     try:
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             page = browser.new_page()
             page.goto(document.as_uri(), timeout=PATIENCE)
             page.evaluate("window.MathJax?.startup?.promise")

@@ -1,7 +1,6 @@
 """Pages in a headless Chromium, and what may be wrong with them."""
 
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from nadkit.book.pdf import CHROMIUM
+
 THEMES = ("light", "dark")
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}

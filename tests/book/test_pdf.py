@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import yaml
-from browser import CHROMIUM
 from bs4 import BeautifulSoup
 
 from nadkit.book import pdf
@@ -71,7 +70,7 @@ def test_a_sheet_has_what_its_page_says_without_scripts_and_folded_code(book):
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.skipif(pdf.CHROMIUM is None, reason="no chromium on this machine")
 def test_a_book_is_printed(book, capsys):
     pytest.importorskip("playwright")
     out = book / "book.pdf"
@@ -87,7 +86,7 @@ def test_what_cannot_be_printed_leaves_nothing(book, monkeypatch, capsys):
         with pytest.raises(BadInput, match=r"a PDF needs playwright: pip install"):
             pdf.write(book, out, say=lambda _: None)
     with monkeypatch.context() as patch:
-        patch.setattr(pdf, "BROWSERS", ("python3",))  # which starts, and is no browser
+        patch.setattr(pdf, "CHROMIUM", sys.executable)  # which starts, and is no browser
         with pytest.raises(BadInput, match=r"no Chromium prints here \(.*\): install one"):
             pdf.write(book, out, say=lambda _: None)
     (book / "_build" / "html" / "book" / "two.html").unlink()
