@@ -8,22 +8,26 @@ import platform
 import re
 import secrets
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import joblib
 import nbformat
 import papermill
 import psutil
+import zmq
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from papermill.exceptions import PapermillExecutionError, strip_color
+from traitlets.config import Config
 
 from nadkit import files
 from nadkit.book import kernel, outside
@@ -233,27 +237,41 @@ papermill_engines.register("nadkit", _Engine)
 def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, tries: int = 3) -> None:
     """Let papermill run the chapter into `part`; start its kernel again if it does not answer.
 
-    Kernels that start at the same moment may pick the same ports. None of the chapter has run then.
+    On a busy machine it may not, and none of the chapter has run then.
     """
     spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
     try:
-        papermill.execute_notebook(
-            _readable(chapter.path),
-            _literal(part),
-            parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
-            engine_name="nadkit",
-            kernel_name=spec.get("name", "python3"),
-            language="python",
-            cwd=chapter.path.parent,
-            progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
-            stderr_file=sys.stderr if live else None,
-            # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--config={kernel.__file__}"],
-        )
+        with _line_to_kernel() as line:
+            papermill.execute_notebook(
+                _readable(chapter.path),
+                _literal(part),
+                parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
+                engine_name="nadkit",
+                kernel_name=spec.get("name", "python3"),
+                language="python",
+                cwd=chapter.path.parent,
+                progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
+                stderr_file=sys.stderr if live else None,
+                # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--config={kernel.__file__}"],
+                config=line,
+            )
     except RuntimeError as error:
         if tries == 1 or not any(said in str(error) for said in ("didn't respond", "died before replying")):
             raise
         _execute(chapter, values, part, live, tries - 1)
+
+
+@contextmanager
+def _line_to_kernel() -> Iterator[Config]:
+    """Let a kernel be spoken to by sockets in a folder of its own, where the system has such.
+
+    Two kernels that start at the same moment may pick the same ports; one of them then ends with a traceback.
+    """
+    with TemporaryDirectory(prefix="nadkit-") as folder:
+        path = f"{folder}/kernel"
+        fits = hasattr(socket, "AF_UNIX") and len(os.fsencode(path)) + 3 <= zmq.IPC_PATH_MAX_LEN  # "-5" and an end
+        yield Config(KernelManager={"transport": "ipc", "ip": path} if fits else {})
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -183,6 +184,24 @@ def test_a_kernel_that_does_not_answer_is_started_again(make_book, tmp_path, mon
     with pytest.raises(RunFailed, match="the kernel did not start: Kernel didn't respond"):
         run(root, "one", tmp_path / "two.ipynb")
     assert len(tries) == 3
+
+
+LINE = "from ipykernel import get_connection_info\nprint('by', get_connection_info(unpack=True)['transport'])"
+
+
+def test_kernels_share_no_ports(make_book, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    root = make_book(one=make_notebook(code=(LINE,)))
+    run(root, "one", tmp_path / "one.ipynb")
+    assert "by ipc" in printed(tmp_path / "one.ipynb")
+    assert not list((tmp_path / "tmp").iterdir())
+    # a path too long for a socket
+    far = tmp_path / ("x" * 100)
+    far.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(far))
+    run(root, "one", tmp_path / "one.ipynb")
+    assert "by tcp" in printed(tmp_path / "one.ipynb")
 
 
 def test_a_missing_kernel_is_named_with_those_there_are(make_book, tmp_path):

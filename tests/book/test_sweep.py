@@ -274,8 +274,8 @@ def test_a_sweep_whose_driver_ends_leaves_no_process_and_goes_on(logged, tmp_pat
     command += ["--root", str(chapter.root)]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **piped, start_new_session=True) as driver:
-        for _ in range(3):
-            assert "finished" in driver.stderr.readline()
+        said = [driver.stderr.readline() for _ in range(3)]
+        assert all("finished" in line for line in said), "".join([*said, driver.stderr.readline()])
         busy = time.monotonic() + 60
         while len(kernels(driver.pid)) < 2:  # of points 4 and 5
             assert time.monotonic() < busy
