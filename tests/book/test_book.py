@@ -15,6 +15,8 @@ from test_forecast import disagreements
 from nadkit.book import claims, explorers, interactive, proofread, witness
 from nadkit.book.builder import build
 from nadkit.book.chapters import (
+    cell_source,
+    cell_tags,
     find_chapters,
     find_pages,
     load,
@@ -25,6 +27,7 @@ from nadkit.book.records import UNVERIFIED, recorded, validity_of
 ROOT = Path(__file__).parents[2]
 CHAPTERS = list(find_chapters(ROOT))
 PROFILE = "smoke"
+FOLDED = {"hide-input", "parameters"}
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +70,12 @@ def test_a_chapter_is_sound(name):
     assert all(cell["id"] for cell in chapter.notebook["cells"])
     assert chapter.parameters
     assert listed_claims(name)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_cell_that_readers_see_fits_on_a_slide(name):
+    seen = [c for c in load(ROOT, name).notebook["cells"] if c["cell_type"] == "code" and not FOLDED & set(cell_tags(c))]
+    assert {c["id"]: n for c in seen if (n := len(cell_source(c).splitlines())) > 30} == {}
 
 
 def listed_claims(name: str) -> list[str]:
