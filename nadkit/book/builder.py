@@ -37,7 +37,7 @@ from nadkit.book.chapters import (
     BadInput,
     Chapter,
     find_chapters,
-    find_pages,
+    listed_chapters,
     load,
     read_mapping,
     validate,
@@ -81,7 +81,9 @@ def build(
     if importlib.util.find_spec("jupyter_book") is None:
         raise BadInput("jupyter-book is not installed: pip install -e '.[book]'")
     folder = (out or root).absolute() / "_build"
-    listed = _listed(root, say)
+    listed = listed_chapters(root)
+    for draft in find_chapters(root).keys() - set(listed):
+        say(f"{draft}: left out, for _toc.yml does not list it")
     wanted = [load(root, name).name for name in only] or listed
     if drafts := [name for name in wanted if name not in listed]:
         raise BadInput(f"{drafts[0]}: _toc.yml does not list it, so it has no page")
@@ -127,19 +129,6 @@ def _is_done(chapter: Chapter, values: Mapping[str, Any], places: Mapping[str, P
     notebook = places[chapter.name]
     shown = read_record(notebook).get("recorded")
     return up_to_date(notebook, fingerprint(chapter, values)) and shown == records_print(chapter)
-
-
-def _listed(root: Path, say: Callable[[str], None]) -> list[str]:
-    """Return the chapters that the table of contents lists, in its order; a draft that it does not is left out.
-
-    Raises:
-        BadInput: it lists a page that is not there.
-    """
-    found = find_chapters(root)
-    names = [page.removeprefix("book/") for page in find_pages(root)]
-    for draft in found.keys() - set(names):
-        say(f"{draft}: left out, for _toc.yml does not list it")
-    return [name for name in names if name in found]
 
 
 def _run_all(

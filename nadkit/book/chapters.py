@@ -8,8 +8,12 @@ for the others.
 import copy
 import functools
 import json
+import os
 import re
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +83,38 @@ def find_pages(root: Path) -> list[str]:
         if not any((root / f"{page}.{kind}").exists() for kind in ("md", "ipynb", "rst")):
             raise BadInput(f"_toc.yml: {page}: no such page; expected {page}.ipynb or {page}.md")
     return pages
+
+
+def listed_chapters(root: Path) -> list[str]:
+    """Return the chapters that the table of contents lists, in its order.
+
+    Raises:
+        BadInput: it lists a page that is not there.
+    """
+    found = find_chapters(root)
+    return [name for name in (page.removeprefix("book/") for page in find_pages(root)) if name in found]
+
+
+@contextmanager
+def new_folder(folder: Path, advice: str = "name another") -> Iterator[Path]:
+    """Give a temporary folder, which becomes `folder` when the block has succeeded, and is gone when it has not.
+
+    Raises:
+        BadInput: `folder` is a file, or holds something; the message ends with the `advice`.
+    """
+    if folder.is_file():
+        raise BadInput(f"{folder}: expected a folder, or a place for a new one, got a file; {advice}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder}: expected an empty folder, or a place for a new one; {advice}")
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def pages_below(toc: object) -> list[str]:

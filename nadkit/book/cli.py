@@ -426,6 +426,16 @@ def _student(options: argparse.Namespace) -> Answer:
     return Answer(f"{table}\n\n{steps}", {"folder": str(options.folder), "assignments": [asdict(a) for a in made]})
 
 
+def _notebooks(options: argparse.Namespace) -> Answer:
+    from nadkit.book import launch
+
+    paths = launch.write(_root(options), options.folder, options.chapters)
+    said = (
+        f"{len(paths)} notebooks in {options.folder}, for a branch of the repository; NADKIT_BRANCH names it to 'build'"
+    )
+    return Answer(said, {"folder": str(options.folder), "notebooks": list(map(str, paths))})
+
+
 def _root(options: argparse.Namespace) -> Path:
     return chapters.find_root(options.root or Path.cwd())
 
@@ -505,9 +515,10 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     record = command("record", _record, "run a chapter, or take a finished run, and keep its results in the book")
     verify = command("verify", _verify, "whether today's code still gives the numbers of the recorded runs")
     student = command("student", _student, "write chapters as assignments for nbgrader, with exercises to solve")
+    notebooks = command("notebooks", _notebooks, "write chapters as notebooks that install the library, for Colab")
     reading = command("claims", _claims, "what executed chapters claim, and whether it holds")
 
-    for sub in (listing, show, check, run, sweep, record, verify, build, figures, pdf, student):
+    for sub in (listing, show, check, run, sweep, record, verify, build, figures, pdf, student, notebooks):
         sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
     for sub in (show, run, sweep, record):
         number = "?" if sub is record else None  # with --plan, all
@@ -565,6 +576,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     figures.add_argument("folder", type=Path, metavar="DIR", help="where they go, in a folder for each chapter")
     pdf.add_argument("file", type=Path, metavar="FILE", help="where it goes")
     student.add_argument("folder", type=Path, metavar="DIR", help="a new folder for the course")
+    notebooks.add_argument("folder", type=Path, metavar="DIR", help="a new folder for them")
     all_listed = "all that _toc.yml lists"
     for sub, what, usual in (
         (check, "to check", all_listed),
@@ -572,6 +584,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         (build, "to run", all_listed),
         (figures, "whose figures to write", "all that were built"),
         (student, "to write", f"{all_listed} that have exercises"),
+        (notebooks, "to write", all_listed),
     ):
         sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"chapters {what} (default: {usual})")
     verify.add_argument("--again", action="store_true", help="run the witnesses though the code did not change")

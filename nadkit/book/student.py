@@ -14,10 +14,7 @@ The rest is nbgrader's: it makes the students' version, collects, grades and giv
 
 import ast
 import importlib.util
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,35 +24,24 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from nadkit.book import papers
 from nadkit.book.chapters import (
     BadInput,
     Chapter,
     cell_source,
     cell_tags,
-    find_chapters,
-    find_pages,
+    listed_chapters,
     load,
+    new_folder,
     profile_values,
-    read_notebook,
 )
-from nadkit.book.papers import Paper
 from nadkit.book.parameters import Value
+from nadkit.book.plain import BLOCK, OPTIONS, Plain
 
 SIZE = "smoke"
 """The profile whose values the notebooks have."""
 CHECK = "exercise-test"
 """The tag of a code cell that checks an exercise."""
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
-
-_BLOCK = re.compile(r"^[ \t]*(`{3,})\{([\w-]+)\}[ \t]*([^\n]*)\n(.*?)^[ \t]*\1[ \t]*$\n?", re.MULTILINE | re.DOTALL)
-_OPTIONS = re.compile(r"\A(?:[ \t]*:[\w-]+:[^\n]*\n)*\n*")
-_TARGET = re.compile(r"^\(([\w-]+)\)=[ \t]*\n", re.MULTILINE)
-_EQUATION = re.compile(r"\$\$((?:(?!\$\$).)*)\$\$[ \t]*\(([\w-]+)\)", re.DOTALL)
-_ROLE = re.compile(r"\{(ref|numref|eq|cite(?::[tp])?)\}`([^`]+)`")
-_NOTES = ("note", "tip", "hint", "warning", "important", "attention", "caution", "danger", "error", "seealso")
-_BOOK_ALONE = "Profiles and claims"
-"""The title of the part of a chapter that is about the book's machine."""
 
 HEADER = """\
 *A student edition of a chapter of the book* Directions in deep networks. *Its parameters are those of the tests, so
@@ -104,24 +90,17 @@ def write(root: Path, folder: Path, names: Sequence[str] = ()) -> list[Assignmen
     for module in ("nbgrader", "pybtex"):
         if importlib.util.find_spec(module) is None:
             raise BadInput(f"{module} is not installed: pip install -e '.[teach]'")
-    _require_free(folder)
-    chapters = [load(root, name) for name in names or _listed(root)]
-    plain = _Plain(root)
-    made = [(chapter, *_assignment(chapter, plain)) for chapter in chapters]
-    if names:
-        if without := [chapter.name for chapter, _, exercises in made if not exercises]:
-            raise BadInput(f"{without[0]}: expected a chapter with exercises, which this one has not")
-    else:
-        made = [entry for entry in made if entry[2]]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    try:
+    # a course may hold students' work
+    with new_folder(folder, "name another, and copy from its 'source' the assignments that you want to renew") as part:
+        chapters = [load(root, name) for name in names or listed_chapters(root)]
+        plain = Plain(root)
+        made = [(chapter, *_assignment(chapter, plain)) for chapter in chapters]
+        if names:
+            if without := [chapter.name for chapter, _, exercises in made if not exercises]:
+                raise BadInput(f"{without[0]}: expected a chapter with exercises, which this one has not")
+        else:
+            made = [entry for entry in made if entry[2]]
         _write(part, [(chapter, notebook) for chapter, notebook, _ in made])
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return [
         Assignment(
             name=assignment_name(chapter),
@@ -136,22 +115,6 @@ def write(root: Path, folder: Path, names: Sequence[str] = ()) -> list[Assignmen
 def assignment_name(chapter: Chapter) -> str:
     """Return what nbgrader calls a chapter: `inputs-nads`."""
     return chapter.name.replace("/", "-")
-
-
-def _listed(root: Path) -> list[str]:
-    """Return the chapters that the table of contents lists, in its order."""
-    found = find_chapters(root)
-    return [name for name in (page.removeprefix("book/") for page in find_pages(root)) if name in found]
-
-
-def _require_free(folder: Path) -> None:
-    if folder.is_file():
-        raise BadInput(f"{folder}: expected a folder, or a place for a new one, got a file; name another")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise BadInput(
-            f"{folder}: expected an empty folder, or a place for a new one, for a course may hold students' work; "
-            "name another, and copy from its 'source' the assignments that you want to renew"
-        )
 
 
 def _write(course: Path, made: Sequence[tuple[Chapter, NotebookNode]]) -> None:
@@ -172,7 +135,7 @@ def _write(course: Path, made: Sequence[tuple[Chapter, NotebookNode]]) -> None:
 # ---- one chapter -----------------------------------------------------------------------------------------------------
 
 
-def _assignment(chapter: Chapter, plain: "_Plain") -> tuple[NotebookNode, list[_Exercise]]:
+def _assignment(chapter: Chapter, plain: Plain) -> tuple[NotebookNode, list[_Exercise]]:
     """Return a chapter as an assignment, and its exercises."""
     convert = plain.of_chapter(chapter)
     parts = list(_parts(chapter, convert))
@@ -205,7 +168,7 @@ def _parts(chapter: Chapter, convert: Callable[[str], str]) -> Iterator[Notebook
                 label = re.search(r"^:label:[ \t]*(\S+)", body, re.MULTILINE)
                 if label is None:
                     raise BadInput(f"{chapter.name}: exercise {title!r}: expected a line ':label: NAME'")
-                exercises[label[1]] = made = _Exercise(label[1], title, _OPTIONS.sub("", body).strip())
+                exercises[label[1]] = made = _Exercise(label[1], title, OPTIONS.sub("", body).strip())
                 yield made
             elif kind == "solution-start":
                 if title not in exercises:
@@ -222,7 +185,7 @@ def _parts(chapter: Chapter, convert: Callable[[str], str]) -> Iterator[Notebook
 def _blocks(text: str) -> Iterator[tuple[str, str, str]]:
     """Give the exercises, and beginnings and ends of solutions, in a text: (kind, title, body); what else is is ''."""
     start = 0
-    for found in _BLOCK.finditer(text):
+    for found in BLOCK.finditer(text):
         if found[2] in ("exercise", "solution-start", "solution-end"):
             yield "", "", text[start : found.start()]
             yield found[2], found[3].strip(), found[4]
@@ -303,62 +266,3 @@ def _graded(cell: NotebookNode, grade_id: str, **role: bool | int) -> NotebookNo
     cell.metadata["nbgrader"] = {"schema_version": SCHEMA_VERSION, "grade_id": grade_id, **usual, **role}
     cell["id"] = grade_id[-64:].lstrip("-_")  # ids of cells have at most 64 characters
     return cell
-
-
-# ---- Markdown --------------------------------------------------------------------------------------------------------
-
-
-class _Plain:
-    """Makes plain Markdown of MyST, as far as that is simple: what JupyterLab shows without an extension."""
-
-    def __init__(self, root: Path) -> None:
-        self._titles = _titles(root)
-        self._papers = papers.read(root) or {}
-
-    def of_chapter(self, chapter: Chapter) -> Callable[[str], str]:
-        """Return the function that converts the texts of a chapter, whose equations have numbers of their own."""
-        texts = [cell_source(cell) for cell in chapter.notebook["cells"] if cell["cell_type"] == "markdown"]
-        labels = [found[2] for text in texts for found in _EQUATION.finditer(text)]
-        numbers = {label: number for number, label in enumerate(labels, start=1)}
-        return lambda text: self._convert(text, numbers)
-
-    def _convert(self, text: str, numbers: Mapping[str, int]) -> str:
-        text = _BLOCK.sub(lambda block: self._block(block, numbers), text)
-        text = _TARGET.sub("", text)
-        text = _EQUATION.sub(lambda e: f"$${e[1].rstrip()} \\tag{{{numbers[e[2]]}}}\n$$", text)
-        text = _ROLE.sub(lambda role: self._role(role[1], role[2], numbers), text)
-        return re.sub(r"\n{3,}", "\n\n", text)
-
-    def _block(self, block: re.Match[str], numbers: Mapping[str, int]) -> str:
-        kind, title, body = block[2], block[3].strip(), _OPTIONS.sub("", block[4])
-        if kind == "include" or (kind == "dropdown" and title == _BOOK_ALONE):
-            return ""
-        if kind == "dropdown":
-            inside = self._convert(body, numbers).strip()
-            return f"<details><summary>{title}</summary>\n\n{inside}\n\n</details>\n"
-        if kind == "admonition" or kind in _NOTES:
-            inside = (
-                f"**{title if kind == 'admonition' else kind.capitalize()}.** {self._convert(body, numbers).strip()}"
-            )
-            return "".join(f"> {line}".rstrip() + "\n" for line in inside.splitlines())
-        return block[0]
-
-    def _role(self, kind: str, content: str, numbers: Mapping[str, int]) -> str:
-        shown, _, target = content.removesuffix(">").rpartition("<") if content.endswith(">") else ("", "", content)
-        if kind == "eq":
-            return f"({numbers[content]})" if content in numbers else "(an equation of another chapter)"
-        if kind in ("ref", "numref"):
-            return shown.strip() or f"*{self._titles.get(target, target)}*"
-        known = [self._papers.get(key.strip(), Paper(key.strip(), "", "")) for key in content.split(",")]
-        cited = [(paper.authors, paper.year) for paper in known]
-        if kind == "cite:t":
-            return ", ".join(f"{who} ({year})" for who, year in cited)
-        return f"({'; '.join(f'{who}, {year}' for who, year in cited)})"
-
-
-def _titles(root: Path) -> dict[str, str]:
-    """Return the heading below each label of the book."""
-    texts = [page.read_text(encoding="utf-8") for page in (root / "book").rglob("*.md")]
-    for path in find_chapters(root).values():
-        texts += [cell_source(cell) for cell in read_notebook(path)["cells"] if cell["cell_type"] == "markdown"]
-    return {label: title for text in texts for label, title in re.findall(r"^\(([\w-]+)\)=\s*\n#+ +(.*)$", text, re.M)}
