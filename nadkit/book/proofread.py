@@ -283,9 +283,8 @@ def _of_labels(passages: Iterable[Passage]) -> list[Problem]:
     references: list[tuple[str, Passage]] = []
     for passage in passages:
         prose = passage.prose
-        for label in [*map(_group, _LABEL.finditer(prose)), _shown_with(passage.cell, "figure", "name")]:
-            if label:
-                labels[label.lower()].append(passage)
+        for found in _LABEL.finditer(prose):
+            labels[_group(found).lower()].append(passage)
         references += [(_group(found), passage) for found in _REFERENCE.finditer(prose)]
     found = []
     for label, places in labels.items():

@@ -20,7 +20,7 @@ TEXT = """\
 
 $$ x $$ (eq-one)
 
-See {ref}`here <one>`, {eq}`eq-one`, {numref}`fig-one` and {ref}`search`. Write ``{ref}`nowhere` `` or
+See {ref}`here <one>`, {eq}`eq-one` and {ref}`search`. Write ``{ref}`nowhere` `` or
 
 ```markdown
 (one)=
@@ -47,7 +47,7 @@ show([Claim("one-large", "n is large", n, ">= 3"), of("lenet")])
 """
 FIGURE = "import nadkit.plots as plots\nfigures = [plots.lines(table, x='x', y='y')]\nplots.lines(table, x='x', y='y')"
 SHOW = "results.show('t', table, lambda t: plots.lines(t, x='x', y='y'), alt='A line.')\nplots.wave_map(waves, n)"
-ALT = {"image": {"alt": "A line."}, "figure": {"name": "fig-one"}}
+ALT = {"image": {"alt": "A line."}, "figure": {"caption": "One."}}
 
 
 def sound() -> nbformat.NotebookNode:
@@ -123,14 +123,18 @@ def metadata(cell: int, **fields: object):
         ),
         (text("$$ (eq-one)", "$$"), "no place has the label 'eq-one'; did you mean 'ex-one'?"),
         (text(":label: ex-one", ""), "no place has the label 'ex-one'; did you mean 'eq-one'?"),
-        (metadata(3, mystnb={"image": ALT["image"]}), "one, cell 1 (cell-0): no place has the label 'fig-one'"),
+        # a figure has a number of its own on its page, and no label
+        (
+            text("{eq}`eq-one`", "{numref}`fig-one`"),
+            "one, cell 1 (cell-0): no place has the label 'fig-one'",
+        ),
         (
             text("$$ (eq-one)", "$$ (one)"),
             "one, cell 1 (cell-0): the label 'one' exists twice",
         ),
         # figures
         (
-            metadata(3, mystnb={"figure": {"name": "fig-one"}}),
+            metadata(3, mystnb={"figure": ALT["figure"]}),
             "one, cell 4 (cell-3): give the figure a text, in the cell's",
         ),
         (
