@@ -99,8 +99,8 @@ def execute(
             own = checkpoints / record["result_print"][:16]
             os.environ[CHECKPOINTS] = str(own)
             record["resumed"] = own.exists()
-            with _no_process_left():
-                problem, cause = _run(chapter, values, part, sys.stderr.isatty() if live is None else live)
+            with _line_to_kernel() as line, _no_process_left():
+                problem, cause = _run(chapter, values, part, sys.stderr.isatty() if live is None else live, line)
             # Only now, for a chapter may fetch published data.
             record["fingerprint"] = fingerprint(chapter, values, code, named)
             notebook = nbformat.read(part, as_version=4)
@@ -191,14 +191,16 @@ def read_record(out: Path) -> dict[str, Any]:
     return {}
 
 
-def _run(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool) -> tuple[str | None, type[RunFailed]]:
+def _run(
+    chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, line: Config
+) -> tuple[str | None, type[RunFailed]]:
     """Run the chapter into `part` and return what went wrong, if anything, and what to raise then."""
     # Papermill reports every failure to its log as well: we report it once, in our words.
     # And after Ctrl-C asyncio may still hear of a kernel that died.
     for log in ("papermill", "asyncio"):
         logging.getLogger(log).setLevel(logging.CRITICAL)
     try:
-        _execute(chapter, values, part, live)
+        _execute(chapter, values, part, live, line)
     except PapermillExecutionError as error:
         return _describe_error(error), RunFailed
     except DeadKernelError:
@@ -234,32 +236,31 @@ class _Engine(NBClientEngine):
 papermill_engines.register("nadkit", _Engine)
 
 
-def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, tries: int = 3) -> None:
+def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool, line: Config, tries: int = 3) -> None:
     """Let papermill run the chapter into `part`; start its kernel again if it does not answer.
 
     On a busy machine it may not, and none of the chapter has run then.
     """
     spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
     try:
-        with _line_to_kernel() as line:
-            papermill.execute_notebook(
-                _readable(chapter.path),
-                _literal(part),
-                parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
-                engine_name="nadkit",
-                kernel_name=spec.get("name", "python3"),
-                language="python",
-                cwd=chapter.path.parent,
-                progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
-                stderr_file=sys.stderr if live else None,
-                # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--config={kernel.__file__}"],
-                config=line,
-            )
+        papermill.execute_notebook(
+            _readable(chapter.path),
+            _literal(part),
+            parameters={n: v for n, v in values.items() if v != chapter.parameters[n].default},
+            engine_name="nadkit",
+            kernel_name=spec.get("name", "python3"),
+            language="python",
+            cwd=chapter.path.parent,
+            progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
+            stderr_file=sys.stderr if live else None,
+            # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--config={kernel.__file__}"],
+            config=line,
+        )
     except RuntimeError as error:
         if tries == 1 or not any(said in str(error) for said in ("didn't respond", "died before replying")):
             raise
-        _execute(chapter, values, part, live, tries - 1)
+        _execute(chapter, values, part, live, line, tries - 1)
 
 
 @contextmanager
@@ -268,7 +269,8 @@ def _line_to_kernel() -> Iterator[Config]:
 
     Two kernels that start at the same moment may pick the same ports; one of them then ends with a traceback.
     """
-    with TemporaryDirectory(prefix="nadkit-") as folder:
+    # A kernel that is killed while it starts may still make a socket while the folder goes.
+    with TemporaryDirectory(prefix="nadkit-", ignore_cleanup_errors=True) as folder:
         path = f"{folder}/kernel"
         fits = hasattr(socket, "AF_UNIX") and len(os.fsencode(path)) + 3 <= zmq.IPC_PATH_MAX_LEN  # "-5" and an end
         yield Config(KernelManager={"transport": "ipc", "ip": path} if fits else {})
