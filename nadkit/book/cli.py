@@ -208,7 +208,7 @@ def _pdf(options: argparse.Namespace) -> Answer:
     try:
         from nadkit.book import pdf
     except ModuleNotFoundError as error:
-        raise BadInput(f"{error.name} is not installed: pip install -e '.[book,pdf]'") from None
+        raise BadInput(f"{error.name.partition('.')[0]} is not installed: pip install -e '.[book,pdf]'") from None
     pages = pdf.write(_root(options), options.file, say=_say)
     return Answer(f"{pages} pages of the book: {options.file}", {"file": str(options.file), "pages": pages})
 

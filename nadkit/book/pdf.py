@@ -4,6 +4,7 @@ LaTeX would set what Sphinx knows of a page, but figures, claims and tables are 
 """
 
 import html
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+import pikepdf
 from bs4 import BeautifulSoup, Tag
+from playwright.sync_api import Error, sync_playwright
 
 from nadkit import files
 from nadkit.book import chapters
@@ -43,7 +46,7 @@ def write(root: Path, out: Path, say: Callable[[str], None] = print) -> int:
     """Print the last build of the book at `root` to the file `out`, and return how many of its pages that has.
 
     Raises:
-        BadInput: a page was not built, the table of contents is wrong, or playwright or a browser is missing.
+        BadInput: a page was not built, the table of contents is wrong, or a browser is missing.
         DataError: the file cannot be written.
     """
     folder = root.absolute() / "_build" / "html"
@@ -55,7 +58,7 @@ def write(root: Path, out: Path, say: Callable[[str], None] = print) -> int:
         joined.write_text(join(pages, read_mapping(root / "_config.yml"), read_mapping(root / "_toc.yml")), "utf-8")
         say(f"printing {len(pages)} pages of the book, which takes minutes")
         with files.atomic_write(out) as part:
-            part.write_bytes(_printed(joined))
+            _pack(_printed(joined), part)
     return len(pages)
 
 
@@ -122,16 +125,18 @@ def _contents(toc: Mapping[str, Any], sheets: Mapping[str, Tag]) -> Iterator[str
         yield "</ul>"
 
 
+def _pack(printed: bytes, out: Path) -> None:
+    """Write a PDF with its objects in compressed streams: the tags that make it accessible are half of it otherwise."""
+    with pikepdf.open(io.BytesIO(printed)) as document:
+        document.save(out, object_stream_mode=pikepdf.ObjectStreamMode.generate)
+
+
 def _printed(document: Path) -> bytes:
     """Return a document as PDF, with its headings as bookmarks.
 
     Raises:
-        BadInput: playwright is not installed, or no browser opens and prints the document.
+        BadInput: no browser opens and prints the document.
     """
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        raise BadInput("a PDF needs playwright: pip install -e '.[book,pdf]'") from None
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

@@ -2,6 +2,7 @@
 
 import sys
 
+import pikepdf
 import pytest
 import yaml
 from bs4 import BeautifulSoup
@@ -72,19 +73,25 @@ def test_a_sheet_has_what_its_page_says_without_scripts_and_folded_code(book):
 @pytest.mark.browser
 @pytest.mark.skipif(pdf.CHROMIUM is None, reason="no chromium on this machine")
 def test_a_book_is_printed(book, capsys):
-    pytest.importorskip("playwright")
     out = book / "book.pdf"
     assert main(["pdf", str(out), "--root", str(book)]) == 0
     assert out.read_bytes().startswith(b"%PDF-")
+    assert b"/ObjStm" in out.read_bytes()
+    with pikepdf.open(out) as document:
+        assert len(document.pages) == 3
+        assert document.Root.MarkInfo.Marked
+        assert {entry.title for entry in document.open_outline().root} == {"Both <pages>", "Page one", "Page two"}
     assert capsys.readouterr().out == f"2 pages of the book: {out}\n"
 
 
 def test_what_cannot_be_printed_leaves_nothing(book, monkeypatch, capsys):
     out = book / "book.pdf"
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "playwright.sync_api", None)
-        with pytest.raises(BadInput, match=r"a PDF needs playwright: pip install"):
-            pdf.write(book, out, say=lambda _: None)
+        patch.delattr("nadkit.book.pdf")
+        patch.delitem(sys.modules, "nadkit.book.pdf")
+        patch.setitem(sys.modules, "pikepdf", None)
+        assert main(["pdf", str(out), "--root", str(book)]) == 2
+        assert "pikepdf is not installed: pip install -e '.[book,pdf]'" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(pdf, "CHROMIUM", sys.executable)  # which starts, and is no browser
         with pytest.raises(BadInput, match=r"no Chromium prints here \(.*\): install one"):
