@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import joblib
 import yaml
+from filelock import FileLock, Timeout
 from papermill.exceptions import strip_color
 
 from nadkit import files
@@ -40,6 +42,7 @@ from nadkit.book.chapters import (
     listed_chapters,
     load,
     read_mapping,
+    require_outside,
     validate,
 )
 from nadkit.book.pages import duration
@@ -81,6 +84,7 @@ def build(
     if importlib.util.find_spec("jupyter_book") is None:
         raise BadInput("jupyter-book is not installed: pip install -e '.[book]'")
     folder = (out or root).absolute() / "_build"
+    require_outside(folder, root)
     listed = listed_chapters(root)
     for draft in find_chapters(root).keys() - set(listed):
         say(f"{draft}: left out, for _toc.yml does not list it")
@@ -90,38 +94,58 @@ def build(
     proofread.require_sound(root)
     places = {name: folder / "executed" / profile / f"{name}.ipynb" for name in listed}
     chosen = [(chapter, validate(chapter, profile)) for chapter in (load(root, name) for name in wanted)]
-    records.verify(root, wanted, say=say)
-    planned = plan.read(root)
-    todo = {chapter.name: places[chapter.name] for chapter, values in chosen if not _is_done(chapter, values, places)}
-    for name in wanted:
-        if name not in todo:
-            say(f"{name}: unchanged")
-    ran = _run_all(root, todo, profile, jobs, say)
-    chapters = {name: ran.get(name, {"status": UNCHANGED, "notebook": str(place)}) for name, place in places.items()}
-    result = {"status": FAILED, "chapters": {name: chapters[name] for name in wanted}, "html": None, "error": None}
-    if failed := [name for name, result in chapters.items() if result["status"] == FAILED]:
-        return result | {"error": f"failed: {', '.join(failed)}. The pages were not built"}
-    executed = {name: place for name, place in places.items() if place.exists()}
-    if unsound := [problem for name, place in executed.items() for problem in proofread.of_run(place, name)]:
-        return result | {"error": "\n".join([*unsound, "The pages were not built"])}
-    if without := [name for name in listed if name not in executed]:
-        say(f"{len(without)} of {len(listed)} chapters never ran: their pages are without results")
-    say("building the pages")
+    with _alone(folder):
+        records.verify(root, wanted, say=say)
+        planned = plan.read(root)
+        todo = {
+            chapter.name: places[chapter.name] for chapter, values in chosen if not _is_done(chapter, values, places)
+        }
+        for name in wanted:
+            if name not in todo:
+                say(f"{name}: unchanged")
+        ran = _run_all(root, todo, profile, jobs, say)
+        chapters = {
+            name: ran.get(name, {"status": UNCHANGED, "notebook": str(place)}) for name, place in places.items()
+        }
+        result = {"status": FAILED, "chapters": {name: chapters[name] for name in wanted}, "html": None, "error": None}
+        if failed := [name for name, result in chapters.items() if result["status"] == FAILED]:
+            return result | {"error": f"failed: {', '.join(failed)}. The pages were not built"}
+        executed = {name: place for name, place in places.items() if place.exists()}
+        if unsound := [problem for name, place in executed.items() for problem in proofread.of_run(place, name)]:
+            return result | {"error": "\n".join([*unsound, "The pages were not built"])}
+        if without := [name for name in listed if name not in executed]:
+            say(f"{len(without)} of {len(listed)} chapters never ran: their pages are without results")
+        say("building the pages")
+        try:
+            pictures, cited = Pictures(folder / "pictures"), papers.read(root)
+            rows = _scorecard_rows(root, executed, planned.waits_for(), cited)
+            made = _typeset(root, listed, executed, rows, planned.notes(), cited or {}, pictures, folder / "pages")
+            made |= _make_scorecard(root, rows, folder, cited or {})
+            made |= excerpts.make(root, listed, executed, rows, folder, pictures)
+            made |= _make_parameters(root, listed, folder) | _make_config(root, folder)
+            made |= explorers.make(root, executed, folder)
+            beside = {f"notebooks/{name}.ipynb": load(root, name).path for name in listed} | pictures.made
+            error = _update_pages(root, made, folder, beside)
+        except BadInput as problem:
+            error = str(problem)
+        if error:
+            return result | {"error": error}
+        return result | {"status": FINISHED, "html": str(folder / "html" / "index.html")}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a folder from other builds during the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        pictures, cited = Pictures(folder / "pictures"), papers.read(root)
-        rows = _scorecard_rows(root, executed, planned.waits_for(), cited)
-        made = _typeset(root, listed, executed, rows, planned.notes(), cited or {}, pictures, folder / "pages")
-        made |= _make_scorecard(root, rows, folder, cited or {})
-        made |= excerpts.make(root, listed, executed, rows, folder, pictures)
-        made |= _make_parameters(root, listed, folder) | _make_config(root, folder)
-        made |= explorers.make(root, executed, folder)
-        beside = {f"notebooks/{name}.ipynb": load(root, name).path for name in listed} | pictures.made
-        error = _update_pages(root, made, folder, beside)
-    except BadInput as problem:
-        error = str(problem)
-    if error:
-        return result | {"error": error}
-    return result | {"status": FINISHED, "html": str(folder / "html" / "index.html")}
+        lock.acquire()
+    except Timeout:
+        raise BadInput(f"{folder}: another build is at work there; wait for it, or choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_done(chapter: Chapter, values: Mapping[str, Any], places: Mapping[str, Path]) -> bool:

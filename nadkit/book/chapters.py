@@ -95,15 +95,39 @@ def listed_chapters(root: Path) -> list[str]:
     return [name for name in (page.removeprefix("book/") for page in find_pages(root)) if name in found]
 
 
+def require_outside(path: Path, root: Path) -> None:
+    """Raise BadInput where results would go among the sources of the book at `root`."""
+    if path.resolve().is_relative_to(root.resolve() / "book"):
+        raise BadInput(f"{path}: expected a place outside 'book', which holds the sources")
+
+
+def read_text(path: Path) -> str:
+    """Return what a file of text holds.
+
+    Raises:
+        BadInput: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise BadInput(f"{path}, line {line}: expected text in UTF-8; save it so") from None
+
+
 @contextmanager
-def new_folder(folder: Path, advice: str = "name another") -> Iterator[Path]:
+def new_folder(root: Path, folder: Path, advice: str = "name another") -> Iterator[Path]:
     """Give a temporary folder, which becomes `folder` when the block has succeeded, and is gone when it has not.
 
     Raises:
-        BadInput: `folder` is a file, or holds something; the message ends with the `advice`.
+        BadInput: `folder` is a file, holds something, is the current one, or lies among the sources of the book at
+            `root`; the message ends with the `advice`.
     """
+    folder = folder.absolute()
     if folder.is_file():
         raise BadInput(f"{folder}: expected a folder, or a place for a new one, got a file; {advice}")
+    if folder == Path.cwd():
+        raise BadInput(f"{folder}: expected a folder below the current one, or elsewhere; {advice}")
+    require_outside(folder, root)
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: expected an empty folder, or a place for a new one; {advice}")
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
@@ -307,10 +331,10 @@ def read_yaml(path: Path) -> object:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror.lower()}; expected a file of 'name: value' lines") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not readable as YAML or JSON: {error}") from None
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # the latter of bytes that are not UTF-8, or of a 13th month
+        raise BadInput(f"{path} is not readable as YAML or JSON: {error}") from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from nadkit.book.sweep import Plan
 
 MOST_ROWS = 40
+RUNS = Path("runs")
 OK, FAILED, BAD_INPUT, CLAIM_FAILS, INTERRUPTED = 0, 1, 2, 3, 130
 EXIT_CODES = """exit codes:
   0    all is well
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(*kernel.SELDOM)
     try:
         options = _parse(argv)
-        answer = options.run(options)
+        with redirect_stdout(sys.stderr):  # what a module of one's own prints must not mix with the answer
+            answer = options.run(options)
     except BadInput as error:
         answer = _problem(str(error), BAD_INPUT)
     except (OSError, files.DataError) as error:
@@ -69,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(answer.text, flush=True)
     except BrokenPipeError:  # the reader, `head` say, had enough: keep Python's last flush quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _problem(f"cannot write the answer: {error.strerror}", FAILED).code
     return answer.code
 
 
@@ -156,8 +162,7 @@ def _notebook(options: argparse.Namespace, chapter: chapters.Chapter, values: Ma
     out = options.out
     if out.suffix != ".ipynb":
         out /= runner.run_name(chapter, options.profile, values)
-    if out.resolve().is_relative_to(chapter.root.resolve() / "book"):
-        raise BadInput(f"--out {out}: expected a place outside 'book', which holds the sources")
+    chapters.require_outside(out, chapter.root)
     return out
 
 
@@ -166,6 +171,7 @@ def _execute(options: argparse.Namespace, chapter: chapters.Chapter, values: Map
     from nadkit.book import executors, runner
 
     where = (options.cluster, options.workers, options.gpus)
+    executors.require_gpus(options.gpus)
     if options.cluster:
         with executors.connect(*where):  # or the chapter would find out late
             pass
@@ -188,10 +194,13 @@ def _figures(options: argparse.Namespace) -> Answer:
     from nadkit.book import collect
 
     root = _root(options)
-    built = root / "_build" / "executed" / options.profile
+    built = (options.build or root) / "_build" / "executed" / options.profile
     found = {name: built / f"{name}.ipynb" for name in chapters.find_chapters(root)}
     names = [chapters.resolve(name, found)[0] for name in options.chapters]
     names = names or [name for name, path in found.items() if path.exists()]
+    if not names:
+        known = ", ".join(sorted(path.name for path in built.parent.glob("*"))) or "no profile"
+        raise BadInput(f"profile {options.profile} was never built here ({known} was): 'nadkit build' makes it")
     if missing := [name for name in names if not found[name].exists()]:
         raise BadInput(f"{missing[0]} is not in the last build of profile {options.profile}: 'nadkit build' makes it")
     data = []
@@ -209,7 +218,7 @@ def _pdf(options: argparse.Namespace) -> Answer:
         from nadkit.book import pdf
     except ModuleNotFoundError as error:
         raise BadInput(f"{error.name.partition('.')[0]} is not installed: pip install -e '.[book,pdf]'") from None
-    pages = pdf.write(_root(options), options.file, say=_say)
+    pages = pdf.write(_root(options), options.file, options.build, say=_say)
     return Answer(f"{pages} pages of the book: {options.file}", {"file": str(options.file), "pages": pages})
 
 
@@ -260,6 +269,11 @@ def _record_plan(options: argparse.Namespace) -> Answer:
 
     if options.chapter or options.run_file or options.p or options.params or options.profile:
         raise BadInput("--plan: what to run stands in the plan; expected no chapter and no parameters")
+    if options.workers or options.gpus or options.cluster or options.out != RUNS:
+        raise BadInput(
+            "--plan: a run goes to 'runs', one at a time on this machine; expected no --workers, --gpus, "
+            "--cluster and --out"
+        )
     root = _root(options)
     devices, ended = ([options.device] if options.device else plan.DEVICES), []
     if not options.dry_run:
@@ -313,8 +327,8 @@ def _verify(options: argparse.Namespace) -> Answer:
     data = [{"record": key, "state": state, "why": why} for key, state, why in rows]
     for problem in failed:
         _say(problem)
-    differs = any(not record.counts for record in found)
-    return Answer(_table(rows) or "no records", data, FAILED if differs or failed else OK)
+    wrong = [r for r in found if not r.counts or r.validity.state == records.UNVERIFIED]  # the latter do not run
+    return Answer(_table(rows) or "no records", data, FAILED if wrong or failed else OK)
 
 
 def _build(options: argparse.Namespace) -> Answer:
@@ -330,6 +344,7 @@ def _sweep(options: argparse.Namespace) -> Answer:
     from nadkit.book import executors, sweep
 
     plan = _plan(options)
+    executors.require_gpus(options.gpus)
     if options.dry_run:
         return _sweep_answer(plan, "nothing was run")
     live = sys.stderr.isatty()
@@ -547,7 +562,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         sub.add_argument(
             "--out",
             type=Path,
-            default=Path("runs"),
+            default=RUNS,
             metavar="DIR",
             help="where the executed notebook goes, a folder or NAME.ipynb (default: runs)",
         )
@@ -573,6 +588,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     record.add_argument("--minutes", type=_jobs, metavar="N", help="with --plan: stop then; the next call goes on")
     record.add_argument("--threads", type=_jobs, metavar="N", help="with --plan: of a run (default: one a core)")
     record.add_argument("--dry-run", action="store_true", help="with --plan: show the runs, their claims and state")
+    for sub in (figures, pdf):
+        sub.add_argument("--build", type=Path, metavar="DIR", help="where the build is, as the --out of 'nadkit build'")
     figures.add_argument("folder", type=Path, metavar="DIR", help="where they go, in a folder for each chapter")
     pdf.add_argument("file", type=Path, metavar="FILE", help="where it goes")
     student.add_argument("folder", type=Path, metavar="DIR", help="a new folder for the course")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nadkit import files
 from nadkit.book import collect, pages, scorecard, typeset
-from nadkit.book.chapters import BadInput, cell_source, read_notebook
+from nadkit.book.chapters import BadInput, cell_source, read_notebook, read_text
 from nadkit.book.scorecard import Row
 from nadkit.book.typeset import Pictures
 from nadkit.names import did_you_mean
@@ -60,7 +60,7 @@ def make(
 
 def _markdown(page: Path) -> str:
     if page.suffix == ".md":
-        return page.read_text(encoding="utf-8")
+        return read_text(page)
     cells = read_notebook(page)["cells"]
     return "\n".join(cell_source(cell) for cell in cells if cell["cell_type"] == "markdown")
 

@@ -36,7 +36,7 @@ def connect(
     if cluster is not None and gpus:
         raise BadInput("--gpus: a cluster's workers get their GPUs where they are started, not here")
     if cluster is None:
-        _require_gpus(gpus)
+        require_gpus(gpus)
         with Slots(workers or len(gpus) or min(cores(), MOST_SLOTS), gpus) as slots:
             yield slots
     elif cluster == "slurm":
@@ -50,7 +50,7 @@ def connect(
             yield executor
 
 
-def _require_gpus(gpus: Sequence[int]) -> None:
+def require_gpus(gpus: Sequence[int]) -> None:
     """Raise BadInput unless these GPUs are here; without them, work would go on the CPU and say nothing."""
     if gpus and max(gpus) >= (here := _count_gpus()):
         raise BadInput(f"--gpus {max(gpus)}: this machine has {here or 'no'} GPUs{', counted from 0' if here else ''}")

@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nadkit.book.builder import REPOSITORY
 from nadkit.book.chapters import BadInput, Chapter, cell_source, listed_chapters, load, new_folder
 from nadkit.book.plain import Plain
-from nadkit.book.prints import commit
+from nadkit.book.prints import commit, why_no_commit
 
 RUNNERS = {"ipykernel", "jupyter-client", "nbclient", "papermill", "pyzmq", "traitlets"}
 """What runs notebooks. A notebook that runs has its own, and must not put others in their place."""
@@ -48,12 +48,10 @@ def write(root: Path, folder: Path, names: Sequence[str] = ()) -> list[Path]:
     if not re.fullmatch(r"(https?|file)://[\w.:/~+-]+", url):
         raise BadInput(f"{REPOSITORY}: expected the repository's address, https://HOST/OWNER/NAME, got {url!r}")
     if now is None or now.endswith("+"):
-        raise BadInput(
-            f"{root}: expected a clone with all changes committed, got commit {now}: only what is committed can be "
-            "installed elsewhere"
-        )
+        got = "changes that no commit holds" if now else why_no_commit(root)
+        raise BadInput(f"{root}: expected a clone with all changes committed, for only these can be installed: {got}")
     plain = Plain(root)
-    with new_folder(folder) as part:
+    with new_folder(root, folder) as part:
         chapters = [load(root, name) for name in names or listed_chapters(root)]
         paths = [Path("book", f"{chapter.name}.ipynb") for chapter in chapters]
         for chapter, path in zip(chapters, paths, strict=True):
@@ -70,11 +68,12 @@ def notebook(chapter: Chapter, plain: Plain, url: str, now: str) -> NotebookNode
     else:
         first = FIRST.format(packages=" ".join(f'"{need}"' for need in needs()), url=url, commit=now)
         cells = [new_code_cell(first, id="install")]
-    for cell in chapter.notebook["cells"]:
+    for number, cell in enumerate(chapter.notebook["cells"], start=1):
+        own = cell.get("id", f"cell-{number}")  # old notebooks have no ids
         if cell["cell_type"] == "code":
-            cells.append(new_code_cell(cell_source(cell), id=cell["id"], metadata=cell["metadata"]))
+            cells.append(new_code_cell(cell_source(cell), id=own, metadata=cell["metadata"]))
         elif text := convert(cell_source(cell)).strip():
-            cells.append(new_markdown_cell(text, id=cell["id"]))
+            cells.append(new_markdown_cell(text, id=own))
     return new_notebook(cells=cells, metadata=chapter.notebook["metadata"])
 
 

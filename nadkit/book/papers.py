@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nadkit.book.chapters import BadInput
+from nadkit.book.chapters import BadInput, read_text
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,20 @@ class Paper:
 def read(root: Path) -> dict[str, Paper] | None:
     """Return the papers in the bibliography of the book at `root` by their keys; None where it has none."""
     path = root / "book" / "references.bib"
-    return parse(path.read_text(encoding="utf-8")) if path.exists() else None
+    return parse(read_text(path)) if path.exists() else None
 
 
 def parse(text: str) -> dict[str, Paper]:
     """Return the papers of a BibTeX file by their keys.
 
     Raises:
-        BadInput: it cannot be parsed.
+        BadInput: it cannot be parsed, or pybtex is missing.
     """
-    from pybtex.database import parse_string
-    from pybtex.exceptions import PybtexError
+    try:
+        from pybtex.database import parse_string
+        from pybtex.exceptions import PybtexError
+    except ModuleNotFoundError:
+        raise BadInput("pybtex is not installed: pip install -e '.[book]'") from None
 
     try:
         entries = parse_string(text, "bibtex").entries

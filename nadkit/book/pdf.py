@@ -42,14 +42,16 @@ a.headerlink, .nadkit-tabs > input { display: none; }"""
 FOOTER = '<div style="width: 100%; text-align: center; font-size: 8px"><span class="pageNumber"></span></div>'
 
 
-def write(root: Path, out: Path, say: Callable[[str], None] = print) -> int:
+def write(root: Path, out: Path, build: Path | None = None, say: Callable[[str], None] = print) -> int:
     """Print the last build of the book at `root` to the file `out`, and return how many of its pages that has.
+
+    `build` is the folder in which it was built, if not `root`.
 
     Raises:
         BadInput: a page was not built, the table of contents is wrong, or a browser is missing.
         DataError: the file cannot be written.
     """
-    folder = root.absolute() / "_build" / "html"
+    folder = (build or root).absolute() / "_build" / "html"
     pages = {name: folder / f"{name}.html" for name in find_pages(root)}
     if missing := [name for name, path in pages.items() if not path.exists()]:
         raise BadInput(f"{missing[0]} is not in the last build: 'nadkit build' makes the pages")

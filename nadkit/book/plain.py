@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nadkit.book import papers
-from nadkit.book.chapters import Chapter, cell_source, find_chapters, read_notebook
+from nadkit.book.chapters import Chapter, cell_source, find_chapters, read_notebook, read_text
 from nadkit.book.papers import Paper
 
-BLOCK = re.compile(r"^[ \t]*(`{3,})\{([\w-]+)\}[ \t]*([^\n]*)\n(.*?)^[ \t]*\1[ \t]*$\n?", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^[ \t]*(`{3,}|:{3,})\{([\w-]+)\}[ \t]*([^\n]*)\n(.*?)^[ \t]*\1[ \t]*$\n?", re.MULTILINE | re.DOTALL
+)
 OPTIONS = re.compile(r"\A(?:[ \t]*:[\w-]+:[^\n]*\n)*\n*")
 _TARGET = re.compile(r"^\(([\w-]+)\)=[ \t]*\n", re.MULTILINE)
 _EQUATION = re.compile(r"\$\$((?:(?!\$\$).)*)\$\$[ \t]*\(([\w-]+)\)", re.DOTALL)
@@ -53,8 +55,10 @@ class Plain:
             return "".join(f"> {line}".rstrip() + "\n" for line in inside.splitlines())
         if kind == "exercise":
             return f"### Exercise: {title}\n\n{self._convert(body, numbers).strip()}\n"
-        if kind in ("solution-start", "solution-end"):
-            return "**Solution.**\n" if kind == "solution-start" else ""
+        if kind in ("solution", "solution-start"):
+            return f"**Solution.**\n\n{self._convert(body, numbers).strip()}\n"
+        if kind == "solution-end":
+            return ""
         return block[0]
 
     def _role(self, kind: str, content: str, numbers: Mapping[str, int]) -> str:
@@ -72,7 +76,7 @@ class Plain:
 
 def _titles(root: Path) -> dict[str, str]:
     """Return the heading below each label of the book."""
-    texts = [page.read_text(encoding="utf-8") for page in (root / "book").rglob("*.md")]
+    texts = [read_text(page) for page in (root / "book").rglob("*.md")]
     for path in find_chapters(root).values():
         texts += [cell_source(cell) for cell in read_notebook(path)["cells"] if cell["cell_type"] == "markdown"]
     return {label: title for text in texts for label, title in re.findall(r"^\(([\w-]+)\)=\s*\n#+ +(.*)$", text, re.M)}

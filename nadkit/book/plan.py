@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import yaml
 
 from nadkit.book import forecast, records, scorecard
 from nadkit.book.chapters import (
@@ -32,11 +31,12 @@ from nadkit.book.chapters import (
     load,
     profile_values,
     read_profile,
+    read_yaml,
 )
 from nadkit.book.claims import FAILS, HOLDS, Claim
 from nadkit.book.forecast import Expected
 from nadkit.book.pages import duration
-from nadkit.book.prints import commit
+from nadkit.book.prints import commit, why_no_commit
 from nadkit.book.records import DIFFERS, Record
 from nadkit.names import did_you_mean, hint
 
@@ -194,12 +194,7 @@ def read(root: Path) -> Plan:
         BadInput: a row names something that is not there, or a run twice; the message says which.
     """
     path = root / PLAN
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-    except FileNotFoundError:
-        return Plan(root, [])
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not readable as YAML: {error}") from None
+    entries = (read_yaml(path) if path.exists() else None) or []
     if not isinstance(entries, list):
         raise BadInput(f"{path}: expected a list of runs, got {entries!r:.60}")
     rows: list[Row] = []
@@ -354,7 +349,9 @@ def require_commit(root: Path) -> None:
     """Raise BadInput unless the book's folder is as some commit has it, so that records can name it."""
     found = commit(root)
     if found is None or found.endswith("+"):
-        what = "is in no git repository" if found is None else "has changes that no commit holds"
+        what = (
+            f"is in no git repository ({why_no_commit(root)})" if found is None else "has changes that no commit holds"
+        )
         raise BadInput(f"{root} {what}, so no record could name where it came from: commit first, or work in a clone")
 
 

@@ -148,6 +148,18 @@ def commit(root: Path) -> str | None:
     return head + ("+" if counting else "")
 
 
+def why_no_commit(root: Path) -> str:
+    """Return why `commit` names none, in git's own words where it has some."""
+    try:
+        asked = ["git", "-C", str(root), "status", "--porcelain"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=10)
+    except OSError as error:
+        return f"git does not run: {error.strerror}"
+    except subprocess.SubprocessError:
+        return "git does not answer"
+    return " ".join(done.stderr.split()) or "it has no commit yet"
+
+
 def processor_name() -> str:
     """Return the name of this machine's processor."""
     return _processor_facts().get("model name") or platform.processor() or platform.machine()

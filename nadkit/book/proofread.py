@@ -27,6 +27,7 @@ from nadkit.book.chapters import (
     load,
     read_notebook,
     read_profile,
+    read_text,
     resolve,
 )
 from nadkit.book.parameters import Parameter
@@ -133,7 +134,7 @@ def _passages(name: str, notebook: Mapping[str, Any]) -> list[Passage]:
 
 def _text_pages(root: Path, pages: Iterable[str]) -> list[Passage]:
     files = [root / f"{page}.{kind}" for page in pages for kind in ("md", "rst")]
-    cells = {path: {"cell_type": "markdown", "source": path.read_text("utf-8")} for path in files if path.exists()}
+    cells = {path: {"cell_type": "markdown", "source": read_text(path)} for path in files if path.exists()}
     return [Passage("", path.relative_to(root).as_posix(), cell) for path, cell in cells.items()]
 
 

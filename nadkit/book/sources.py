@@ -17,7 +17,7 @@ def bare(source: str) -> str:
     Comments, line breaks, quotes and optional commas leave it alone. Non-Python source is returned unchanged.
     """
     try:
-        tree = ast.parse(_without_commands(source))
+        tree = ast.parse(without_commands(source))
     except SyntaxError:  # the run will say so
         return source
     return json.dumps([_commands(source), _plain(tree)])
@@ -50,7 +50,8 @@ def _commands(source: str) -> list[str]:
     return [line.strip() for line in source.splitlines() if line.lstrip().startswith(("%", "!"))]
 
 
-def _without_commands(source: str) -> str:
+def without_commands(source: str) -> str:
+    """Return a cell's source without IPython's commands, lines that begin with `%` or `!`: what is left is Python."""
     return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
 
 
@@ -58,7 +59,7 @@ def _without_commands(source: str) -> str:
 def imported(source: str, package: str = "") -> tuple[str, ...]:
     """Return the dotted names that Python code imports; relative ones are those of its package."""
     try:
-        tree = ast.parse(_without_commands(source))
+        tree = ast.parse(without_commands(source))
     except SyntaxError:  # the run will say so
         return ()
     return tuple(_names(tree, package))

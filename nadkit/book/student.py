@@ -36,6 +36,7 @@ from nadkit.book.chapters import (
 )
 from nadkit.book.parameters import Value
 from nadkit.book.plain import BLOCK, OPTIONS, Plain
+from nadkit.book.sources import without_commands
 
 SIZE = "smoke"
 """The profile whose values the notebooks have."""
@@ -91,7 +92,9 @@ def write(root: Path, folder: Path, names: Sequence[str] = ()) -> list[Assignmen
         if importlib.util.find_spec(module) is None:
             raise BadInput(f"{module} is not installed: pip install -e '.[teach]'")
     # a course may hold students' work
-    with new_folder(folder, "name another, and copy from its 'source' the assignments that you want to renew") as part:
+    with new_folder(
+        root, folder, "name another, and copy from its 'source' the assignments that you want to renew"
+    ) as part:
         chapters = [load(root, name) for name in names or listed_chapters(root)]
         plain = Plain(root)
         made = [(chapter, *_assignment(chapter, plain)) for chapter in chapters]
@@ -153,40 +156,47 @@ def _parts(chapter: Chapter, convert: Callable[[str], str]) -> Iterator[Notebook
     values = profile_values(chapter, SIZE)
     exercises: dict[str, _Exercise] = {}
     solved: _Exercise | None = None
-    for cell in _of_experiment(chapter.notebook["cells"]):
-        source = cell_source(cell)
+    for place, cell in enumerate(_of_experiment(chapter.notebook["cells"]), start=1):
+        source, own = cell_source(cell), cell.get("id", f"cell-{place}")  # old notebooks have no ids
         if cell["cell_type"] == "code":
             if solved is not None:
                 (solved.checks if CHECK in cell_tags(cell) else solved.code).append(source)
                 continue
             if "parameters" in cell_tags(cell):
                 source = with_values(source, values)
-            yield new_code_cell(source, id=cell["id"])
+            yield new_code_cell(source, id=own)
             continue
         for number, (kind, title, body) in enumerate(_blocks(source)):
             if kind == "exercise":
                 label = re.search(r"^:label:[ \t]*(\S+)", body, re.MULTILINE)
-                if label is None:
-                    raise BadInput(f"{chapter.name}: exercise {title!r}: expected a line ':label: NAME'")
+                if label is None or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", label[1]):
+                    got = f", got {label[1]!r}" if label else ""
+                    raise BadInput(
+                        f"{chapter.name}: exercise {title!r}: expected a line ':label: NAME', the name of at most 64 "
+                        f"letters, digits, '-' and '_'{got}"
+                    )
                 exercises[label[1]] = made = _Exercise(label[1], title, OPTIONS.sub("", body).strip())
                 yield made
-            elif kind == "solution-start":
+            elif kind in ("solution", "solution-start"):
                 if title not in exercises:
                     raise BadInput(f"{chapter.name}: solution of {title!r}: expected the exercise before it")
-                solved = exercises[title]
+                if kind == "solution-start":
+                    solved = exercises[title]
+                else:
+                    exercises[title].words.append(OPTIONS.sub("", body).strip())
             elif kind == "solution-end":
                 solved = None
             elif solved is not None:
                 solved.words += [body.strip()] if body.strip() else []
             elif text := convert(body).strip():
-                yield new_markdown_cell(text, id=f"{cell['id']}-{number}" if number else cell["id"])
+                yield new_markdown_cell(text, id=f"{own}-{number}" if number else own)
 
 
 def _blocks(text: str) -> Iterator[tuple[str, str, str]]:
     """Give the exercises, and beginnings and ends of solutions, in a text: (kind, title, body); what else is is ''."""
     start = 0
     for found in BLOCK.finditer(text):
-        if found[2] in ("exercise", "solution-start", "solution-end"):
+        if found[2] in ("exercise", "solution", "solution-start", "solution-end"):
             yield "", "", text[start : found.start()]
             yield found[2], found[3].strip(), found[4]
             start = found.end()
@@ -209,7 +219,7 @@ def _names(cell: Mapping[str, Any], how: type[ast.expr_context]) -> set[str]:
     """Return the names that a code cell uses (ast.Load) or makes (ast.Store)."""
     if cell["cell_type"] != "code":
         return set()
-    nodes = list(ast.walk(ast.parse(cell_source(cell))))
+    nodes = list(ast.walk(ast.parse(without_commands(cell_source(cell)))))
     names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, how)}
     if how is ast.Store:
         names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}

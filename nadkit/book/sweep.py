@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from nadkit import files
 from nadkit.book import executors, runner
-from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, load, profile_values, validate
+from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, load, profile_values, require_outside, validate
 from nadkit.book.clusters import is_killed_worker
 from nadkit.book.parameters import Value
 from nadkit.book.prints import result_print, result_printer
@@ -209,8 +209,7 @@ def _about(chapter: str, profile: str, fixed: Mapping[str, Value], swept: Sequen
 
 def _require_own(folder: Path, about: Mapping[str, Any], root: Path) -> None:
     """Raise BadInput unless `folder` is new, empty, or of a sweep over the same parameters."""
-    if folder.resolve().is_relative_to(root.resolve() / "book"):
-        raise BadInput(f"--out {folder}: expected a place outside 'book', which holds the sources")
+    require_outside(folder, root)
     if not folder.exists():
         return
     if not folder.is_dir():

@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,8 +211,9 @@ def rerun(of: Chapter, run: Mapping[str, Any], records: Sequence[Record], top: s
     example = "seed" if "seed" in names else names[0] if names else ""
     lines = [f"$ nadkit run {of.name}{option} --out runs"]
     if example:
-        value = json.dumps(told["parameters"][names.index(example)]["values"].get(profile))
-        lines.append(f"$ nadkit run {of.name}{option} -p {example}={'1' if example == 'seed' else value} --out runs")
+        value = 1 if example == "seed" else told["parameters"][names.index(example)]["values"].get(profile)
+        given = shlex.quote(f"{example}={value if isinstance(value, str) else json.dumps(value)}")
+        lines.append(f"$ nadkit run {of.name}{option} -p {given} --out runs")
     took = [(f"this page, profile {profile}", pages.duration(run["seconds"]))] if "seconds" in run else []
     took += [(f"recorded, {record.title}", record.words) for record in records if record.counts]
     place = html.escape(f"{top}notebooks/{of.name}.ipynb")

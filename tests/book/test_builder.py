@@ -138,6 +138,12 @@ def pages(out: Path) -> dict[str, bytes]:
     return {name: ((html / name).stat().st_mtime_ns, (html / name).read_bytes()) for name in files_below(html)}
 
 
+def test_two_builds_do_not_meet_in_one_folder(make_book, tmp_path):
+    root = make_book(one=make_notebook())
+    with builder._alone(tmp_path / "_build"), pytest.raises(BadInput, match="another build is at work there"):
+        build(root, out=tmp_path)
+
+
 def test_the_pages_stay_as_they_were_until_all_is_well(make_book, tmp_path, monkeypatch):
     out = tmp_path / "out"
     build(make_book(one=make_notebook("One"), two=make_notebook("Two")), out=out)
@@ -166,7 +172,14 @@ def test_the_pages_stay_as_they_were_until_all_is_well(make_book, tmp_path, monk
         text = (out / "_build" / "html" / "book" / f"{page}.html").read_text()
         assert "Deux" in text
         assert "Un" in text
-    assert sorted(p.name for p in (out / "_build").iterdir()) == ["executed", "html", "pages", "sphinx", "stage"]
+    assert sorted(p.name for p in (out / "_build").iterdir()) == [
+        ".lock",
+        "executed",
+        "html",
+        "pages",
+        "sphinx",
+        "stage",
+    ]
 
 
 def test_a_build_interrupted_while_it_copies_draws_every_sidebar_again(make_book, tmp_path, monkeypatch):

@@ -182,6 +182,14 @@ def test_build(book, capsys):
         (["run", "one", "--profile", "smok"], "did you mean 'smoke'?"),
         (["build", "--jobs", "0"], "expected a whole number, at least 1, got '0'"),
         (["build", "--profile", "gpu"], "no profile is called 'gpu'"),
+        (["build", "--out", "book"], "expected a place outside 'book'"),
+        (["run", "one", "--gpus", "99"], "--gpus 99: this machine has"),
+        (["sweep", "one", "-p", "n=1:3", "--gpus", "99", "--dry-run"], "--gpus 99: this machine has"),
+        (["record", "--plan", "--dry-run", "--workers", "2"], "expected no --workers, --gpus, --cluster and --out"),
+        (["figures", "slides"], "profile quick was never built here (no profile was): 'nadkit build' makes it"),
+        (["student", "book/course"], "expected a place outside 'book'"),
+        (["student", "."], "expected a folder below the current one, or elsewhere"),
+        (["run", "one", "--params", "month.yml"], "month.yml is not readable as YAML or JSON: month must be in 1..12"),
         (["claims"], "the following arguments are required: RUNS"),
         (["claims", "absent"], "found nothing"),
         (["list", "--root", "/"], "no book found"),
@@ -189,6 +197,7 @@ def test_build(book, capsys):
 )
 def test_bad_input_runs_nothing_and_says_what_to_do(book, capsys, argv, message):
     (book / "odd.yml").write_text("3: 4\n")
+    (book / "month.yml").write_text("n: 2024-13-45\n")
     code, data, err = ask(capsys, *argv)
     assert code == 2
     assert message in data["error"]
@@ -208,6 +217,28 @@ def test_a_reader_that_stops_reading_is_no_error(book):
     command = f"{sys.executable} -m nadkit show one --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_an_answer_that_cannot_be_written_is_a_failure(book):
+    command = f"{sys.executable} -m nadkit list > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "nadkit: cannot write the answer: No space left on device\n")
+
+
+def test_what_a_module_of_ones_own_prints_is_not_mixed_with_the_answer(make_book, monkeypatch, capsys):
+    root = make_book(one=make_notebook(parameters='architecture: str = "logreg"  # network [architecture]\n'))
+    monkeypatch.chdir(root)
+    (root / "loud.py").write_text("print('hello')\nfrom nadkit.architectures import LeNet as small\n")
+    code, data, err = ask(capsys, "sweep", "one", "-p", "architecture=loud:small,logreg", "--dry-run")
+    assert (code, data["counts"]) == (0, {"to run": 2})
+    assert "hello" in err
+
+
+def test_a_text_that_is_not_utf8_is_named(book, capsys):
+    (book / "book" / "intro.md").write_bytes(b"# A book\n\nCaf\xe9.\n")
+    code, data, _ = ask(capsys, "check")
+    assert code == 2
+    assert "intro.md, line 3: expected text in UTF-8" in data["error"]
 
 
 # ---- many runs -----------------------------------------------------------------------------------
@@ -279,6 +310,9 @@ def test_verify_says_whether_todays_code_gives_the_recorded_numbers(book, capsys
     code, (found,), _ = ask(capsys, "verify")
     assert (code, found["state"]) == (1, "differs")
     assert "1 of 1 series differ: claim one-n (by" in found["why"]
+    path.write_text(path.read_text().replace("n + 1", "nn"))
+    code, (found,), _ = ask(capsys, "verify", "--again")
+    assert (code, found["state"]) == (1, "not verified yet")
     assert main(["verify", "won"]) == 2
     assert "did you mean" in capsys.readouterr().err
 

@@ -102,6 +102,18 @@ def test_a_notebook_is_the_chapter_without_the_signs_of_the_book(name):
     assert not re.search(r"`{3,}\{|\{(ref|numref|eq|cite[:tp]*|doc|term)\}`|^\([\w-]+\)=", text, re.MULTILINE)
 
 
+def test_an_old_notebook_without_ids_becomes_one_too(book, tmp_path):
+    path = book / "book" / "two.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.nbformat_minor = 4
+    for cell in notebook.cells:
+        cell.pop("id")
+    path.write_text(nbformat.writes(notebook))
+    made = launch.notebook(load(book, "two"), Plain(book), URL, NOW)
+    nbformat.validate(made)
+    assert [cell.id for cell in made.cells] == ["install", "cell-1", "cell-2", "cell-3"]
+
+
 def test_what_cannot_be_installed_is_refused(book, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     for url in ("", "someone/a-fork", 'https://github.com/a/b" && rm -r "c', "https://github.com/a/b c"):
@@ -117,6 +129,9 @@ def test_what_cannot_be_installed_is_refused(book, tmp_path, monkeypatch, capsys
         launch.write(book, out)
     (book / "book" / "new.ipynb").write_text("{}")
     with pytest.raises(BadInput, match="expected a clone with all changes committed"):
+        launch.write(book, tmp_path / "other")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(BadInput, match="dubious ownership"):  # in git's own words
         launch.write(book, tmp_path / "other")
     assert files_below(out) == ["mine.txt"]
     assert not (tmp_path / "other").exists()

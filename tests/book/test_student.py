@@ -249,6 +249,25 @@ def test_a_folder_in_use_is_refused_and_left_alone(book, tmp_path, capsys):
         student.write(book, course / "nbgrader_config.py")
 
 
+@pytest.mark.parametrize(
+    "solution",
+    [
+        "```{solution} ex-other\n:class: dropdown\n\nA secret.\n```",
+        ":::{solution} ex-other\nA secret.\n:::",
+        ":::{solution-start} ex-other\n:::\n\nA secret.\n\n:::{solution-end}\n:::",
+    ],
+)
+def test_no_form_of_a_solution_reaches_students(make_book, tmp_path, solution):
+    notebook = toy()
+    asks = f":::{{exercise}} Other\n:label: ex-other\n\nWhat?\n:::\n\n{solution}"
+    notebook.cells.append(nbformat.v4.new_markdown_cell(asks, id="other"))
+    notebook.cells.append(nbformat.v4.new_code_cell("%matplotlib inline", id="magic"))
+    student.write(make_book({"smoke": {}}, one=notebook), tmp_path / "course")
+    cells = cells_of(tmp_path / "course", "one")
+    assert [id for id, cell in cells.items() if "secret" in cell.source] == ["ex-other-answer"]
+    assert cells["ex-other-answer"].source == "### BEGIN SOLUTION\nA secret.\n### END SOLUTION"
+
+
 def test_nothing_is_left_of_a_course_that_could_not_be_written(book, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -263,6 +282,10 @@ def test_nothing_is_left_of_a_course_that_could_not_be_written(book, tmp_path, m
     ("change", "said"),
     [
         (("```{exercise} Words\n:label: ex-words\n", "```{exercise} Words\n"), "exercise 'Words': expected a line"),
+        (
+            (":label: ex-words", ":label: ex:words"),
+            "exercise 'Words': expected a line ':label: NAME', .* got 'ex:words'",
+        ),
         (("{solution-start} ex-words", "{solution-start} ex-wrods"), "solution of 'ex-wrods': expected the exercise"),
     ],
 )

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +16,7 @@ from PIL import Image
 from toy import make_notebook
 
 from nadkit.book import collect, results, typeset
-from nadkit.book.chapters import load
+from nadkit.book.chapters import load, validate
 from nadkit.book.cli import main
 from nadkit.book.typeset import Pictures
 
@@ -183,6 +185,15 @@ def test_the_head_says_how_long_to_read_and_how_to_rerun(typeset_page):
     assert "<td>this page, profile cpu</td><td>2 min</td>" in text
     assert "<td><code>n</code></td><td>how often</td><td>1..100</td><td>3</td><td>7</td>" in text
     assert "<td>mean, sum</td>" in text
+
+
+def test_the_command_to_rerun_is_one_that_a_shell_takes(make_book):
+    parameters = 'names: list[str] = ["it\'s", "b"]  # of what\n'
+    root = make_book(one=make_notebook("One", parameters=parameters))
+    (line,) = re.findall(r"^\$ (.* -p .*)$", typeset.rerun(load(root, "one"), {}, [], ""), re.M)
+    _, _, name, _, given, *_ = shlex.split(line)
+    values = validate(load(root, name), overrides=dict([given.split("=", 1)]))
+    assert values == {"names": ["it's", "b"]}
 
 
 def test_a_minute_of_reading_is_200_words():
