@@ -30,6 +30,11 @@ def keep_freed_memory(device: torch.device) -> None:
         mallopt(M_MMAP_THRESHOLD, LARGE) or mallopt(M_MMAP_THRESHOLD, LARGE_IN_OLD_GLIBC)
 
 
+def double(t: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as float64, on the CPU if it was on MPS, which has none."""
+    return (t.cpu() if t.device.type == "mps" else t).double()
+
+
 def pick(device: str | torch.device = "auto") -> torch.device:
     """Return the device of that name; ``"auto"`` is CUDA, else MPS, else the CPU, whichever is there first.
 

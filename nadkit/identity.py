@@ -41,7 +41,7 @@ def outputs(model: nn.Module, shape: Shape, device: str | torch.device = "cpu") 
     draws = seeds.generator(0, "outputs")
     x = torch.randn(len(SCALES), INPUTS, *shape, generator=draws) * torch.tensor(SCALES).view(-1, 1, 1, 1, 1)
     with seeds.seeded(0, "outputs", device=device):
-        logits = model.eval()(x.flatten(0, 1).to(device)).double().cpu()
+        logits = model.eval()(x.flatten(0, 1).to(device)).cpu().double()
     answers = logits @ torch.randn(logits.shape[1], generator=draws, dtype=torch.float64)
     return rows(answers.view(len(SCALES), INPUTS))
 

@@ -17,6 +17,9 @@ from nadkit.checks import require_integer
 def derive(seed: int, *path: int | str) -> int:
     """Return the 63-bit seed that belongs to ``path`` below ``seed`` (a hash: neighbouring seeds are unrelated).
 
+    A CPU's generator of torch takes the lower 32 of its bits: among 10,000 networks, two are the same in about one run
+    of a hundred.
+
     Raises:
         ValueError: the seed is negative or not an integer.
     """

@@ -39,7 +39,7 @@ class Measured:
 
     def __truediv__(self, other: Self) -> Self:
         ratio = self.value / other.value
-        return Measured(ratio, abs(ratio) * math.hypot(self.error / self.value, other.error / other.value))
+        return Measured(ratio, math.hypot(self.error, ratio * other.error) / abs(other.value))
 
     def __mul__(self, factor: float) -> Self:
         return Measured(self.value * factor, self.error * abs(factor))

@@ -34,7 +34,9 @@ def test_errors_propagate_as_of_independent_measurements():
     assert a - b == Measured(8.0, 5.0)
     assert abs(b) == Measured(2.0, 4.0)
     assert -2 * a == a * -2 == Measured(-12.0, 6.0)
-    assert a / b == Measured(-3.0, 3 * math.hypot(0.5, 2))
+    ratio = a / b
+    assert (ratio.value, ratio.error) == pytest.approx((-3.0, 3 * math.hypot(0.5, 2)))
+    assert Measured(0.0, 0.1) / Measured(2.0, 0.1) == Measured(0.0, 0.05)
 
 
 @pytest.mark.parametrize("found", [(None,), (math.nan,), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])

@@ -226,7 +226,7 @@ def record_activity(
             class without samples, an activity that is NaN or infinite, sites of another network.
     """
     x, y = data
-    checks.require_integer("batch_size", batch_size, 1)
+    batch_size = checks.require_integer("batch_size", batch_size, 1)
     checks.require_samples(x, y)
     first = as_inputs(model, x[:1])
     device = first.device

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nadkit.activations.calls import OnFunctions, Place, named_functions, watched
+from nadkit.devices import double
 
 __all__ = ["LAST", "Reading", "read_axes"]
 
@@ -96,7 +97,7 @@ def _marked(t: Tensor, axis: int) -> Tensor:
 def _varying(t: Tensor) -> list[int]:
     """Return the axes but the first along which numbers differ by more than rounding."""
     rounding = max(1e-3, 4 * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0
-    t = t.double()
+    t = double(t)
     least = rounding * t.abs().max()
     return [axis for axis in range(1, t.ndim) if ((t.amax(axis) - t.amin(axis)) > least).any()]
 

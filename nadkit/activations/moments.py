@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from nadkit import checks
 from nadkit.activations.sites import Site, Sites, as_inputs, capture, evaluating, require_sites
+from nadkit.devices import double
 
 __all__ = ["Moments", "require_finite", "unit_moments"]
 
@@ -56,7 +57,7 @@ def unit_moments(model: nn.Module, x: Tensor, sites: Sites, *, batch_size: int =
         ValueError: no samples, inputs that are not finite, a unit that is NaN or infinite at some sample, sites of
             another network.
     """
-    checks.require_integer("batch_size", batch_size, 1)
+    batch_size = checks.require_integer("batch_size", batch_size, 1)
     checks.require_inputs("x", x)
     require_sites(model, sites, as_inputs(model, x[:1]))
     parts: dict[str, tuple[int, Tensor, Tensor]] = {}
@@ -64,7 +65,7 @@ def unit_moments(model: nn.Module, x: Tensor, sites: Sites, *, batch_size: int =
     def take_in(site: Site, out: Tensor) -> None:
         rows = site.units_first(out).transpose(0, 1)  # (C, B, positions...)
         for part in rows.split(max(1, BLOCK * out.shape[0] // max(1, out.numel())), dim=1):
-            part = _double(part).flatten(1)
+            part = double(part).flatten(1)
             mean = part.mean(1)
             new = part.shape[1], mean, (part - mean[:, None]).square().sum(1)
             parts[site.name] = _merged(parts[site.name], new) if site.name in parts else new
@@ -93,8 +94,3 @@ def require_finite(name: str, values: Tensor) -> None:
             f"site {name!r}: the activation of {len(bad)} of its {len(values)} units (the first is number {bad[0]}) is "
             "NaN or infinite; was the training stable, are the inputs finite?"
         )
-
-
-def _double(t: Tensor) -> Tensor:
-    """Return float64 (on the CPU for MPS, which has none)."""
-    return (t.cpu() if t.device.type == "mps" else t).double()

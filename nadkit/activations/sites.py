@@ -365,14 +365,15 @@ def _named(model: nn.Module, uses: list[_Use], names: list[str]) -> list[_Use]:
 def as_inputs(model: nn.Module, x: Tensor) -> Tensor:
     """Return inputs (B, ...) as a network takes them: on its device, in its type, uint8 scaled to [0, 1].
 
+    They have memory of their own, for a network may begin with an operation in place.
+
     Raises:
         ValueError: the inputs are neither uint8 nor float.
     """
     like = _like(model)
-    if like is None:
-        return to_float(x)
-    x = x.to(like.device)
-    return (x if x.is_floating_point() else to_float(x)).to(like.dtype)
+    taken = to_float(x) if like is None or not x.is_floating_point() else x
+    taken = taken if like is None else taken.to(like.device, like.dtype)
+    return taken.clone() if taken is x else taken
 
 
 def _like(model: nn.Module) -> Tensor | None:

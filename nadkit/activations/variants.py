@@ -250,7 +250,7 @@ class Variants:
         """Run activations that nobody needs any more through some parts of the chain."""
         for part in self.parts[begin:end]:
             # in place, because fresh memory costs a CPU more than the ReLU itself
-            plain = type(part) is nn.ReLU and not part._forward_hooks
+            plain = type(part) is nn.ReLU and not _hooked(part)
             h = h.relu_() if plain else part(h)
         return h
 
@@ -365,6 +365,11 @@ class _Change:
         return changed, samples, z
 
 
+def _hooked(part: nn.Module) -> bool:
+    """Say whether a user's hook may do anything to what goes into a module, or comes out of it."""
+    return bool(part._forward_hooks or part._forward_pre_hooks)
+
+
 def _change(parts: list[nn.Module], place: int, site: Site, h: Tensor, values: Tensor) -> _Change | None:
     """Return how z depends on a site's single units, or None where no linear map follows that we know of."""
     end = next((i for i in range(place + 1, len(parts)) if type(parts[i]) not in CHANNELWISE), len(parts))
@@ -373,7 +378,7 @@ def _change(parts: list[nn.Module], place: int, site: Site, h: Tensor, values: T
     m, between = parts[end], nn.Sequential(*parts[place + 1 : end])
     if any(isinstance(part, nn.Flatten) and (part.start_dim, part.end_dim) != (1, -1) for part in between):
         return None
-    if any(part._forward_hooks for part in (*between, m)):  # of the user, which may do anything to an output
+    if any(map(_hooked, (*between, m))):
         return None
     before = between(h.clone())
     after = between(values.to(h.dtype).view(1, -1, *[1] * (h.ndim - 2)).expand(1, *h.shape[1:]).contiguous())

@@ -121,7 +121,8 @@ def n_logits(model: nn.Module, shape: Sequence[int], device: str | torch.device 
     """
     inputs, device = (2, *shape), pick(device)
     try:
-        out = model.eval()(torch.zeros(inputs, device=device))
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        out = model.eval()(torch.zeros(inputs, dtype=dtype, device=device))
     except Exception as error:
         raise ValueError(f"the network does not accept inputs of shape {inputs}: {error}") from error
     if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != 2:

@@ -192,7 +192,7 @@ class Corrupted(Clean):
     @checks.typed
     def sample(self, split: Split, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         x, y = super().sample(split, device)
-        return x, self.train_labels.to(device) if split == "train" else y
+        return x, self.train_labels.to(x.device) if split == "train" else y
 
     def _facts(self) -> tuple[float, ...]:
         return (float(self.fraction), int(self.seed))

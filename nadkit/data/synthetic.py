@@ -66,7 +66,7 @@ class Separable:
         checks.require_between("sigma", self.sigma, 0)
         checks.require_positive("epsilon", self.epsilon)
         for name, least in (("n_train", 2), ("n_test", 2), ("seed", 0)):
-            checks.require_integer(name, getattr(self, name), least)
+            object.__setattr__(self, name, checks.require_integer(name, getattr(self, name), least))
 
     @property
     def shift(self) -> float:

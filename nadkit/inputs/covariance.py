@@ -96,8 +96,15 @@ class GradientCovariance:
         """Take in the derivatives of the networks (first, last): (N, D), or (N, D, D) if each is J J^T already.
 
         Raises:
-            ValueError: a derivative is not finite, or a network was seen before.
+            ValueError: a derivative is not finite or of another size, there is not one for each network, or a network
+                was seen before.
         """
+        size, n = len(self.total), networks[1] - networks[0]
+        if tuple(derivatives.shape) not in ((n, size), (n, size, size)):
+            raise ValueError(
+                f"derivatives: expected {n} of {size} numbers, or as many matrices, for the networks {networks}, got "
+                f"shape {tuple(derivatives.shape)}"
+            )
         g = derivatives.to(self.total.device).double()
         even = g[networks[0] % 2 :: 2]
         self._add([networks], dict(zip(MOMENTS, [*self._sums(g), *self._sums(even)], strict=True)))

@@ -82,7 +82,7 @@ def leading_nads(
     require_directions(squares.sum(), torch.linalg.vector_norm(g).double().square(), n_networks)
     if len(none := (squares <= RANK_TOLERANCE * squares[0]).nonzero()):
         raise ValueError(f"k: the derivatives span {none[0].item()} directions only, got {k}")
-    halves = [_leading(g[parity::2], min(k, COMPARED))[1] for parity in (0, 1)]
+    halves = [_leading(g[parity::2], min(k, COMPARED))[1].cpu() for parity in (0, 1)]
     nads = NADs(
         vectors=vectors.cpu(),
         eigenvalues=squares.cpu() / (n_networks - 1),

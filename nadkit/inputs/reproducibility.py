@@ -67,7 +67,7 @@ def overlaps(one: Tensor, other: Tensor) -> Tensor:
     """Return the overlaps |A_k B_k^T|_F^2 / k of the first k rows, for every k: (K, D), (K, D) -> (K,) float64."""
     squares = (one.double() @ other.double().T).square()
     shared = squares.cumsum(0).cumsum(1).diagonal()
-    return shared / torch.arange(1, len(squares) + 1)
+    return shared / torch.arange(1, len(squares) + 1, device=shared.device)
 
 
 def leading_eigenvectors(covariance: Tensor) -> Tensor:

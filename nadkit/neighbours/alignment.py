@@ -28,6 +28,7 @@ from nadkit.activations.activity import activity_at
 from nadkit.activations.scores import Answers, Scores, require_logits, tally
 from nadkit.activations.sites import Sites, as_inputs, capture, evaluating, require_sites
 from nadkit.data.images import to_float
+from nadkit.devices import double
 from nadkit.inputs.basis import Basis
 from nadkit.training import Data
 
@@ -64,7 +65,7 @@ def variance_along(x: Tensor, basis: Basis) -> Tensor:
     Raises:
         ValueError: inputs that are not finite, all the same, or of another shape than the basis is for.
     """
-    x = _double(_inputs("x", x, basis))
+    x = double(_inputs("x", x, basis))
     return _shares("x", x - x.mean(0), basis)
 
 
@@ -85,7 +86,7 @@ def signal_along(data: Data, basis: Basis) -> Tensor:
     """
     x, y = data
     checks.require_samples(x, y)
-    x = _double(_inputs("data", x, basis))
+    x = double(_inputs("data", x, basis))
     y = y.to(x.device)
     classes = y.unique()
     if len(classes) < 2:
@@ -106,7 +107,7 @@ def principal_basis(x: Tensor) -> Basis:
     """
     checks.require_axes("x", x, "(N, C, H, W)")
     checks.require_inputs("x", x)
-    x = _double(x.cpu())
+    x = double(x.cpu())
     rows = (x - x.mean(0)).flatten(2).flatten(0, 1)
     covariance = rows.T @ rows / len(x)
     if not covariance.trace() > 0:
@@ -213,7 +214,7 @@ def removal_curve(
     checks.require_samples(x, y)
     x = as_inputs(model, _inputs("data", x, basis))
     y = y.to(x.device)
-    checks.require_integer("batch_size", batch_size, 1)
+    batch_size = checks.require_integer("batch_size", batch_size, 1)
     steps = sorted({0, len(basis), *(checks.require_integer("counts", k, 0, len(basis)) for k in counts)})
     with evaluating(model):
         classes = _classes(model, x[:1])
@@ -287,7 +288,7 @@ def units_along(
             network; a gradient that is not finite.
     """
     bases = checks.require_all("bases", bases, Basis)
-    checks.require_integer("batch_size", batch_size, 1)
+    batch_size = checks.require_integer("batch_size", batch_size, 1)
     for basis in bases:
         x = _inputs("x", x, basis)
     require_sites(model, sites, as_inputs(model, x[:1]))
@@ -311,7 +312,7 @@ def _gradients(model: nn.Module, x: Tensor, sites: Sites) -> Iterator[Tensor]:
     """Yield the gradient of each unit's activation at each of the inputs, (B, C, H, W), unit by unit."""
     x = x.detach().requires_grad_()
     with torch.enable_grad(), evaluating(model), capture(model, sites, activity_at) as seen:
-        model(x)
+        model(x.clone())  # it may begin in place, which a leaf refuses
         for name in sites.names:
             # inputs do not mix, so the gradient of the sum over inputs holds that of each
             for one in seen[name].sum(0):
@@ -320,11 +321,6 @@ def _gradients(model: nn.Module, x: Tensor, sites: Sites) -> Iterator[Tensor]:
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
-
-
-def _double(t: Tensor) -> Tensor:
-    """Return float64 (on the CPU for MPS, which has none)."""
-    return (t.cpu() if t.device.type == "mps" else t).double()
 
 
 def _inputs(name: str, x: Tensor, basis: Basis) -> Tensor:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from nadkit import checks
 from nadkit.activations.sites import as_inputs, evaluating
+from nadkit.data.images import to_float
 from nadkit.neighbours.kernels import as_kernel, symmetrised
 
 __all__ = [
@@ -272,7 +273,7 @@ def elasticity_along(
 
     Args:
         model: any network of one logit or two.
-        x: (C, H, W) float, the point.
+        x: (C, H, W) uint8 or float, the point.
         directions: (K, D), of any length (``basis.vectors`` for one).
         shift: t, in the units of x.
         loss: what f is, see `single_steps`.
@@ -286,6 +287,7 @@ def elasticity_along(
     checks.require_finite("directions", directions)
     if directions.shape[1] != x.numel():
         raise ValueError(f"directions: expected rows of {x.numel()} numbers, got {tuple(directions.shape)}")
+    x = x if x.is_floating_point() else to_float(x)
     moved = x + shift * directions.to(x).view(-1, *x.shape)
     with evaluating(model):
         points = _require_points(model, torch.cat([x[None], moved]), loss)

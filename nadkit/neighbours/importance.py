@@ -98,7 +98,7 @@ def oracle(model: nn.Module, data: Data, sites: Sites, *, batch_size: int = BATC
     Raises:
         ValueError: what `unit_impact` raises.
     """
-    checks.require_integer("batch_size", batch_size, 1)
+    batch_size = checks.require_integer("batch_size", batch_size, 1)
     x, y = data
     checks.require_samples(x, y)
     changes = []
@@ -281,7 +281,7 @@ def unit_scores(
 
     Source: Molchanov et al. 2019, section 3.
     """
-    checks.require_integer("batch_size", batch_size, 1)
+    batch_size = checks.require_integer("batch_size", batch_size, 1)
     names = require_criteria("criteria", criteria)
     x, y = data
     checks.require_samples(x, y)
@@ -405,12 +405,12 @@ def _look(
         return seen[site.name].clone()  # what follows may work in place
 
     with replaced(model, {site: functools.partial(keep, site) for site in sites}):
-        loss = F.cross_entropy(model(x), y)
+        loss = F.cross_entropy(model(x.clone()), y)
     weights = []
     if "gradients" in needs:
         parts = (part.weight for pair in layers.values() for part in pair if part is not None)
         weights = [weight for weight in parts if weight is not None and weight.requires_grad]
-    found = torch.autograd.grad(loss, [*seen.values(), *weights])
+    found = _slopes(loss, [*seen.values(), *weights])
     gradients = dict(zip(seen, found, strict=False))
     return tell(
         sites,
@@ -428,9 +428,15 @@ def _curvature(model: nn.Module, x: Tensor, y: Tensor, sites: Sites) -> Tensor:
     like = next(model.parameters(), x)
     gates = {site: torch.ones(site.units, device=x.device, dtype=like.dtype, requires_grad=True) for site in sites}
     with replaced(model, {site: functools.partial(_gated, site, z) for site, z in gates.items()}):
-        loss = F.cross_entropy(model(x), y)
-    slopes = torch.autograd.grad(loss, gates.values(), create_graph=True)
+        loss = F.cross_entropy(model(x.clone()), y)
+    slopes = _slopes(loss, list(gates.values()), create_graph=True)
     return torch.cat([_diagonal(slope, z) for slope, z in zip(slopes, gates.values(), strict=True)]).detach()
+
+
+def _slopes(loss: Tensor, inputs: list[Tensor], *, create_graph: bool = False) -> list[Tensor]:
+    """Return the gradients of a loss; zeros where nothing leads from an input to the loss."""
+    found = torch.autograd.grad(loss, inputs, create_graph=create_graph, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
 def _diagonal(slope: Tensor, z: Tensor) -> Tensor:

@@ -349,7 +349,9 @@ def _kept(
     columns: dict[str, Tensor] = {}
     for wires, part in keep:
         for path in (wires.layer, *wires.norms):
-            rows[path] = rows.get(path, True) & part
+            module = modules[path]
+            of_module = part.repeat_interleave(getattr(module, "num_features", len(part)) // len(part))
+            rows[path] = rows.get(path, True) & of_module
         for path in wires.readers:
             features = modules[path].weight.shape[1]
             part_in = part.repeat_interleave(features // len(part))  # a flattened map lies in one run
@@ -432,7 +434,7 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
         try:
-            model(as_inputs(model, x[:1]).clone())
+            model(as_inputs(model, x[:1]))
         except Exception as error:
             raise ValueError(f"the network does not take inputs x of shape {tuple(x[:1].shape)}: {error}") from error
     tensors = [*model.parameters(), *model.buffers()]
@@ -457,7 +459,7 @@ def seconds(models: Mapping[str, nn.Module], x: Tensor, *, repeats: int = 10) ->
     best = dict.fromkeys(models, float("inf"))
     for turn in range(repeats + 1):  # the first is to warm up
         for name, model in models.items():
-            inputs = as_inputs(model, x).clone()
+            inputs = as_inputs(model, x)
             with evaluating(model):
                 start = _now(inputs.device)
                 model(inputs)

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from scipy.special import comb
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -26,6 +25,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from nadkit import checks
 from nadkit.activations.calls import ACTIVATIONS, Place, watched
 from nadkit.activations.sites import as_inputs, evaluating
+from nadkit.devices import double
 from nadkit.neighbours import kernels
 from nadkit.training import fitting
 from nadkit.training.fitting import Data
@@ -176,7 +176,7 @@ def gradient_norm(model: nn.Module, data: Data, *, batch_statistics: bool = True
     with _normalising(model, batch_statistics), torch.enable_grad():
         loss = F.cross_entropy(functional_call(model, weights, (x,)), y)
         gradients = _gradients(loss, weights)
-    return sum(g.double().norm().item() for g in gradients.values())
+    return sum(double(g).norm().item() for g in gradients.values())
 
 
 @checks.typed
@@ -276,8 +276,10 @@ def best_of(scores: Sequence[float], values: Sequence[float], n: int) -> tuple[f
     if np.isnan(order).any() or not np.isfinite(values).all():
         raise ValueError("scores: expected numbers, and values that are finite, got others")
     pool = len(order)
-    checks.require_integer("n", n, 1, pool)
-    chance = comb(np.arange(pool), n - 1) / comb(pool, n)
+    n = checks.require_integer("n", n, 1, pool)
+    # C(r, n - 1) / C(P, n) from the highest rank down, for the binomials themselves overflow
+    below = np.arange(pool - 1, 0, -1)
+    chance = n / pool * np.r_[1, np.cumprod(np.clip(below - n + 1, 0, None) / below)][::-1]
     ranked = values[np.argsort(order, kind="stable")]
     mean = chance @ ranked
     return float(mean), math.sqrt(chance @ (ranked - mean) ** 2)

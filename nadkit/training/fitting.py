@@ -1,7 +1,8 @@
 """Training one network: `fit`, what it makes small and measures, and `evaluate`."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -157,13 +158,14 @@ def fit(
     # channels_last halves the time of convolutions with few channels on one CPU thread
     model.to(device, memory_format=torch.channels_last)
     require_fit(model, (x, y), test)
-    optimizer = _optimizer(model, recipe)
+    optimizer, dtype = _optimizer(model, recipe), _dtype(model)
     history = History()
     batch_losses = torch.empty(0)
     per_epoch = math.ceil(len(x) / recipe.batch_size)
     order = seeds.generator(seed, "order", device=device)
     after_epoch(0)
     with (
+        told_of_batches(len(x), recipe),
         seeds.seeded(seed, "dropout", device=device),
         tqdm(total=recipe.epochs, unit="epoch", disable=not progress, leave=False) as bar,
     ):
@@ -173,7 +175,7 @@ def fit(
             batches = torch.randperm(len(x), generator=order, device=device).split(recipe.batch_size)
             for i, batch in enumerate(batches):
                 rate = recipe.rate(epoch * per_epoch + i, recipe.epochs * per_epoch)
-                samples = (to_float(x[batch]), y[batch], epoch)
+                samples = (to_float(x[batch]).to(dtype), y[batch], epoch)
                 steps.append(_step(model, optimizer, objective, samples, rate, recipe))
             losses, right = torch.stack(steps).cpu().T  # the epoch's only wait for the device
             sizes = torch.tensor([len(batch) for batch in batches])
@@ -249,7 +251,7 @@ def evaluate(model: nn.Module, data: Data, *, batch_size: int = EVALUATION_BATCH
         ValueError: no data; inputs and labels do not match, hold NaN, or a label has no logit; the network does not
             accept the inputs.
     """
-    checks.require_integer("batch_size", batch_size, 1)
+    batch_size = checks.require_integer("batch_size", batch_size, 1)
     device = next((p.device for p in model.parameters()), data[0].device)
     x, y = on_device(data, device)
     require_logits(model, x, {"labels": y})
@@ -259,15 +261,36 @@ def evaluate(model: nn.Module, data: Data, *, batch_size: int = EVALUATION_BATCH
 @torch.no_grad()
 def loss_and_accuracy(model: nn.Module, data: Data, batch_size: int = EVALUATION_BATCH) -> tuple[float, float]:
     """Return what `evaluate` does, of data that have been checked and are on the network's device."""
-    x, y = data
+    (x, y), dtype = data, _dtype(model)
     model.eval()
     sums = torch.zeros(2, device=x.device)
     for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        logits = model(to_float(batch))
+        inputs = to_float(batch)
+        inputs = inputs.clone() if inputs is batch else inputs  # the network may begin in place
+        logits = model(inputs.to(dtype))
         loss = F.cross_entropy(logits, labels, reduction="sum")
         sums += torch.stack([loss, (logits.argmax(1) == labels).sum()])
     loss, accuracy = (sums / len(x)).tolist()
     return loss, accuracy
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Return the type of a network's weights."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def told_of_batches(n: int, recipe: Recipe) -> Iterator[None]:
+    """Say in our words that batch normalisation met a batch of one sample: by its mean, nothing is left of it."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"batch_size: batch normalisation needs two samples a batch, and the last of {n} samples in batches of "
+            f"{recipe.batch_size} has {n % recipe.batch_size or recipe.batch_size}; take another batch_size"
+        ) from error
 
 
 def checked(objective: Objective) -> Objective:

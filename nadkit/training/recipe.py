@@ -47,7 +47,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            checks.require_integer(name, getattr(self, name), 1)
+            object.__setattr__(self, name, checks.require_integer(name, getattr(self, name), 1))
         for name in ("learning_rate", "clip", "stop_at_loss"):
             if (value := getattr(self, name)) is not None:
                 checks.require_positive(name, value)

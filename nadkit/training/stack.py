@@ -12,7 +12,7 @@ from tqdm import tqdm
 from nadkit import seeds
 from nadkit.data.images import to_float
 from nadkit.devices import keep_freed_memory
-from nadkit.training.fitting import Data, History, Objective, checked, loss_and_accuracy, require_fit
+from nadkit.training.fitting import Data, History, Objective, checked, loss_and_accuracy, require_fit, told_of_batches
 from nadkit.training.recipe import Recipe
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -63,7 +63,8 @@ def fit_stack(
     training = stack.train(train, recipes, checked(objective), orders)
     if 0 in keep:
         after_epoch(0)
-    with seeds.seeded(training_seeds[0], "dropout", device=device):
+    batches = told_of_batches(len(train[0][1]), recipes[0])
+    with batches, seeds.seeded(training_seeds[0], "dropout", device=device):
         for epoch, results in enumerate(tqdm(training, total=epochs, unit="epoch", disable=not progress, leave=False)):
             for history, recipe, (loss, accuracy) in zip(histories, recipes, results, strict=True):
                 if history.diverged is None and not history.has_diverged(loss, epoch, recipe):
@@ -89,8 +90,10 @@ class Stack:
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
-        params, self.buffers = stack_module_state(list(models))
-        self.params = {name: p.detach() for name, p in params.items()}
+        params, buffers = stack_module_state(list(models))
+        frozen = {name for name, p in models[0].named_parameters() if not p.requires_grad}
+        self.params = {name: p.detach() for name, p in params.items() if name not in frozen}
+        self.buffers = buffers | {name: params[name].detach() for name in frozen}
         self._skeleton = copy.deepcopy(models[0]).to("meta").train()
 
     def state(self, i: int) -> dict[str, Tensor]:
@@ -129,7 +132,7 @@ class Stack:
         x, y = torch.stack(own), torch.stack([y for _, y in data])
         which, network = torch.tensor(which, device=device)[:, None], torch.arange(len(data), device=device)[:, None]
         gradient = self._gradient(objective, recipe.bf16, device)
-        update = _Update(self.params, recipes)
+        update, dtype = _Update(self.params, recipes), next(iter(self.params.values())).dtype
         n, per_epoch = y.shape[1], math.ceil(y.shape[1] / recipe.batch_size)
         for epoch in range(recipe.epochs):
             steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
@@ -138,7 +141,7 @@ class Stack:
             sums = torch.zeros(2, len(data), device=device)
             batches = order.split(recipe.batch_size, dim=1)
             for batch, rate in zip(batches, update.per_network(rates), strict=True):
-                inputs, labels = to_float(x[which, batch]), y[network, batch]
+                inputs, labels = to_float(x[which, batch]).to(dtype), y[network, batch]
                 try:
                     grads, (loss, right) = gradient(self.params, self.buffers, inputs, labels, epoch)
                 except RuntimeError as error:

@@ -256,6 +256,7 @@ def test_only_labels_of_the_training_split_are_corrupted(fraction):
     expected = corrupt_labels(data.train_labels, fraction, seed=2)
     assert torch.equal(problem.sample("train")[1], expected)
     assert torch.equal(problem.train_labels, expected)
+    assert torch.equal(problem.sample("train", "auto")[1].cpu(), expected)
     assert torch.equal(expected, data.train_labels) == (fraction == 0)
 
 

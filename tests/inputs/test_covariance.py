@@ -246,6 +246,16 @@ def test_the_bar_counts_networks(small_parts, capsys):
     assert "5/5" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("shape", "networks"), [((5, 16), (0, 10)), ((5, 16), (0, 4)), ((5, 9), (0, 5)), ((16,), (0, 1))]
+)
+def test_derivatives_that_are_not_one_for_each_network_are_refused(shape, networks):
+    moments = covariance(range(2))
+    with pytest.raises(ValueError, match=r"derivatives: expected \d+ of 16 numbers"):
+        moments.update(torch.zeros(shape), (2 + networks[0], 2 + networks[1]))
+    assert moments.count == 2
+
+
 def test_merging_refuses_what_would_count_twice_or_differ():
     with pytest.raises(ValueError, match="at least one"):
         merged([])

@@ -91,6 +91,11 @@ def test_halves_that_are_too_small_are_unknown():
 # the estimate
 
 
+def test_overlaps_are_computed_where_the_directions_are():
+    directions = torch.empty(4, 16, device="meta")
+    assert overlaps(directions, directions).device.type == "meta"
+
+
 def test_overlaps_for_every_k():
     a, b = (torch.linalg.qr(torch.randn(9, 4, generator=torch.Generator().manual_seed(s)))[0].T for s in (0, 1))
     expected = [np.square(a[:k].numpy() @ b[:k].numpy().T).sum() / k for k in (1, 2, 3, 4)]

@@ -334,6 +334,14 @@ def test_energies_of_nothing_are_refused(c, x, message):
         scores.energy(c, x)
 
 
+def test_the_best_of_many_among_very_many_is_a_number():
+    values = np.linspace(0, 1, 15_625)
+    mean, deviation = scores.best_of(values, values, 1000)
+    # the largest of n of P numbers 0 to P - 1 is n (P + 1) / (n + 1) - 1 on average
+    assert mean == pytest.approx((1000 * 15_626 / 1001 - 1) / 15_624)
+    assert 0 < deviation < 0.002
+
+
 @pytest.mark.parametrize("n", [1, 2, 4, 7])
 def test_the_best_of_n_is_that_over_all_subsets(n):
     order = [0.3, -math.inf, 2.0, 1.0, -1.0, 5.0, 0.0]
