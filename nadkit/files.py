@@ -27,11 +27,16 @@ class DataError(RuntimeError):
     """Data are missing or damaged, or cannot be fetched or written; the message says what to do."""
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home of a user in place of ``~`` or ``~user``; of an unknown user it stays as it is."""
+    return Path(os.path.expanduser(path))  # Path.expanduser would raise
+
+
 def data_folders() -> list[Path]:
     """Return the folders to look for data in: ``NADKIT_DATA`` if set, then the user's cache."""
     chosen = os.environ.get("NADKIT_DATA")
     cache = user_cache_path("nadkit", appauthor=False)
-    return [Path(chosen).expanduser(), cache] if chosen else [cache]
+    return [expanded(chosen), cache] if chosen else [cache]
 
 
 def folder_with(files: Iterable[str | Path]) -> Path | None:

@@ -25,7 +25,6 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from nadkit import files
 from nadkit.names import did_you_mean, hint
@@ -89,7 +88,7 @@ class Known:
         A path that is not in the current folder is one in a data folder, and stays as it is.
         """
         prefix, _, path = value.partition(":")
-        if self.kind == "images" and prefix == "folder" and (folder := Path(path).expanduser()).is_dir():
+        if self.kind == "images" and prefix == "folder" and (folder := files.expanded(path)).is_dir():
             return f"folder:{folder.absolute()}"
         return value
 

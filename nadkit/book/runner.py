@@ -283,7 +283,7 @@ def environment_of(folder: Path, more: Mapping[str, str]) -> Iterator[None]:
     os.environ.update(more)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [given.get("PYTHONPATH"), str(folder)]))
     if data := os.environ.get("NADKIT_DATA"):
-        os.environ["NADKIT_DATA"] = str(folder.joinpath(Path(data).expanduser()).absolute())
+        os.environ["NADKIT_DATA"] = str(folder.joinpath(files.expanded(data)).absolute())
     try:
         yield
     finally:

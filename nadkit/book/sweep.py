@@ -341,7 +341,7 @@ def _task(plan: Plan, point: Point) -> Task:
     here = Path.cwd()
     environment = executors.in_environment(None, None, ())  # a run is not to be split as well
     data = os.environ.get("NADKIT_DATA")
-    environment["NADKIT_DATA"] = str(Path(data).expanduser().absolute()) if data else ""
+    environment["NADKIT_DATA"] = str(files.expanded(data).absolute()) if data else ""
     return Task(
         root=plan.chapter.root,
         chapter=plan.chapter.name,

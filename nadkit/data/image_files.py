@@ -179,7 +179,7 @@ def folder_path(name: str) -> Path:
     """
     if not name.removeprefix("folder:").strip():
         raise ValueError(f"image set {name!r}: expected folder:PATH, got no path")
-    given = Path(name.removeprefix("folder:")).expanduser()
+    given = files.expanded(name.removeprefix("folder:"))
     tried = [given, *(folder / given for folder in files.data_folders() if not given.is_absolute())]
     found = next((path for path in tried if path.is_dir()), None)
     if found is None:

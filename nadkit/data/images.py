@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nadkit import checks, devices, seeds
+from nadkit import checks, devices, files, seeds
 from nadkit.data.image_files import TORCHVISION, Splits, folder_set, folder_splits, in_float, resized, torchvision_set
 from nadkit.names import hint
 
@@ -219,7 +218,7 @@ def _per_channel(name: str, value: Tensor | float | Sequence[float], images: Ten
 
 
 def _suggest(name: str) -> str:
-    if name and Path(name).expanduser().is_dir():
+    if name and files.expanded(name).is_dir():
         return f"; did you mean 'folder:{name}'?"
     return hint(name, NAMES)
 

@@ -5,7 +5,6 @@ JSON, to which their API exports in a few lines: the text of each architecture a
 """
 
 import json
-from pathlib import Path
 
 import pandas as pd
 
@@ -28,7 +27,7 @@ def read(path: str) -> pd.DataFrame:
         DataError: no such file, of another kind, damaged, without these columns or rows, with a text that is no cell,
             a cell that comes twice, or an accuracy that is no number from 0 to 100.
     """
-    file = next((p for p in (Path(path).expanduser(), files.find(path)) if p is not None and p.is_file()), None)
+    file = next((p for p in (files.expanded(path), files.find(path)) if p is not None and p.is_file()), None)
     if file is None:
         raise DataError(f"bench {path!r}: no such file; {files.describe_search([path])}")
     if file.suffix.lower() not in (".csv", ".json"):

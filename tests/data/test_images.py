@@ -89,6 +89,8 @@ def test_a_folder_without_its_prefix_is_recognised(tmp_path):
 def test_a_folder_must_exist(data):
     with pytest.raises(ValueError, match=f"there is no folder nowhere or {data / 'nowhere'} or"):
         images.check("folder:nowhere")
+    with pytest.raises(ValueError, match="there is no folder ~nosuchuser/x"):
+        images.check("folder:~nosuchuser/x")
 
 
 @pytest.mark.parametrize(
