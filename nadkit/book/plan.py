@@ -45,7 +45,7 @@ CPU, GPU = DEVICES = ("cpu", "gpu")
 MEASURED, ESTIMATED = "measured", "estimated"
 NEEDED = ("name", "chapter", "profile", "device")
 MORE = (MEASURED, ESTIMATED, "parameters", "leaves")
-TO_RUN, BEGUN, OTHER = "to run", "begun", "of other parameters"
+TO_RUN, BEGUN, OTHER, LACKING = "to run", "begun", "of other parameters", "without later claims"
 STOPPED = "stopped, for the time is over; the next call goes on from its checkpoints"
 NADKIT = [sys.executable, "-m", "nadkit"]
 GRACE = 120.0
@@ -104,15 +104,22 @@ class Row:
         if self.record:
             known = self.record.parameters
             other = any(known[name] != value for name, value in self.values.items() if name in known)
-            return OTHER if other else self.record.validity.state
+            if other:
+                return OTHER
+            return LACKING if self._later else self.record.validity.state
         notebook = self.chapter.root / "runs" / f"{self.file}.ipynb"
         begun = notebook.exists() or notebook.with_name(f".{notebook.stem}.checkpoints").exists()
         return BEGUN if begun else TO_RUN
 
     @property
+    def _later(self) -> set[str]:
+        """The claims that the run will decide and its record does not have, for they were added or renamed since."""
+        return {claim.id for claim in self._hoped} - {claim.id for claim in self.record.claims}
+
+    @property
     def is_open(self) -> bool:
-        """Whether it has to run: there is no record, or today's code gives other numbers."""
-        return self.state in (TO_RUN, BEGUN, OTHER, DIFFERS)
+        """Whether it has to run: there is no record, it lacks claims, or today's code gives other numbers."""
+        return self.state in (TO_RUN, BEGUN, OTHER, LACKING, DIFFERS)
 
     @property
     def cost(self) -> str:
