@@ -9,7 +9,7 @@ from toy import make_notebook
 from nadkit.book import plan
 from nadkit.book.chapters import find_chapters, load, profile_values
 from nadkit.book.claims import UNDECIDED, UNKNOWN, Claim
-from nadkit.book.forecast import Unknown, expected, judged
+from nadkit.book.forecast import expected, judged
 from nadkit.book.records import recorded
 
 ROOT = Path(__file__).parents[2]
@@ -143,11 +143,11 @@ def disagreements(chapter, values, made, *, small: bool = False) -> list[str]:
             wrong.append(f"{claim.id} was decided, in spite of {rule.obstacles}")
         if claim.measured is None and not rule.obstacles and not small:
             wrong.append(f"{claim.id} was not measured")
+        known = rule._without_result()
         for which in ("needs", "same"):
-            for name, pair in getattr(rule, which).items():
-                known = isinstance(pair, tuple) and not any(isinstance(side, Unknown) for side in pair)
+            for name, pair in getattr(known, which).items():
                 got = getattr(claim, which).get(name, pair)  # some are stated only where a result calls for them
-                if known and got[0] != UNKNOWN and tuple(got) != pair:  # a record may not state what is asked today
+                if got[0] != UNKNOWN and tuple(got) != tuple(pair):  # a record may not state what is asked today
                     wrong.append(f"{claim.id}, {name}: {pair} was foreseen, {got} found")
     return wrong
 
