@@ -236,6 +236,27 @@ def test_every_claim_of_a_paper_is_decided_or_waits_for_a_run():
     assert plan.read(ROOT).uncovered == []
 
 
+def test_a_record_without_a_later_claim_is_made_again(planned):
+    root = planned(ROWS[0])
+    path = root / "book" / "one.ipynb"
+    path.write_text(
+        path.read_text().replace(
+            '"id": "cell-3",\n   "metadata": {}', '"id": "cell-3",\n   "metadata": {"tags": ["presentation"]}'
+        )
+    )
+    git(root, "commit", "-am", "claims are shown")
+    assert [problem for _, problem in plan.work(root, ["cpu"])] == [""]
+    assert plan.read(root).rows[0].state == "current"
+    path.write_text(path.read_text().replace("one-first", "one-later"))
+    git(root, "add", ".")
+    git(root, "commit", "-m", "another claim")
+    assert plan.read(root).rows[0].state == plan.LACKING
+    assert [problem for _, problem in plan.work(root, ["cpu"])] == [""]
+    (row,) = plan.read(root).rows
+    assert "one-later" in [claim.id for claim in row.record.claims]
+    assert not row.is_open
+
+
 def test_a_folder_with_changes_is_refused(planned):
     root = planned(*ROWS)
     (root / "book" / "intro.md").write_text("# Other words\n")
