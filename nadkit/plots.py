@@ -441,6 +441,11 @@ def sampled_waves(waves: Mapping[str, Tensor], *, stride: int, fine: int) -> Fig
     return figure
 
 
+def thinned(frame: pd.DataFrame, most: int = 400) -> pd.DataFrame:
+    """Return at most so many rows of a table, evenly spread over it: of more marks, a figure shows no more."""
+    return frame.iloc[:: max(1, math.ceil(len(frame) / most))]
+
+
 def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = False) -> Figure:
     """Return column ``y`` against column ``x`` as dots coloured by column ``layer``, a panel for each ``panel``.
 

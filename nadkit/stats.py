@@ -75,6 +75,20 @@ def mean(values: ArrayLike, *, least: int = 2) -> Measured | None:
     return measured(values.mean(), 2 * values.sem() if len(values) > 1 else 0.0)
 
 
+def means(
+    table: pd.DataFrame, by: str | Sequence[str], columns: Sequence[str], *, error: str = "error, {}"
+) -> pd.DataFrame:
+    """Return a row for each group of a table: the mean of each column, and beside it its two standard errors.
+
+    `error` names the columns of errors. Missing values are left out; a single value has the error NaN.
+    """
+    groups = table.groupby(by, sort=False)
+    found = {}
+    for column in columns:
+        found[column], found[error.format(column)] = groups[column].mean(), 2 * groups[column].sem()
+    return pd.DataFrame(found).reset_index()
+
+
 def contrast(*terms: tuple[float, ArrayLike]) -> Measured | None:
     """Return a weighted sum of the means of independent groups, and two standard errors.
 
@@ -187,6 +201,16 @@ def spearman(
     return Measured(r, abs(r) - math.tanh(math.atanh(size) - _half(r, n)))
 
 
+def first_below(x: ArrayLike, y: ArrayLike, level: float) -> float:
+    """Return the x at which y, linear between its points in their order, first falls below a level.
+
+    NaN where y begins below it, or never is.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    i = int((y < level).argmax())
+    return math.nan if i == 0 else float(np.interp(level, y[[i, i - 1]], x[[i, i - 1]]))
+
+
 def bootstrap(
     statistic: Callable[..., np.ndarray],
     *samples: ArrayLike,
@@ -231,18 +255,38 @@ def jackknife(estimate: Callable[..., float], *groups: Sequence) -> Measured:
     return Measured(estimate(*groups), 2 * math.sqrt(variance))
 
 
-def rank_correlation_within(a: ArrayLike, b: ArrayLike, groups: ArrayLike, *, least: int = 2) -> float:
+def rank_correlation_within(
+    a: ArrayLike, b: ArrayLike, groups: ArrayLike, *, given: ArrayLike | None = None, least: int = 2
+) -> float:
     """Return the mean over groups of Spearman's rank correlation among the members of a group.
 
-    Pairs with a missing value are left out, and so are groups of fewer than `least` pairs or in which all values
-    of one are equal; NaN if none is left.
+    With `given` it is the partial one (`partial_rank_correlation`). Pairs with a missing value are left out, and so are
+    groups of fewer than `least` pairs or without a correlation; NaN if none is left.
+
+    Raises:
+        ValueError: they are not all as long.
+    """
+    columns = {"a": a, "b": b, "group": groups} | ({} if given is None else {"given": given})
+    frame = pd.DataFrame({name: np.asarray(values) for name, values in columns.items()}).dropna()
+    large = [rows.drop(columns="group") for _, rows in frame.groupby("group") if len(rows) >= max(least, 2)]
+    correlation = rank_correlation if given is None else partial_rank_correlation
+    return float(pd.Series([correlation(*map(rows.get, rows)) for rows in large], dtype=float).mean())
+
+
+def rank_correlation_parts(a: ArrayLike, b: ArrayLike, groups: ArrayLike) -> tuple[float, float]:
+    """Return the parts of Spearman's rank correlation within groups and between them; they add up to it.
+
+    With standardised ranks r and s, and their means over the group of each member, r' and s', the parts are
+    mean((r - r') (s - s')) and mean(r' s'). NaN where all values of one are equal.
 
     Raises:
         ValueError: the three are not as long.
     """
-    frame = pd.DataFrame({"a": np.asarray(a), "b": np.asarray(b), "group": np.asarray(groups)}).dropna()
-    large = [rows for _, rows in frame.groupby("group") if len(rows) >= max(least, 2)]
-    return float(pd.Series([rank_correlation(rows.a, rows.b) for rows in large], dtype=float).mean())
+    frame = pd.DataFrame({"a": np.asarray(a), "b": np.asarray(b)}).rank()
+    ranks = (frame - frame.mean()) / frame.std(ddof=0)
+    means = ranks.groupby(np.asarray(groups)).transform("mean")
+    within, between = (part.prod(axis=1, skipna=False).mean() for part in (ranks - means, means))
+    return float(within), float(between)
 
 
 def partial_rank_correlation(a: ArrayLike, b: ArrayLike, given: ArrayLike) -> float:

@@ -267,6 +267,13 @@ def test_sampled_waves_mark_the_positions_that_are_kept():
     assert len(many.get_legend().get_texts()) == 6
 
 
+def test_a_table_of_many_marks_is_thinned_out_evenly():
+    frame = pd.DataFrame({"x": range(1001)})
+    assert plots.thinned(frame, most=400).x.tolist() == list(range(0, 1001, 3))
+    assert plots.thinned(frame, most=1001).equals(frame)
+    assert plots.thinned(frame[:0]).empty
+
+
 def test_dots_by_layer_have_a_panel_for_each_group_and_an_axis_that_shows_both_signs():
     rows = [("MLP", layer, 0.1 * layer, impact) for layer, impact in ((1, 0.0), (1, -2.0), (2, 400.0))]
     frame = pd.DataFrame([*rows, ("dead", 1, 0.5, 0.0)], columns=["network", "layer", "selectivity", "impact"])

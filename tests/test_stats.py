@@ -185,6 +185,45 @@ def test_rank_correlation_within_groups_is_the_mean_of_those_that_have_one():
     assert math.isnan(stats.rank_correlation_within(a, [1] * 7, groups))
 
 
+def test_within_groups_and_given_it_is_the_mean_of_the_partial_ones():
+    groups = np.repeat([1, 2, 3], [9, 9, 2])
+    given = np.tile([3.0, 1, 2, 5, 4], 4)
+    parts = [stats.partial_rank_correlation(A[i], B[i], given[i]) for i in (slice(9), slice(9, 18))]
+    # of two pairs the third correlation determines the others
+    assert stats.rank_correlation_within(A, B, groups, given=given) == pytest.approx(np.mean(parts))
+    assert math.isnan(stats.rank_correlation_within(A, B, groups, given=A))
+
+
+def test_the_parts_of_a_rank_correlation_add_up_to_it():
+    groups = np.repeat(["first", "second", "third"], [7, 4, 9])
+    within, between = stats.rank_correlation_parts(A, B, groups)
+    assert within + between == pytest.approx(float(stats.rank_correlation(A, B)))
+    # the order of the groups alone, and no order in a group; then the other way round
+    assert stats.rank_correlation_parts([1, 1, 2, 2], [3, 3, 4, 4], [0, 0, 1, 1]) == pytest.approx((0, 1))
+    assert stats.rank_correlation_parts([1, 2, 1, 2], [3, 4, 3, 4], [0, 0, 1, 1]) == pytest.approx((1, 0))
+    assert all(map(math.isnan, stats.rank_correlation_parts(A, np.ones(20), groups)))
+
+
+def test_means_have_two_standard_errors_beside_them():
+    table = pd.DataFrame({"kind": ["b", "a", "b", "a", "c"], "x": [1.0, 4, 3, math.nan, 7], "y": range(5)})
+    found = stats.means(table, "kind", ["x", "y"])
+    assert list(found.columns) == ["kind", "x", "error, x", "y", "error, y"]
+    assert list(found.kind) == ["b", "a", "c"]
+    assert list(found.x) == [2, 4, 7]
+    one = stats.mean([1, 3])
+    assert found["error, x"][0] == pytest.approx(one.error)
+    assert found["error, x"][1:].isna().all()
+    assert "± y" in stats.means(table, ["kind"], ["y"], error="± {}")
+
+
+def test_a_curve_first_falls_below_a_level_between_two_points():
+    x = [0, 1, 2, 4, 8]
+    assert stats.first_below(x, [1, 0.9, 0.6, 0.2, 0.7], 0.5) == pytest.approx(2.5)
+    assert stats.first_below(x, [1, 0.5, 0.4, 0.9, 0.1], 0.5) == pytest.approx(1)
+    assert math.isnan(stats.first_below(x, [0.4, 1, 1, 1, 0], 0.5))
+    assert math.isnan(stats.first_below(x, [1, 1, 1, 1, 0.5], 0.5))
+
+
 def test_partial_rank_correlation_is_that_of_the_residuals():
     given = np.arange(20.0)
     ranks = [stats.rankdata(values) for values in (A, B)]

@@ -106,6 +106,11 @@ class Sites(Sequence[Site]):
         """Number of each site's first unit, and at the end the number of all units."""
         return list(accumulate((site.units for site in self), initial=0))
 
+    @property
+    def layers(self) -> Tensor:
+        """The number of the site that each unit is of, counted from 1: (n_units,) int64."""
+        return torch.arange(1, len(self) + 1).repeat_interleave(torch.tensor([site.units for site in self]))
+
     @checks.typed
     def split(self, values: Tensor) -> dict[str, Tensor]:
         """Return what there is of each unit, (..., n_units), site by site: a view (..., C) under each site's name.

@@ -62,6 +62,14 @@ def checkpoint(name: str) -> Path | None:
     return path
 
 
+def resumable(name: str, device: "str | torch.device") -> dict[str, Any]:
+    """Return what every long computation of a chapter is told: its device, the run's workers, where it keeps its state.
+
+    training.fit_networks(..., **results.resumable("networks", device))
+    """
+    return {"device": device, "executor": executors.given(), "checkpoint": checkpoint(name), "progress": True}
+
+
 def made_with(device: "str | torch.device", /, **data: "ImageSet | Basis | str") -> None:
     """Store and display what a run computes on: its device, and its data sets with their checksums.
 

@@ -205,6 +205,7 @@ def test_sites_are_a_sequence_with_names():
     assert THREE[1:].names == THREE.last(2).names == THREE[["b<1>", "c"]].names == ["b<1>", "c"]
     assert [site.units for site in THREE] == [2, 10, 1]
     assert (THREE.n_units, THREE.offsets) == (13, [0, 2, 12, 13])
+    assert THREE.layers.tolist() == [1] * 2 + [2] * 10 + [3]
     assert THREE == Sites(THREE) != THREE[1:]
     assert pickle.loads(pickle.dumps(THREE)) == THREE
 

@@ -373,6 +373,8 @@ def test_checkpoints_lie_where_the_runner_looks_for_them(monkeypatch, tmp_path):
     monkeypatch.setenv("NADKIT_CHECKPOINTS", str(tmp_path / "deep" / "er"))
     assert results.checkpoint("lenet") == tmp_path / "deep" / "er" / "lenet"
     assert (tmp_path / "deep" / "er").is_dir()
+    told = results.resumable("lenet", "cpu")
+    assert told == {"device": "cpu", "executor": None, "checkpoint": results.checkpoint("lenet"), "progress": True}
 
 
 def test_the_module_is_light():
