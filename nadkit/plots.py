@@ -253,18 +253,21 @@ def pictures(rows: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
     return figure
 
 
-def lines(frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x: bool = False) -> Figure:
+def lines(
+    frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x: bool = False, legend_beside: bool = False
+) -> Figure:
     """Return column ``y`` against column ``x`` as a marked line, one for each value of ``hue``.
 
-    Where rows share an ``x``, the line is their mean, in a band of two standard errors.
+    Where rows share an ``x``, the line is their mean, in a band of two standard errors. The names of many lines, or
+    long ones, are better off beside them.
     """
-    figure = _figure(6.4, 4)
+    figure = _figure(9.5 if legend_beside else 6.4, 4)
     axis = figure.subplots()
     sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **_line_marks(frame, hue))
     if log_x:
         axis.set_xscale("log")
     if hue is not None:
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, **{"bbox_to_anchor": (1, 1), "loc": "upper left"} if legend_beside else {})
     return figure
 
 

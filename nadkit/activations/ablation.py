@@ -35,11 +35,13 @@ from nadkit.inputs.basis import random_basis
 from nadkit.training import Data
 
 __all__ = [
+    "ClassImpact",
     "Curve",
     "Impact",
     "NoiseCurve",
     "Scores",
     "area_under_curve",
+    "class_impact",
     "cumulative_curve",
     "evaluate_masks",
     "layer_curves",
@@ -76,6 +78,21 @@ class Impact(Scores):
     """
 
     baseline: Scores
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassImpact:
+    """What it costs each class that a unit is ablated alone, summed over the images of the class.
+
+    Attributes:
+        loss: (n_units, classes) float64, increase of the loss (nats).
+        correct: (n_units, classes) float64, right answers lost.
+        images: (classes,) int64, how many images there are.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    images: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -252,6 +269,25 @@ def unit_impact(
         scores = _scores(variants, variants.clamped_singly(values, progress), n + 1)
     baseline = Scores(**scores.each(lambda part: part[n]))
     return Impact(baseline=baseline, **scores.each(lambda part: part[:n]))
+
+
+@checks.typed
+def class_impact(model: nn.Module, data: Data, sites: Sites, classes: int, **options: object) -> ClassImpact:
+    """Return what ablating each unit alone costs each class; of a class without images the sums are zero.
+
+    The arguments, and what is raised, are those of `unit_impact`, with the number of classes.
+
+    Source: Zhou, Sun, Bau and Torralba 2018, "Revisiting the importance of individual units in CNNs via ablation".
+    """
+    x, y = data
+    images = y.bincount(minlength=classes).cpu()
+    loss, correct = torch.zeros(2, sites.n_units, classes, dtype=torch.float64)
+    for label in images.nonzero().flatten().tolist():
+        of_class = y == label
+        ablated = unit_impact(model, (x[of_class], y[of_class]), sites, **options)
+        loss[:, label] = images[label] * (ablated.loss - ablated.baseline.loss)
+        correct[:, label] = (images[label] * (ablated.baseline.accuracy - ablated.accuracy)).round()
+    return ClassImpact(loss=loss, correct=correct, images=images)
 
 
 @checks.typed

@@ -16,6 +16,7 @@ from nadkit import seeds
 from nadkit.activations import ablation
 from nadkit.activations.ablation import (
     area_under_curve,
+    class_impact,
     cumulative_curve,
     evaluate_masks,
     layer_curves,
@@ -456,6 +457,23 @@ def test_curves_of_each_layer_are_those_of_its_site_alone():
     for i, curve in enumerate(curves.values()):
         assert torch.equal(curve.loss, cumulative_curve(model, data, sites[i : i + 1], **options).loss)
     assert not torch.equal(curves["relu1"].loss, curves["relu2"].loss)
+
+
+def test_what_ablation_costs_the_classes_adds_up_to_what_it_costs():
+    with seeds.seeded(0, "classes"):
+        model = MLP((1, 4, 4), 4, width=6).double()
+    data = torch.randn(30, 1, 4, 4, generator=seeds.generator(0)).double(), torch.arange(30) % 3
+    sites = find_sites(model, (1, 4, 4))
+    found, whole = class_impact(model, data, sites, 4), unit_impact(model, data, sites)
+    assert found.images.tolist() == [10, 10, 10, 0]
+    torch.testing.assert_close(found.loss.sum(1) / 30, whole.loss - whole.baseline.loss)
+    lost = found.images[:3] * (whole.baseline.class_accuracy - whole.class_accuracy)[:, :3]
+    torch.testing.assert_close(found.correct[:, :3], lost)
+    assert (found.loss[:, 3] == 0).all()
+    assert (found.correct[:, 3] == 0).all()
+    at_mean = {"value": "mean", "moments": unit_moments(model, data[0], sites)}
+    clamped, impact = class_impact(model, data, sites, 4, **at_mean), unit_impact(model, data, sites, **at_mean)
+    torch.testing.assert_close(clamped.loss.sum(1) / 30, impact.loss - impact.baseline.loss)
 
 
 def test_dead_units_change_nothing_and_cost_nothing():
