@@ -679,6 +679,15 @@ def beside(
     return figure
 
 
+def second_scale(axis: Axes, *, x: str | None = None, y: str | None = None, factor: float) -> None:
+    """Draw a scale opposite the x or the y axis, named so, that shows its values times a factor."""
+    functions = (lambda values: values * factor), (lambda values: values / factor)
+    if x is not None:
+        axis.secondary_xaxis("top", functions=functions).set_xlabel(x)
+    if y is not None:
+        axis.secondary_yaxis("right", functions=functions).set_ylabel(y)
+
+
 def in_space(frame: pd.DataFrame, *, colour: str, row: str, panel: str) -> Figure:
     """Return points (columns x, y, z) coloured from 0 to 1 by a column, by ``row`` and ``panel``; a star is the first.
 

@@ -1,5 +1,6 @@
 """Figures: results in, a figure out that shows them."""
 
+import io
 import itertools
 import math
 import xml.etree.ElementTree as ET
@@ -265,6 +266,19 @@ def test_sampled_waves_mark_the_positions_that_are_kept():
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["line", "square"]
     (many,) = draw(plots.sampled_waves({str(k): position * k for k in range(6)}, stride=4, fine=2))
     assert len(many.get_legend().get_texts()) == 6
+
+
+def test_a_second_scale_shows_the_values_times_a_factor():
+    figure = plots.lines(pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 2.0]}), x="x", y="y", legend_beside=True)
+    axis = figure.axes[0]
+    plots.second_scale(axis, x="twice x", factor=2)
+    plots.second_scale(axis, y="ten times y", factor=10)
+    figure.savefig(io.BytesIO())
+    top, right = axis.child_axes
+    assert (top.get_xlabel(), right.get_ylabel()) == ("twice x", "ten times y")
+    assert top.get_xlim() == pytest.approx(np.multiply(axis.get_xlim(), 2))
+    assert right.get_ylim() == pytest.approx(np.multiply(axis.get_ylim(), 10))
+    assert figure.get_figwidth() > plots.lines(pd.DataFrame({"x": [0], "y": [1]}), x="x", y="y").get_figwidth()
 
 
 def test_a_table_of_many_marks_is_thinned_out_evenly():
