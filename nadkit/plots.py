@@ -449,11 +449,11 @@ def thinned(frame: pd.DataFrame, most: int = 400) -> pd.DataFrame:
     return frame.iloc[:: max(1, math.ceil(len(frame) / most))]
 
 
-def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = False) -> Figure:
+def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = False, log_y: bool = False) -> Figure:
     """Return column ``y`` against column ``x`` as dots coloured by column ``layer``, a panel for each ``panel``.
 
-    With ``symlog`` the y axis is linear up to a power of ten, the next above the median size of ``y`` where that is not
-    zero, and logarithmic beyond.
+    With ``log_y`` the y axis is logarithmic; with ``symlog`` it is linear up to a power of ten, the next above the
+    median size of ``y`` where that is not zero, and logarithmic beyond.
     """
     groups = frame.groupby(panel, sort=False)
     figure, axes = _panels(len(groups), 4.6, 3.8, extra=0.4)
@@ -462,6 +462,8 @@ def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = 
         if symlog and (size > 0).any():
             axis.set_yscale("symlog", linthresh=10 ** math.ceil(math.log10(size[size > 0].median())))
             axis.axhline(0, color="0.8", linewidth=1, zorder=0)
+        if log_y:
+            axis.set_yscale("log")
         colours = ordered_palette(rows.layer)
         sns.scatterplot(rows, x=x, y=y, hue="layer", palette=colours, ax=axis, linewidth=0, alpha=0.7, legend="full")
         axis.set(title=name, xlabel="")
@@ -614,11 +616,7 @@ def stacked(
         if x in log:
             axis.set_xscale("log")
         if column in log:
-            axis.set_yscale("log")
-            low, high = axis.get_ylim()
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.tick_params(axis="y", which="minor", left=False, labelleft=False)
+            log_scale(axis)
     axes[0].legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
@@ -677,6 +675,15 @@ def beside(
         key = Line2D([], [], color=GREY, label=READ_OFF, **look)
         figure.legend(handles=[key], frameon=False, loc="outside upper right")
     return figure
+
+
+def log_scale(axis: Axes) -> None:
+    """Give a panel a logarithmic y axis with plain numbers: at 1, 2 and 5 where it spans less than two decades."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.tick_params(axis="y", which="minor", left=False, labelleft=False)
 
 
 def second_scale(axis: Axes, *, x: str | None = None, y: str | None = None, factor: float) -> None:
