@@ -17,6 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
@@ -25,6 +26,26 @@ TIMEOUT = 30.0  # seconds of silence after which a server counts as unreachable
 
 class DataError(RuntimeError):
     """Data are missing or damaged, or cannot be fetched or written; the message says what to do."""
+
+
+@contextmanager
+def held(folder: Path, otherwise: Exception) -> Iterator[None]:
+    """Make a folder, and keep it from other processes that would hold it, during the block.
+
+    Raises:
+        otherwise: another one holds it.
+        OSError: it cannot be made or locked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise otherwise from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def expanded(path: str | Path) -> Path:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -170,21 +170,12 @@ def _half(r: float, n: float) -> float:
     return 2 * math.sqrt((1 + r**2 / 2) / (n - 3))
 
 
-def spearman(
-    a: ArrayLike,
-    b: ArrayLike,
-    *,
-    n: int | None = None,
-    cap: float = 1.0,
-    interval: Literal["fisher", "delta"] = "fisher",
-) -> Measured | None:
-    """Return Spearman's rank correlation r, and half its 95 % interval.
+def spearman(a: ArrayLike, b: ArrayLike, *, n: int | None = None, cap: float = 1.0) -> Measured | None:
+    """Return Spearman's rank correlation r, and the longer side of its 95 % interval (`fisher_interval`).
 
-    The interval is Fisher's, its longer side; or by the delta method, 2 (1 - r^2) / sqrt(n - 3), with 1 for n - 3
-    where there are fewer than four pairs. Pairs with a missing value are left out. `n` is the number of independent
-    pairs, where that is less than all. Beyond `cap`, r has the interval of `cap`: at 1, Fisher's has no length. None
-    where there is no order, as of a constant, or no interval: by Fisher for fewer than four pairs, and for |r| = 1
-    without a cap.
+    Pairs with a missing value are left out. `n` is the number of independent pairs, where that is less than all. Beyond
+    `cap`, r has the interval of `cap`: at 1, Fisher's has no length. None where there is no order, as of a constant, or
+    no interval: for fewer than four pairs, and for |r| = 1 without a cap.
 
     Raises:
         ValueError: the two are not as long.
@@ -194,8 +185,6 @@ def spearman(
     n = len(a) if n is None else n
     if len(a) < 2 or math.isnan(r := float(rank_correlation(a, b))):
         return None
-    if interval == "delta":
-        return Measured(r, 2 * (1 - r**2) / math.sqrt(max(n - 3, 1)))
     if n < 4 or (size := min(abs(r), cap)) > 1 - 1e-12:
         return None
     return Measured(r, abs(r) - math.tanh(math.atanh(size) - _half(r, n)))

@@ -59,6 +59,15 @@ def server() -> Iterator[str]:
 # Data folders
 
 
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    folder = tmp_path / "new" / "one"
+    first, second, third = (files.held(folder, KeyError(name)) for name in ("first", "second", "third"))
+    with first, pytest.raises(KeyError, match="second"), second:
+        raise AssertionError("it was not held")
+    with third:
+        assert folder.is_dir()
+
+
 def test_data_folders_are_the_chosen_one_then_the_cache(tmp_path, cache, monkeypatch):
     assert files.data_folders() == [cache]
     monkeypatch.setenv("NADKIT_DATA", str(tmp_path / "mine"))

@@ -113,6 +113,11 @@ def build(architecture: Architecture, *, shape: Shape, classes: int) -> nn.Modul
 
 @checks.typed
 @torch.no_grad()
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the type of a network's weights; float32 of one that has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 def n_logits(model: nn.Module, shape: Sequence[int], device: str | torch.device = "cpu") -> int:
     """Return the number K of logits of a network, which is left in eval mode, by trying it on zeros.
 
@@ -121,8 +126,7 @@ def n_logits(model: nn.Module, shape: Sequence[int], device: str | torch.device 
     """
     inputs, device = (2, *shape), pick(device)
     try:
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        out = model.eval()(torch.zeros(inputs, dtype=dtype, device=device))
+        out = model.eval()(torch.zeros(inputs, dtype=dtype_of(model), device=device))
     except Exception as error:
         raise ValueError(f"the network does not accept inputs of shape {inputs}: {error}") from error
     if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != 2:

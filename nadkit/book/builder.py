@@ -9,15 +9,13 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import joblib
 import yaml
-from filelock import FileLock, Timeout
 from papermill.exceptions import strip_color
 
 from nadkit import files
@@ -94,7 +92,8 @@ def build(
     proofread.require_sound(root)
     places = {name: folder / "executed" / profile / f"{name}.ipynb" for name in listed}
     chosen = [(chapter, validate(chapter, profile)) for chapter in (load(root, name) for name in wanted)]
-    with _alone(folder):
+    busy = BadInput(f"{folder}: another build is at work there; wait for it, or choose another --out")
+    with files.held(folder, busy):
         records.verify(root, wanted, say=say)
         planned = plan.read(root)
         todo = {
@@ -131,21 +130,6 @@ def build(
         if error:
             return result | {"error": error}
         return result | {"status": FINISHED, "html": str(folder / "html" / "index.html")}
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a folder from other builds during the block."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BadInput(f"{folder}: another build is at work there; wait for it, or choose another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _is_done(chapter: Chapter, values: Mapping[str, Any], places: Mapping[str, Path]) -> bool:

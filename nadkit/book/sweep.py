@@ -16,12 +16,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from nadkit import files
@@ -231,21 +230,16 @@ def _require_own(folder: Path, about: Mapping[str, Any], root: Path) -> None:
 @contextmanager
 def _held(plan: Plan) -> Iterator[None]:
     """Make a sweep's folder, and keep it from other sweeps during the block."""
-    folder, lock = plan.folder, FileLock(plan.folder / ".lock", timeout=0)
-    about = _about(plan.chapter.name, plan.profile, plan.fixed, plan.swept)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        with files.atomic_write(folder / PLAN) as part:
-            part.write_text(json.dumps(about, indent=2) + "\n")
-    except Timeout:
-        raise BadInput(f"{folder}: another sweep is at work there; wait for it, or choose another folder") from None
-    except (OSError, files.DataError) as error:
-        raise SweepStopped(f"{folder} cannot be written to: {error}") from error
-    try:
+    folder, about = plan.folder, _about(plan.chapter.name, plan.profile, plan.fixed, plan.swept)
+    busy = BadInput(f"{folder}: another sweep is at work there; wait for it, or choose another folder")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.held(folder, busy))
+            with files.atomic_write(folder / PLAN) as part:
+                part.write_text(json.dumps(about, indent=2) + "\n")
+        except (OSError, files.DataError) as error:
+            raise SweepStopped(f"{folder} cannot be written to: {error}") from error
         yield
-    finally:
-        lock.release()
 
 
 # ---- running it ----------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def fit(
     # channels_last halves the time of convolutions with few channels on one CPU thread
     model.to(device, memory_format=torch.channels_last)
     require_fit(model, (x, y), test)
-    optimizer, dtype = _optimizer(model, recipe), _dtype(model)
+    optimizer, dtype = _optimizer(model, recipe), architectures.dtype_of(model)
     history = History()
     batch_losses = torch.empty(0)
     per_epoch = math.ceil(len(x) / recipe.batch_size)
@@ -261,7 +261,7 @@ def evaluate(model: nn.Module, data: Data, *, batch_size: int = EVALUATION_BATCH
 @torch.no_grad()
 def loss_and_accuracy(model: nn.Module, data: Data, batch_size: int = EVALUATION_BATCH) -> tuple[float, float]:
     """Return what `evaluate` does, of data that have been checked and are on the network's device."""
-    (x, y), dtype = data, _dtype(model)
+    (x, y), dtype = data, architectures.dtype_of(model)
     model.eval()
     sums = torch.zeros(2, device=x.device)
     for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
@@ -272,11 +272,6 @@ def loss_and_accuracy(model: nn.Module, data: Data, batch_size: int = EVALUATION
         sums += torch.stack([loss, (logits.argmax(1) == labels).sum()])
     loss, accuracy = (sums / len(x)).tolist()
     return loss, accuracy
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    """Return the type of a network's weights."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import yaml
 from jupyter_book.config import get_final_config
 from toy import files_below, make_notebook, printed
 
+from nadkit import files
 from nadkit.book import builder, records, runner, witness
 from nadkit.book.builder import build
 from nadkit.book.chapters import BadInput, load, validate
@@ -140,7 +141,8 @@ def pages(out: Path) -> dict[str, bytes]:
 
 def test_two_builds_do_not_meet_in_one_folder(make_book, tmp_path):
     root = make_book(one=make_notebook())
-    with builder._alone(tmp_path / "_build"), pytest.raises(BadInput, match="another build is at work there"):
+    held = files.held(tmp_path / "_build", RuntimeError("held by nobody else"))
+    with held, pytest.raises(BadInput, match="another build is at work there"):
         build(root, out=tmp_path)
 
 
