@@ -258,8 +258,8 @@ def lines(
 ) -> Figure:
     """Return column ``y`` against column ``x`` as a marked line, one for each value of ``hue``.
 
-    Where rows share an ``x``, the line is their mean, in a band of two standard errors. The names of many lines, or
-    long ones, are better off beside them.
+    Where rows share an ``x``, the line is their mean, in a band of two standard errors. ``legend_beside`` puts the
+    names of the lines beside the panel, where many or long ones have room.
     """
     figure = _figure(9.5 if legend_beside else 6.4, 4)
     axis = figure.subplots()
@@ -445,7 +445,7 @@ def sampled_waves(waves: Mapping[str, Tensor], *, stride: int, fine: int) -> Fig
 
 
 def thinned(frame: pd.DataFrame, most: int = 400) -> pd.DataFrame:
-    """Return at most so many rows of a table, evenly spread over it: of more marks, a figure shows no more."""
+    """Return at most so many rows of a table, evenly spread over it, for a figure in which more marks tell no more."""
     return frame.iloc[:: max(1, math.ceil(len(frame) / most))]
 
 
@@ -454,7 +454,12 @@ def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = 
 
     With ``log_y`` the y axis is logarithmic; with ``symlog`` it is linear up to a power of ten, the next above the
     median size of ``y`` where that is not zero, and logarithmic beyond.
+
+    Raises:
+        ValueError: both are asked for.
     """
+    if symlog and log_y:
+        raise ValueError("expected symlog or log_y, got both")
     groups = frame.groupby(panel, sort=False)
     figure, axes = _panels(len(groups), 4.6, 3.8, extra=0.4)
     for axis, (name, rows) in zip(axes, groups, strict=True):
@@ -687,7 +692,13 @@ def log_scale(axis: Axes) -> None:
 
 
 def second_scale(axis: Axes, *, x: str | None = None, y: str | None = None, factor: float) -> None:
-    """Draw a scale opposite the x or the y axis, named so, that shows its values times a factor."""
+    """Draw a scale opposite the x or the y axis, or both, named so, that shows its values times a factor.
+
+    Raises:
+        ValueError: neither is named.
+    """
+    if x is None and y is None:
+        raise ValueError("expected the name of a second scale, x or y")
     functions = (lambda values: values * factor), (lambda values: values / factor)
     if x is not None:
         axis.secondary_xaxis("top", functions=functions).set_xlabel(x)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -81,8 +81,13 @@ def means(
     """Return a row for each group of a table: the mean of each column, and beside it its two standard errors.
 
     `error` names the columns of errors. Missing values are left out; a single value has the error NaN.
+
+    Raises:
+        ValueError: two columns would have errors of one name.
     """
-    groups = table.groupby(by, sort=False)
+    if len(columns) > 1 and error.format("a") == error.format("b"):
+        raise ValueError(f"error: expected a name for each column, with {{}} for the column's, got {error!r}")
+    groups = table.groupby(by, sort=False, dropna=False)
     found = {}
     for column in columns:
         found[column], found[error.format(column)] = groups[column].mean(), 2 * groups[column].sem()
@@ -170,12 +175,21 @@ def _half(r: float, n: float) -> float:
     return 2 * math.sqrt((1 + r**2 / 2) / (n - 3))
 
 
-def spearman(a: ArrayLike, b: ArrayLike, *, n: int | None = None, cap: float = 1.0) -> Measured | None:
-    """Return Spearman's rank correlation r, and the longer side of its 95 % interval (`fisher_interval`).
+def spearman(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    n: int | None = None,
+    cap: float = 1.0,
+    interval: Literal["fisher", "delta"] = "fisher",
+) -> Measured | None:
+    """Return Spearman's rank correlation r, and half its 95 % interval.
 
-    Pairs with a missing value are left out. `n` is the number of independent pairs, where that is less than all. Beyond
-    `cap`, r has the interval of `cap`: at 1, Fisher's has no length. None where there is no order, as of a constant, or
-    no interval: for fewer than four pairs, and for |r| = 1 without a cap.
+    The interval is Fisher's, its longer side; or by the delta method, 2 (1 - r^2) / sqrt(n - 3), with 1 for n - 3
+    where there are fewer than four pairs. Pairs with a missing value are left out. `n` is the number of independent
+    pairs, where that is less than all. Beyond `cap`, r has the interval of `cap`: at 1, Fisher's has no length. None
+    where there is no order, as of a constant, or no interval: by Fisher for fewer than four pairs, and for |r| = 1
+    without a cap.
 
     Raises:
         ValueError: the two are not as long.
@@ -185,6 +199,8 @@ def spearman(a: ArrayLike, b: ArrayLike, *, n: int | None = None, cap: float = 1
     n = len(a) if n is None else n
     if len(a) < 2 or math.isnan(r := float(rank_correlation(a, b))):
         return None
+    if interval == "delta":
+        return Measured(r, 2 * (1 - r**2) / math.sqrt(max(n - 3, 1)))
     if n < 4 or (size := min(abs(r), cap)) > 1 - 1e-12:
         return None
     return Measured(r, abs(r) - math.tanh(math.atanh(size) - _half(r, n)))
@@ -193,9 +209,14 @@ def spearman(a: ArrayLike, b: ArrayLike, *, n: int | None = None, cap: float = 1
 def first_below(x: ArrayLike, y: ArrayLike, level: float) -> float:
     """Return the x at which y, linear between its points in their order, first falls below a level.
 
-    NaN where y begins below it, or never is.
+    NaN where y begins below it, never is, or is missing just before.
+
+    Raises:
+        ValueError: there are no points, or not as many x as y.
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if x.shape != y.shape or x.ndim != 1 or not x.size:
+        raise ValueError(f"expected two series of as many points, one at least, got {x.shape} and {y.shape}")
     i = int((y < level).argmax())
     return math.nan if i == 0 else float(np.interp(level, y[[i, i - 1]], x[[i, i - 1]]))
 
@@ -259,21 +280,23 @@ def rank_correlation_within(
     frame = pd.DataFrame({name: np.asarray(values) for name, values in columns.items()}).dropna()
     large = [rows.drop(columns="group") for _, rows in frame.groupby("group") if len(rows) >= max(least, 2)]
     correlation = rank_correlation if given is None else partial_rank_correlation
-    return float(pd.Series([correlation(*map(rows.get, rows)) for rows in large], dtype=float).mean())
+    return float(pd.Series([correlation(*(rows[name] for name in rows)) for rows in large], dtype=float).mean())
 
 
 def rank_correlation_parts(a: ArrayLike, b: ArrayLike, groups: ArrayLike) -> tuple[float, float]:
     """Return the parts of Spearman's rank correlation within groups and between them; they add up to it.
 
     With standardised ranks r and s, and their means over the group of each member, r' and s', the parts are
-    mean((r - r') (s - s')) and mean(r' s'). NaN where all values of one are equal.
+    mean((r - r') (s - s')) and mean(r' s'). Pairs with a missing value are left out. NaN where all values of one are
+    equal.
 
     Raises:
         ValueError: the three are not as long.
     """
-    frame = pd.DataFrame({"a": np.asarray(a), "b": np.asarray(b)}).rank()
-    ranks = (frame - frame.mean()) / frame.std(ddof=0)
-    means = ranks.groupby(np.asarray(groups)).transform("mean")
+    frame = pd.DataFrame({"a": np.asarray(a), "b": np.asarray(b), "group": np.asarray(groups)}).dropna()
+    ranks = frame[["a", "b"]].rank()
+    ranks = (ranks - ranks.mean()) / ranks.std(ddof=0)
+    means = ranks.groupby(frame.group).transform("mean")
     within, between = (part.prod(axis=1, skipna=False).mean() for part in (ranks - means, means))
     return float(within), float(between)
 

@@ -278,6 +278,8 @@ def test_a_second_scale_shows_the_values_times_a_factor():
     assert (top.get_xlabel(), right.get_ylabel()) == ("twice x", "ten times y")
     assert top.get_xlim() == pytest.approx(np.multiply(axis.get_xlim(), 2))
     assert right.get_ylim() == pytest.approx(np.multiply(axis.get_ylim(), 10))
+    with pytest.raises(ValueError, match="x or y"):
+        plots.second_scale(axis, factor=2)
     assert figure.get_figwidth() > plots.lines(pd.DataFrame({"x": [0], "y": [1]}), x="x", y="y").get_figwidth()
 
 
@@ -299,6 +301,11 @@ def test_dots_by_layer_have_a_panel_for_each_group_and_an_axis_that_shows_both_s
     assert one.yaxis.get_transform().linthresh == 1000  # the power of ten above the median, 201
     plain = draw(plots.by_layer(frame, x="selectivity", y="impact", panel="network"))
     assert {axis.get_yscale() for axis in plain} == {"linear"}
+    positive = frame.assign(impact=[1.0, 10, 100, 5])[:3]
+    logarithmic = draw(plots.by_layer(positive, x="selectivity", y="impact", panel="network", log_y=True))
+    assert logarithmic[0].get_yscale() == "log"
+    with pytest.raises(ValueError, match="got both"):
+        plots.by_layer(frame, x="selectivity", y="impact", panel="network", log_y=True, symlog=True)
 
 
 def test_curves_have_bands_and_marks_in_the_colours_of_their_lines():

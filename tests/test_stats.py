@@ -122,6 +122,7 @@ def test_spearman_has_the_longer_side_of_its_interval():
     assert stats.spearman(A, -B).error == pytest.approx(found.error)
     fewer = stats.spearman(A, B, n=8)
     assert (fewer.value, fewer.error) == (found.value, pytest.approx(r_error(r, 8)))
+    assert stats.spearman(A, B, interval="delta").error == pytest.approx(2 * (1 - r**2) / math.sqrt(17))
 
 
 def r_error(r: float, n: int) -> float:
@@ -136,6 +137,7 @@ def test_spearman_leaves_missing_pairs_out_and_ignores_labels():
 def test_no_order_is_not_measured():
     assert stats.spearman(A, np.ones(20)) is None
     assert stats.spearman(A[:3], B[:3]) is None
+    assert stats.spearman([1, 2], [4, 3], interval="delta") == Measured(-1.0)
     assert stats.spearman(A, B, n=3) is None
     assert stats.spearman([], []) is None
     assert stats.spearman(A, 2 * A) is None
@@ -200,6 +202,8 @@ def test_the_parts_of_a_rank_correlation_add_up_to_it():
     assert stats.rank_correlation_parts([1, 1, 2, 2], [3, 3, 4, 4], [0, 0, 1, 1]) == pytest.approx((0, 1))
     assert stats.rank_correlation_parts([1, 2, 1, 2], [3, 4, 3, 4], [0, 0, 1, 1]) == pytest.approx((1, 0))
     assert all(map(math.isnan, stats.rank_correlation_parts(A, np.ones(20), groups)))
+    some = [*A[:19], math.nan]
+    assert stats.rank_correlation_parts(some, B, groups) == stats.rank_correlation_parts(A[:19], B[:19], groups[:19])
 
 
 def test_means_have_two_standard_errors_beside_them():
@@ -212,6 +216,9 @@ def test_means_have_two_standard_errors_beside_them():
     assert found["error, x"][0] == pytest.approx(one.error)
     assert found["error, x"][1:].isna().all()
     assert "± y" in stats.means(table, ["kind"], ["y"], error="± {}")
+    assert list(stats.means(table, "x", ["y"]).x.isna()) == [False, False, False, True, False]
+    with pytest.raises(ValueError, match="a name for each column"):
+        stats.means(table, "kind", ["x", "y"], error="error")
 
 
 def test_a_curve_first_falls_below_a_level_between_two_points():
@@ -220,6 +227,10 @@ def test_a_curve_first_falls_below_a_level_between_two_points():
     assert stats.first_below(x, [1, 0.5, 0.4, 0.9, 0.1], 0.5) == pytest.approx(1)
     assert math.isnan(stats.first_below(x, [0.4, 1, 1, 1, 0], 0.5))
     assert math.isnan(stats.first_below(x, [1, 1, 1, 1, 0.5], 0.5))
+    assert math.isnan(stats.first_below(x, [1, math.nan, 0.2, 0.1, 0], 0.5))
+    for y in ([], [1, 0]):
+        with pytest.raises(ValueError, match="as many points"):
+            stats.first_below([] if not y else x, y, 0.5)
 
 
 def test_partial_rank_correlation_is_that_of_the_residuals():

@@ -86,12 +86,12 @@ class ClassImpact:
 
     Attributes:
         loss: (n_units, classes) float64, increase of the loss (nats).
-        correct: (n_units, classes) float64, right answers lost.
+        lost: (n_units, classes) float64, right answers lost.
         images: (classes,) int64, how many images there are.
     """
 
     loss: Tensor
-    correct: Tensor
+    lost: Tensor
     images: Tensor
 
 
@@ -275,19 +275,24 @@ def unit_impact(
 def class_impact(model: nn.Module, data: Data, sites: Sites, classes: int, **options: object) -> ClassImpact:
     """Return what ablating each unit alone costs each class; of a class without images the sums are zero.
 
-    The arguments, and what is raised, are those of `unit_impact`, with the number of classes.
+    The arguments are those of `unit_impact`, with the number of classes.
+
+    Raises:
+        ValueError: there are no images, or labels beyond the classes; otherwise as `unit_impact`.
 
     Source: Zhou, Sun, Bau and Torralba 2018, "Revisiting the importance of individual units in CNNs via ablation".
     """
     x, y = data
+    checks.require_samples(x, y)
+    checks.require_labels("labels", y, classes, "classes")
     images = y.bincount(minlength=classes).cpu()
-    loss, correct = torch.zeros(2, sites.n_units, classes, dtype=torch.float64)
+    loss, lost = torch.zeros(2, sites.n_units, classes, dtype=torch.float64)
     for label in images.nonzero().flatten().tolist():
-        of_class = y == label
-        ablated = unit_impact(model, (x[of_class], y[of_class]), sites, **options)
+        of_class = (y == label).nonzero().flatten()
+        ablated = unit_impact(model, (x[of_class.to(x.device)], y[of_class]), sites, **options)
         loss[:, label] = images[label] * (ablated.loss - ablated.baseline.loss)
-        correct[:, label] = (images[label] * (ablated.baseline.accuracy - ablated.accuracy)).round()
-    return ClassImpact(loss=loss, correct=correct, images=images)
+        lost[:, label] = (images[label] * (ablated.baseline.accuracy - ablated.accuracy)).round()
+    return ClassImpact(loss=loss, lost=lost, images=images)
 
 
 @checks.typed

@@ -31,7 +31,8 @@ def answer(
     What is `found` is a number of the kind that `measure` names, with its uncertainty if it has one; None where
     nothing could be measured; or the answer itself, in words. `yes_if` is a bound such as "> 0" (`claims.parse_bound`).
     The answer is the first of the `words` if the whole interval is within the bound, the second if none of it is, else
-    the third. Without a bound the number is the answer.
+    the third; other words than yes and no, such as "better" and "worse", do not take exactly 0 for the second. Without
+    a bound the number is the answer.
 
     Raises:
         ValueError: the question has no question mark, or the bound cannot be read.
@@ -46,11 +47,24 @@ def answer(
     number = with_error(value, error)
     if not yes_if:
         return {"question": question, "answer": number, "measured": measure}
+    verdict = within(value, error, yes_if)
+    if value == error == 0 and words[1] != NO:
+        verdict = 2
     return {
         "question": question,
-        "answer": words[within(value, error, yes_if)],
+        "answer": words[verdict],
         "measured": f"{measure}: {number}" if measure else number,
     }
+
+
+def weakest(found: Sequence["Measured"], bound: str) -> "Measured":
+    """Return of several measurements that which answers whether all of them are within a bound, such as "> 0".
+
+    That is one that is not; else one of which a part is not; of several alike, the one whose whole interval begins
+    lowest.
+    """
+    order = {1: 0, 2: 1, 0: 2}  # what `within` says, the gravest first
+    return min(found, key=lambda one: (order[within(one.value, one.error, bound)], one.value - one.error))
 
 
 def show(answers: Sequence[dict[str, str]], recorded: Sequence["Record"] = ()) -> None:

@@ -214,7 +214,14 @@ def expected(chapter: Chapter, values: Mapping[str, Any]) -> list[Expected]:
 
     found: list[Expected] = []
     making = {"Claim": Expected, "about": functools.partial(claims.about, kind=Expected), "show": found.extend}
-    space = {"__builtins__": _builtins(), "__name__": "__main__", "_items": _items, "_entries": _entries, **values}
+    space = {
+        "__builtins__": _builtins(),
+        "__name__": "__main__",
+        "_items": _items,
+        "_entries": _entries,
+        "_options": _options,
+        **values,
+    }
     cells = (cell for cell in chapter.notebook["cells"] if cell["cell_type"] == "code")
     sources = (cell_source(cell) for cell in cells if "parameters" not in cell_tags(cell))
     for statement, code in (pair for source in sources for pair in _compiled(source)):
@@ -261,6 +268,9 @@ class _Careful(ast.NodeTransformer):
         for argument in node.args:
             if isinstance(argument, ast.Starred):
                 argument.value = _call("_items", argument.value, ast.Constant(1))
+        for option in node.keywords:
+            if option.arg is None:
+                option.value = _call("_options", option.value)
         return node
 
     def visit_Dict(self, node: ast.Dict) -> ast.Dict:
@@ -280,6 +290,10 @@ def _items(value: object, n: int) -> object:
 
 def _entries(value: object) -> object:
     return {"?": value} if isinstance(value, Unknown) else value
+
+
+def _options(value: object) -> object:
+    return {} if isinstance(value, Unknown) else value
 
 
 def _builtins() -> dict[str, object]:

@@ -63,9 +63,10 @@ def checkpoint(name: str) -> Path | None:
 
 
 def resumable(name: str, device: "str | torch.device") -> dict[str, Any]:
-    """Return what every long computation of a chapter is told: its device, the run's workers, where it keeps its state.
+    """Return what a long computation of a chapter is told, so that a run can be watched, shared out and resumed.
 
-    training.fit_networks(..., **results.resumable("networks", device))
+    That is the device, the run's executor (`executors.given`), where to keep its state (`checkpoint`), and a progress
+    bar: `training.fit_networks(..., **results.resumable("networks", device))`.
     """
     return {"device": device, "executor": executors.given(), "checkpoint": checkpoint(name), "progress": True}
 

@@ -468,12 +468,17 @@ def test_what_ablation_costs_the_classes_adds_up_to_what_it_costs():
     assert found.images.tolist() == [10, 10, 10, 0]
     torch.testing.assert_close(found.loss.sum(1) / 30, whole.loss - whole.baseline.loss)
     lost = found.images[:3] * (whole.baseline.class_accuracy - whole.class_accuracy)[:, :3]
-    torch.testing.assert_close(found.correct[:, :3], lost)
+    torch.testing.assert_close(found.lost[:, :3], lost)
     assert (found.loss[:, 3] == 0).all()
-    assert (found.correct[:, 3] == 0).all()
+    assert (found.lost[:, 3] == 0).all()
     at_mean = {"value": "mean", "moments": unit_moments(model, data[0], sites)}
     clamped, impact = class_impact(model, data, sites, 4, **at_mean), unit_impact(model, data, sites, **at_mean)
     torch.testing.assert_close(clamped.loss.sum(1) / 30, impact.loss - impact.baseline.loss)
+    for x, y, classes in ((data[0], data[1], 2), (data[0], data[1] - 1, 4), (data[0][:5], data[1], 4)):
+        with pytest.raises(ValueError, match="labels"):
+            class_impact(model, (x, y), sites, classes)
+    with pytest.raises(ValueError, match="expected"):
+        class_impact(model, (data[0][:0], data[1][:0]), sites, 4)
 
 
 def test_dead_units_change_nothing_and_cost_nothing():

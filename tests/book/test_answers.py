@@ -33,6 +33,20 @@ def test_an_answer_in_other_words():
     assert given == list(words)
 
 
+def test_exactly_nothing_is_not_worse():
+    nothing = Measured(0.0, 0.0)
+    assert answer("Better?", nothing, "> 0", words=("better", "worse", "no difference"))["answer"] == "no difference"
+    assert answer("Is it more?", nothing, "> 0")["answer"] == "no"
+    assert answer("Is it at least as good?", nothing, ">= 0")["answer"] == "yes"
+
+
+def test_the_weakest_says_whether_all_are_within_a_bound():
+    yes, nearer, unclear, no = Measured(5, 1), Measured(2, 1), Measured(1, 9), Measured(-1, 0.5)
+    assert answers.weakest([yes, nearer, unclear, no], "> 0") == no
+    assert answers.weakest([yes, unclear, nearer], "> 0") == unclear
+    assert answers.weakest([yes, nearer], "> 0") == nearer
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"), [({"question": "It is so."}, "question mark"), ({"yes_if": "large"}, "holds_if: expected")]
 )

@@ -85,6 +85,13 @@ def test_whatever_is_done_with_a_result_is_unknown_and_ends(make_book, before):
     assert not isinstance(claim.measured, float)
 
 
+def test_unknown_options_of_a_call_leave_known_what_it_is_called_for(make_book):
+    before = f"{TRAIN}x = {{name: table.fit(name, **table.options) for name in networks}}\n"
+    shown = "show([Claim(n, 'A', x.get(n), '> 0') for n in ('lenet', 'vgg11')])"
+    found = foreseen(make_book, before + shown)
+    assert {name: claim.obstacles for name, claim in found.items()} == {"lenet": [], "vgg11": ["not measured"]}
+
+
 def test_nothing_is_computed_or_written(make_book, tmp_path):
     code = f"open({str(tmp_path / 'x')!r}, 'w').write('x')\nimport torch\nx = torch.ones(3)\nshow([])"
     assert foreseen(make_book, code) == {}
