@@ -243,7 +243,8 @@ def _record(options: argparse.Namespace) -> Answer:
         options.profile = options.profile or QUICK
         values = chapters.validate(chapter, options.profile, _overrides(options))
         notebook = _notebook(options, chapter, values)
-        if runner.has_result(notebook, prints.result_print(chapter, values)):
+        finished = runner.has_result(notebook, prints.result_print(chapter, values))
+        if finished and records.is_of_today(runner.read_record(notebook), chapter):
             _say(f"{notebook} is finished already")
         else:
             try:

@@ -249,11 +249,21 @@ def recordable(notebook: Path, root: Path) -> Chapter:
     same = about.get("experiment") == prints.experiment(chapter)
     if not same or about["parameters"].keys() != chapter.parameters.keys():
         raise BadInput(f"{notebook}: the experiment of {chapter.name} changed since this run; run it again")
+    if not is_of_today(about, chapter):
+        raise BadInput(f"{notebook}: what {chapter.name} claims or shows changed since this run; run it again")
     kept = stored(notebook)
     if not (kept.numbers or kept.tables or run.claims):
         raise BadInput(f"{notebook}: nothing to record; a chapter stores by results.keep, results.show and claims.show")
     _path(notebook, chapter)
     return chapter
+
+
+def is_of_today(about: Mapping[str, Any], chapter: Chapter) -> bool:
+    """Return whether a run, from what its notebook says about it, computed by the code that its chapter has today.
+
+    Claims count: a run keeps what its own claims measured.
+    """
+    return about.get("shown") == prints.experiment(chapter, shown=True)
 
 
 def record(notebook: Path, root: Path, witness: Witness) -> Path:

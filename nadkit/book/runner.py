@@ -126,6 +126,7 @@ def _new_record(chapter: Chapter, values: Mapping[str, Any], profile: str) -> di
         "profile": profile,
         "parameters": dict(values),
         "experiment": known,
+        "shown": experiment(chapter, shown=True),
         "result_print": result_print(chapter, values, known),
         "recorded": records_print(chapter),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -326,6 +326,24 @@ def test_record_takes_a_finished_run_whose_prose_was_mended(book, capsys, short_
     assert "one.ipynb is finished already" in capsys.readouterr().err
 
 
+def test_record_runs_again_what_measured_other_claims(make_book, monkeypatch, capsys, short_witness):
+    """They are no part of the experiment, but a run keeps what its own claims measured."""
+    show = "from nadkit.book.claims import Claim, show\nshow([Claim('a', 'A.', 0.5, '> 0')])"
+    notebook = make_notebook(code=("x = 0.5", show))
+    notebook.cells[-1].metadata["tags"] = ["presentation"]
+    root = make_book(one=notebook)
+    path = root / "book" / "one.ipynb"
+    monkeypatch.chdir(root)
+    assert main(["record", "one", "--out", "one.ipynb"]) == 0
+    path.write_text(path.read_text().replace("0.5, '> 0'", "-0.5, '> 0'"))
+    assert main(["record", "one", "--from", "one.ipynb"]) == 2
+    assert "what one claims or shows changed since this run; run it again" in capsys.readouterr().err
+    assert main(["record", "one", "--out", "one.ipynb"]) == 0
+    assert "is finished already" not in capsys.readouterr().err
+    (record,) = (root / "book" / "recorded" / "one").iterdir()
+    assert json.loads(record.read_text())["claims"][0]["measured"] == -0.5
+
+
 def test_a_failed_run_is_not_recorded(make_book, monkeypatch, capsys):
     root = make_book(one=make_notebook(code=("1 / 0",)))
     monkeypatch.chdir(root)
