@@ -1,4 +1,8 @@
-"""torchvision's networks with their ImageNet weights, where the user has the file."""
+"""torchvision's networks with their ImageNet weights, where the user has the file.
+
+`torch.hub.load_state_dict_from_url` checks a file when it comes, but not one that lies there already, which a user may
+have put there or a full disk cut short. So a file is verified here every time before it is read.
+"""
 
 import pickle
 import re
