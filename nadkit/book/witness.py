@@ -4,7 +4,9 @@ A *record* of a big run must outlive refactoring, yet nobody repeats the run aft
 runs the chapter at its smoke size. As long as today's code gives the numbers of this witness, the record is valid.
 
 Rounding differs between processors, versions and numbers of threads. The witness is therefore made several times, in
-the `ENVIRONMENTS` below, and keeps for every series of numbers the largest difference that this made.
+the `ENVIRONMENTS` below, and keeps for every series of numbers the largest difference that this made. It is also made
+twice in the same one: numbers that repeat there, however much rounding moves them, must do so for today's code where
+versions and processor are the same.
 """
 
 import json
@@ -55,11 +57,13 @@ class WitnessFailed(RuntimeError):
 class Series:
     """Numbers or words that belong together: a column of a table, a number kept, a claim's measurement and error.
 
-    `spread` is the largest difference that another way to round made; None if it exchanged words or gaps.
+    `spread` is the largest difference that another way to round made; None if it exchanged words or gaps. `repeats`
+    says that another run with the same way to round gave the same numbers, which times, for one, do not.
     """
 
     values: Values
     spread: float | None = 0.0
+    repeats: bool = False
 
     @property
     def robust(self) -> bool:
@@ -99,7 +103,7 @@ class Comparison:
     """How one run at a witness's size compares to it: the series that differ, and the largest difference of the others.
 
     `exact` says that not the last digit may differ: the same versions on the same kind of processor. `of` is the number
-    of robust series of numbers in the witness, `compared` of those that the other run has as well.
+    of series of numbers in the witness that tell, `compared` of those that the other run has as well.
     """
 
     exact: bool
@@ -132,7 +136,7 @@ def _percent(difference: float) -> str:
 
 
 def compare(witness: Witness, other: Witness) -> Comparison:
-    """Compare what two runs of one size gave, in the robust series that both have.
+    """Compare what two runs of one size gave, in the series that both have: robust ones, and exactly those that repeat.
 
     The difference of two series is the largest one of their numbers, relative to their largest number. On the same
     versions and kind of processor it must be zero, up to the order of the sums in a claim's measurement (`ORDER`),
@@ -140,12 +144,12 @@ def compare(witness: Witness, other: Witness) -> Comparison:
     the two has tells of more or fewer results, not of other ones.
     """
     exact = (witness.versions, witness.processor) == (other.versions, other.processor)
-    robust = {name: series for name, series in witness.series.items() if series.robust}
-    both = {name: series for name, series in robust.items() if name in other.series}
+    telling = {name: series for name, series in witness.series.items() if series.robust or (exact and series.repeats)}
+    both = {name: series for name, series in telling.items() if name in other.series}
     found = {name: distance(series.values, other.series[name].values) for name, series in both.items()}
     differing = {name: by for name, by in found.items() if by > (ORDER if exact else both[name].tolerance)}
     largest = max((by for name, by in found.items() if name not in differing), default=0.0)
-    counted = [sum(any(map(_is_number, s.values)) for s in some.values()) for some in (robust, both)]
+    counted = [sum(any(map(_is_number, s.values)) for s in some.values()) for some in (telling, both)]
     return Comparison(exact, *counted, differing, largest)
 
 
@@ -204,16 +208,23 @@ def make(
     if unknown := next((name for name in given or {} if name not in chapter.parameters), None):
         raise BadInput(f"{chapter.name}: {unknown}: no such parameter; {did_you_mean(unknown, chapter.parameters)}")
     values = parameters(chapter, given)
-    say(f"{chapter.name}: making the witness, {len(ENVIRONMENTS) + 1} runs at smoke size")
-    first = observe(chapter, values, library=library)
+    say(f"{chapter.name}: making the witness, {len(ENVIRONMENTS) + 2} runs at smoke size")
+    first, again = (observe(chapter, values, library=library) for _ in range(2))
     others = [observe(chapter, values, environment, library).series for environment in ENVIRONMENTS.values()]
-    series = {name: Series(one.values, _spread(name, one, others)) for name, one in first.series.items()}
+    series = {
+        name: Series(one.values, _spread(name, one, others), _repeats(one, again.series.get(name)))
+        for name, one in first.series.items()
+    }
     return Witness(**{**asdict(first), "series": series})
 
 
 def _spread(name: str, one: Series, others: Sequence[Mapping[str, Series]]) -> float | None:
     found = max(distance(one.values, other[name].values) if name in other else math.inf for other in others)
     return float(f"{found:.2g}") if math.isfinite(found) else None
+
+
+def _repeats(one: Series, again: Series | None) -> bool:
+    return again is not None and any(map(_is_number, one.values)) and distance(one.values, again.values) == 0
 
 
 def make_at(

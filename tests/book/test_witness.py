@@ -45,6 +45,16 @@ def test_on_the_same_processor_every_digit_counts():
     assert "1 are no longer computed" in fewer.words
 
 
+def test_on_the_same_processor_chaos_repeats():
+    """What rounding amplifies tells of other code all the same, but times do not repeat."""
+    then = a_witness(accuracy=Series([0.5], 0.3, repeats=True), seconds=Series([0.5], None))
+    now = {"accuracy": Series([0.6]), "seconds": Series([0.7])}
+    assert list(compare(then, a_witness(**now)).differing) == ["accuracy"]
+    assert compare(then, a_witness(**now | {"accuracy": Series([0.5])})).agrees
+    elsewhere = compare(then, a_witness("another", **now))
+    assert (elsewhere.of, elsewhere.differing) == (0, {})
+
+
 def test_the_order_of_a_sum_is_no_other_experiment():
     sums = 0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1
     then, now, other = (a_witness(**{"claim c": Series([1.0, x])}) for x in (*sums, 0.6 + 1e-9))
@@ -94,10 +104,17 @@ def test_a_witness_holds_what_the_chapter_stores(make_book, short_witness, monke
     monkeypatch.chdir(make_book({"smoke": {"one": {"n": 2}}}, one=make_notebook(code=(KEEPS,))))
     said = []
     made = witness.make(load(witness.Path.cwd(), "one"), said.append)
-    assert made.series == {"number double": Series([4], 0.0), "number scaled": Series([1.0], 0.0)}
+    assert made.series == {"number double": Series([4], 0.0, True), "number scaled": Series([1.0], 0.0, True)}
     assert made.parameters["n"] == 2
     assert made.processor == witness.prints.processor()
-    assert said == ["one: making the witness, 2 runs at smoke size"]
+    assert said == ["one: making the witness, 3 runs at smoke size"]
+
+
+def test_what_does_not_repeat_is_known(make_book, short_witness, monkeypatch):
+    keeps = "import time\nfrom nadkit.book import results\nresults.keep(n=n, now=time.time_ns() % 10**6)"
+    monkeypatch.chdir(make_book(one=make_notebook(code=(keeps,))))
+    made = witness.make(load(witness.Path.cwd(), "one"), print)
+    assert {name: series.repeats for name, series in made.series.items()} == {"number n": True, "number now": False}
 
 
 def test_a_chapter_that_does_not_run_is_named(make_book):
