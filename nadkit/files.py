@@ -33,7 +33,7 @@ def held(folder: Path, otherwise: Exception) -> Iterator[None]:
     """Make a folder, and keep it from other processes that would hold it, during the block.
 
     Raises:
-        otherwise: another one holds it.
+        Exception: `otherwise`, if another one holds it.
         OSError: it cannot be made or locked.
     """
     folder.mkdir(parents=True, exist_ok=True)
