@@ -150,6 +150,7 @@ CALLS = {
         **ABLATION,
     ),
     ablation.layer_curves: dict(model=NETWORK, data=DATA, sites=SITES),
+    ablation.class_impact: dict(model=NETWORK, data=DATA, sites=SITES, classes=2),
     ablation.noise_curve: dict(
         model=NETWORK, data=DATA, sites=SITES, scales=[0.5], repeats=1, moments=UNITS, relative=True, seed=0, **ABLATION
     ),
@@ -478,7 +479,7 @@ def optional(function, name):
 # What has no good call above.
 OTHERS = """
     Carrier Ceiling Cell FourierBasis Frequency GradientCovariance History IndexCurve NADs Trained  (results)
-    Activity Curve Impact Moments RemovalCurve MutualInformation NoiseCurve Scores Site  (more of them)
+    Activity ClassImpact Curve Impact Moments RemovalCurve MutualInformation NoiseCurve Scores Site  (more of them)
     Batch Cost Criterion Oracle Pruned Weights Wires  (and more)
     Anchor Flipping Reported union activity_at over_positions require_every_class require_finite require_sites as_inputs
     capture evaluating find origin replaced require_directions  (what other modules are made of)

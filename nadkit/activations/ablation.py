@@ -284,7 +284,7 @@ def class_impact(model: nn.Module, data: Data, sites: Sites, classes: int, **opt
     """
     x, y = data
     checks.require_samples(x, y)
-    checks.require_labels("labels", y, classes, "classes")
+    checks.require_labels("labels", y, checks.require_integer("classes", classes, 1), "classes")
     images = y.bincount(minlength=classes).cpu()
     loss, lost = torch.zeros(2, sites.n_units, classes, dtype=torch.float64)
     for label in images.nonzero().flatten().tolist():

@@ -111,13 +111,13 @@ def build(architecture: Architecture, *, shape: Shape, classes: int) -> nn.Modul
     return model
 
 
-@checks.typed
-@torch.no_grad()
 def dtype_of(model: nn.Module) -> torch.dtype:
     """Return the type of a network's weights; float32 of one that has none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
+@checks.typed
+@torch.no_grad()
 def n_logits(model: nn.Module, shape: Sequence[int], device: str | torch.device = "cpu") -> int:
     """Return the number K of logits of a network, which is left in eval mode, by trying it on zeros.
 
