@@ -123,8 +123,9 @@ def _by_frequency(axis: Axes, title: str = "", *, first: bool = True) -> None:
 
 
 def wave_map(waves: Iterable[tuple[int, int]], values: Sequence[float]) -> pd.DataFrame:
-    """Return one value for each wave (fx, fy), by vertical (rows) and horizontal frequency."""
-    table = pd.DataFrame(list(waves), columns=["fx", "fy"]).assign(value=values)
+    """Return one value for each wave (fx, fy), in their order, by vertical (rows) and horizontal frequency."""
+    table = pd.DataFrame(list(waves), columns=["fx", "fy"])
+    table = table.assign(value=np.asarray(values))  # a series of some rows would be matched by their numbers
     return table.pivot(index="fy", columns="fx", values="value")
 
 

@@ -268,6 +268,11 @@ def test_sampled_waves_mark_the_positions_that_are_kept():
     assert len(many.get_legend().get_texts()) == 6
 
 
+def test_a_wave_map_takes_values_in_the_order_of_the_waves():
+    values = pd.Series([1.0, 2.0], index=[144, 145])
+    assert plots.wave_map([(0, 2), (4, 2)], values).loc[2].tolist() == [1, 2]
+
+
 def test_a_second_scale_shows_the_values_times_a_factor():
     figure = plots.lines(pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 2.0]}), x="x", y="y", legend_beside=True)
     axis = figure.axes[0]
