@@ -7,6 +7,7 @@ import atexit
 import gc
 import logging
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,10 @@ AUTOGROUP = Path("/proc/self/autogroup")
 SELDOM = (100_000, 10, 10)
 """After so many new objects, and so many of these looks, Python is to look for garbage, at last among all objects. Its
 own 700 or 2,000 are few where a library like torch brings hundreds of thousands that stay."""
+CONTROL = "Control"
+"""ipykernel's name of its thread that hears requests to end."""
+PATIENCE = 1.0
+"""Seconds that a kernel's end waits for that thread, which does not end where nobody asked it to."""
 
 
 def prepare() -> None:
@@ -30,6 +35,19 @@ def prepare() -> None:
     # first runs last, after all that the chapter and ipykernel asked for.
     atexit.register(gc.freeze)
     gc.set_threshold(*SELDOM)
+    # Python waits for such a thread before it does what was registered for its exit.
+    threading.Thread(target=let_control_end).start()
+
+
+def let_control_end() -> None:
+    """Wait for the end of the main thread, then for that of the thread that was asked to end the kernel.
+
+    At exit ipykernel closes the pipes of all its threads. Where this one still sends on its own, libzmq aborts.
+    """
+    threading.main_thread().join()
+    for thread in threading.enumerate():
+        if thread.name == CONTROL:
+            thread.join(PATIENCE)
 
 
 if "get_config" in globals():  # put there by ipykernel; not so where this module is imported

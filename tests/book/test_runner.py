@@ -101,6 +101,28 @@ def test_a_kernel_looks_for_garbage_seldom(make_book, tmp_path):
     assert printed(tmp_path / "one.ipynb").split() == [str(n) for n in kernel.SELDOM]
 
 
+def test_a_kernel_closes_no_pipe_that_its_control_thread_still_sends_on(make_book, tmp_path):
+    """Two threads on one socket of libzmq abort the process, with a line on the terminal."""
+    seen = tmp_path / "threads"
+    code = f"""\
+import atexit, pathlib, threading, time
+own = get_ipython().kernel
+publish = own._publish_status_and_flush
+def late(status, channel, *rest):  # what the control thread sends last, after it asked the main thread to end
+    if channel == "control":
+        time.sleep(0.3)
+    publish(status, channel, *rest)
+own._publish_status_and_flush = late
+def note(path=pathlib.Path({str(seen)!r}), threading=threading):  # runs before what ipykernel closes
+    path.write_text(" ".join(thread.name for thread in threading.enumerate()))
+atexit.register(note)
+"""
+    root = make_book(one=make_notebook(code=(code,)))
+    run(root, "one", tmp_path / "one.ipynb")
+    assert "IOPub" in seen.read_text()
+    assert kernel.CONTROL not in seen.read_text()
+
+
 def test_a_kernel_that_ends_looks_for_no_garbage_after_what_was_asked_for_its_end(make_book, tmp_path):
     code = f"""\
 import atexit, gc, pathlib
