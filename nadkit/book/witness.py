@@ -195,11 +195,12 @@ def make(
     say: Callable[[str], None],
     given: Mapping[str, Any] | None = None,
     library: Path | None = None,
+    size: Mapping[str, Any] | None = None,
 ) -> Witness:
     """Run a chapter at its smallest size in every environment and return its witness.
 
-    `given` are parameters to run it with, such as those that are constants in newer code; `library` is the folder of
-    another nadkit than the one that runs.
+    `size` is that of newer code, where this has not all of its parameters. `given` are parameters to run it with, such
+    as those that are constants in newer code. `library` is the folder of another nadkit than the one that runs.
 
     Raises:
         BadInput: the chapter does not have such a parameter.
@@ -207,7 +208,7 @@ def make(
     """
     if unknown := next((name for name in given or {} if name not in chapter.parameters), None):
         raise BadInput(f"{chapter.name}: {unknown}: no such parameter; {did_you_mean(unknown, chapter.parameters)}")
-    values = parameters(chapter, given)
+    values = parameters(chapter, {**(size or {}), **(given or {})})
     say(f"{chapter.name}: making the witness, {len(ENVIRONMENTS) + 2} runs at smoke size")
     first, again = (observe(chapter, values, library=library) for _ in range(2))
     others = [observe(chapter, values, environment, library).series for environment in ENVIRONMENTS.values()]
@@ -228,7 +229,12 @@ def _repeats(one: Series, again: Series | None) -> bool:
 
 
 def make_at(
-    commit: str, root: Path, name: str, say: Callable[[str], None], given: Mapping[str, Any] | None = None
+    commit: str,
+    root: Path,
+    name: str,
+    say: Callable[[str], None],
+    given: Mapping[str, Any] | None = None,
+    size: Mapping[str, Any] | None = None,
 ) -> Witness:
     """Return the witness of a chapter as it was at a commit, in a git worktree that is gone afterwards.
 
@@ -237,7 +243,7 @@ def make_at(
         WitnessFailed: it does not run.
     """
     with _worktree(commit, root) as tree:
-        return make(load(tree, name), say, given, library=tree)
+        return make(load(tree, name), say, given, library=tree, size=size)
 
 
 @contextmanager

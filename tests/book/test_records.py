@@ -361,6 +361,10 @@ def test_a_witness_is_made_anew_at_the_commit_that_the_record_names(tmp_path, tr
     (renewed,) = recorded("one", root)
     assert renewed.witness.series["number loss"] == found.witness.series["number loss"]
     assert verify(root, say=print)[0].validity.state == "differs"
+    (root / "book" / "profiles").mkdir()
+    (root / "book" / "profiles" / "smoke.yml").write_text("part/one: {n: 4}")  # today's size, not the commit's
+    renew(renewed, root, say=print)
+    assert recorded("one", root)[0].witness.parameters["n"] == 4
     assert (
         subprocess.run([*git, "worktree", "list"], capture_output=True, text=True, check=True).stdout.count("\n") == 1
     )
