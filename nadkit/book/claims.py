@@ -274,6 +274,7 @@ def _number(what: str, number: object) -> float:
 
 def about(
     *,
+    of: str = "",
     source: str = OURS,
     reported: str | float | None = None,
     needs: Mapping[str, tuple[float, float]] = MappingProxyType({}),
@@ -284,13 +285,14 @@ def about(
     """Return a maker of claims that share these fields.
 
     It is called as `kind` is, by default `Claim`. A field that is given there wins; what it says of `needs` and
-    `same` is added to what is shared.
+    `same` is added to what is shared. Every statement begins with what it is `of`, such as "MLPs on MNIST".
     """
+    begin = f"{of}: " if of else ""
 
     def claim(id: str, statement: str, measured: "Measured | float | None", holds_if: str, **own: object) -> Claim:
         shared = {"source": source, "reported": reported, "paper": paper}
         added = {"needs": {**needs, **own.pop("needs", {})}, "same": {**same, **own.pop("same", {})}}
-        return kind(id, statement, measured, holds_if, **shared | own | added)
+        return kind(id, begin + statement, measured, holds_if, **shared | own | added)
 
     return claim
 

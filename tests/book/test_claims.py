@@ -161,6 +161,7 @@ def test_claims_share_what_is_said_once():
     assert (more.source, more.needs) == ("ours", {"seeds": (3, 3), "epochs": (1, 2)})
     assert more.same == {"sigma": (1, 1), "size": (8, 8)}
     assert plain.needs == {"seeds": (3, 3)}
+    assert about(of="LeNet on MNIST")("c", "it works", None, "> 0").statement == "LeNet on MNIST: it works"
     with pytest.raises(TypeError, match="unexpected keyword"):
         theirs("c", "It works", 1.0, "> 0", sauce="Paper")
 
