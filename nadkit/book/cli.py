@@ -171,7 +171,7 @@ def _execute(options: argparse.Namespace, chapter: chapters.Chapter, values: Map
     from nadkit.book import executors, runner
 
     where = (options.cluster, options.workers, options.gpus)
-    executors.require_gpus(options.gpus)
+    executors.require(*where)
     if options.cluster:
         with executors.connect(*where):  # or the chapter would find out late
             pass
@@ -345,7 +345,7 @@ def _sweep(options: argparse.Namespace) -> Answer:
     from nadkit.book import executors, sweep
 
     plan = _plan(options)
-    executors.require_gpus(options.gpus)
+    executors.require(options.cluster, options.workers, options.gpus)
     if options.dry_run:
         return _sweep_answer(plan, "nothing was run")
     live = sys.stderr.isatty()

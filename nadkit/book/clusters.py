@@ -44,8 +44,6 @@ def is_killed_worker(error: BaseException | None) -> bool:
 def dask(address: str) -> Iterator[Executor]:
     """Give the executor of a running Dask cluster; certificates for tls:// come from Dask's own configuration."""
     distributed = _require_dask("distributed")
-    if not re.fullmatch(r"(tcp|tls)://([^/\s:]+|\[[\w:]+\]):\d+", address):
-        raise BadInput(f"--cluster: expected tcp://HOST:PORT, tls://HOST:PORT or slurm, got {address!r}")
     try:
         _greet(address, distributed.Security())
         client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
@@ -58,6 +56,12 @@ def dask(address: str) -> Iterator[Executor]:
         if problem := _unfit(client, address):
             raise BadInput(f"--cluster {address}: {problem}")
         yield client.get_executor(pure=False)  # equal calls are not one call
+
+
+def require_address(address: str) -> None:
+    """Raise BadInput unless this may be the address of a Dask scheduler."""
+    if not re.fullmatch(r"(tcp|tls)://([^/\s:]+|\[[\w:]+\]):\d+", address):
+        raise BadInput(f"--cluster: expected tcp://HOST:PORT, tls://HOST:PORT or slurm, got {address!r}")
 
 
 def _greet(address: str, security: "distributed.Security") -> None:

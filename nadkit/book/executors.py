@@ -33,10 +33,8 @@ def connect(
     Raises:
         BadInput: the cluster is unknown, cannot be reached or does not let us in, which takes some 10 s at most.
     """
-    if cluster is not None and gpus:
-        raise BadInput("--gpus: a cluster's workers get their GPUs where they are started, not here")
+    require(cluster, workers, gpus)
     if cluster is None:
-        require_gpus(gpus)
         with Slots(workers or len(gpus) or min(cores(), MOST_SLOTS), gpus) as slots:
             yield slots
     elif cluster == "slurm":
@@ -44,14 +42,21 @@ def connect(
         with clusters.slurm(workers or MOST_ON_SLURM, logs) as executor:
             yield executor
     else:
-        if workers:
-            raise BadInput(f"--workers: the scheduler at {cluster} has the workers that were started for it")
         with clusters.dask(cluster) as executor:
             yield executor
 
 
-def require_gpus(gpus: Sequence[int]) -> None:
-    """Raise BadInput unless these GPUs are here; without them, work would go on the CPU and say nothing."""
+def require(cluster: str | None = None, workers: int | None = None, gpus: Sequence[int] = ()) -> None:
+    """Raise BadInput if `connect` would, as far as that can be told without connecting.
+
+    Without the GPUs that it names, work would go on the CPU and say nothing.
+    """
+    if cluster is not None and gpus:
+        raise BadInput("--gpus: a cluster's workers get their GPUs where they are started, not here")
+    if cluster not in (None, "slurm"):
+        clusters.require_address(cluster)
+        if workers:
+            raise BadInput(f"--workers: the scheduler at {cluster} has the workers that were started for it")
     if gpus and max(gpus) >= (here := _count_gpus()):
         raise BadInput(f"--gpus {max(gpus)}: this machine has {here or 'no'} GPUs{', counted from 0' if here else ''}")
 
