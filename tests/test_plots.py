@@ -31,7 +31,7 @@ def _house_style():
 
 
 def draw(figure: Figure) -> list:
-    figure.canvas.draw()
+    figure.draw_without_rendering()  # the canvas of a figure that pyplot does not know draws nothing
     return figure.axes
 
 

@@ -186,7 +186,7 @@ def test_build(book, capsys):
         (["run", "one", "--gpus", "99"], "--gpus 99: this machine has"),
         (["sweep", "one", "-p", "n=1:3", "--gpus", "99", "--dry-run"], "--gpus 99: this machine has"),
         (["sweep", "one", "-p", "n=1:3", "--cluster", "host:1", "--dry-run"], "expected tcp://HOST:PORT, tls://"),
-        (["sweep", "one", "-p", "n=1:3", "--cluster", "tcp://a:1", "--workers", "2", "--dry-run"], "has the workers that"),
+        (["sweep", "one", "-p", "n=1:3", "--cluster", "tcp://a:1", "--workers", "2", "--dry-run"], "has the workers"),
         (["record", "--plan", "--dry-run", "--workers", "2"], "expected no --workers, --gpus, --cluster and --out"),
         (["figures", "slides"], "profile quick was never built here (no profile was): 'nadkit build' makes it"),
         (["student", "book/course"], "expected a place outside 'book'"),
