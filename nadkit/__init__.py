@@ -1,6 +1,6 @@
 """Directions in deep networks: what an architecture prefers in its inputs, and how much a network leans on its units.
 
-The names that one types most are here; each is imported, and torch with it, when it is first used.
+The most used names are here. Each is imported, and torch with it, when it is first used.
 """
 
 # ruff: noqa: F401 (the imports below are for type checkers and editors)

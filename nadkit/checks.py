@@ -1,7 +1,7 @@
-"""Checks of arguments that all modules share; each names the argument, what was expected and what came.
+"""Checks of arguments that all modules share; each names the argument, what was expected and what was given.
 
-`typed` holds the arguments of a call against their annotations, so that a function's signature is its check of types.
-The others look at values, which annotations say nothing about.
+`typed` compares the arguments of a call with their annotations, so that a function's signature is its check of types.
+The others check values, about which annotations say nothing.
 """
 
 import collections.abc
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Callable)
 
 SHAPE = tuple[int, int, int]
-"""Of an input, (C, H, W): wherever an annotation says so, the three are positive."""
+"""The shape of an input, (C, H, W): wherever an annotation uses it, the three numbers must be positive."""
 Count = Annotated[int, "at least 1"]
-"""Of classes, for one."""
+"""The number of classes, for example."""
 
 
 def require_integer(name: str, value: int, least: int, most: int | None = None) -> int:
@@ -79,7 +79,7 @@ def require_numbers(name: str, value: object) -> "Tensor":
 
 def require_finite(name: str, values: "Tensor") -> None:
     """Raise ValueError if a tensor holds NaN or infinity."""
-    # by its ends, which NaN is among: several times as fast as looking at each number
+    # by the smallest and the largest number (NaN shows up there): several times as fast as checking each number
     if values.numel() and not all(end.isfinite() for end in values.aminmax()):
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
 
@@ -147,8 +147,8 @@ def typed(function: C) -> C:
     """Make a function, or the constructor of a class, refuse arguments that are not what their annotations say.
 
     An ``int`` is any integer but a bool, a ``float`` any real number, of numpy and torch, too; a tuple or a sequence
-    may be a list or an array as well. A class is not taken for its instance, nor an instance for its factory. What is
-    in a sequence, and what values numbers have, is for the function to say.
+    may be a list or an array as well. A class is not taken for its instance, nor an instance for its factory. The
+    function itself has to check the items of a sequence and the values of numbers.
 
     Raises:
         ValueError: by the function, when it is called with another kind of argument.
@@ -206,7 +206,7 @@ def _is(value: object, kind: Any) -> bool:  # noqa: ANN401
         return value is None
     try:
         return isinstance(value, origin or kind) and not isinstance(value, type)
-    except TypeError:  # `Any`, for one
+    except TypeError:  # such as `Any`
         return True
 
 
@@ -232,7 +232,7 @@ _NUMERALS = {2: "two", 3: "three"}
 
 
 def found(value: object) -> str:
-    """Return in a few words what came instead."""
+    """Return in a few words what was given instead."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, str | Real | None):

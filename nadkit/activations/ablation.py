@@ -1,6 +1,6 @@
 """Ablation: what becomes of a network's accuracy when activations are clamped, or drowned in noise.
 
-Units are clamped after their activation function, never by zeroing weights: what follows a site sees, instead of h,
+Units are clamped after their activation function, never by zeroing weights: the layers after a site see, instead of h,
 
     h + m (v - h),   m in {0, 1}^C the mask of ablated units, v their values: zero, or each unit's mean.
 
@@ -9,10 +9,10 @@ Source: Morcos, Barrett, Rabinowitz and Botvinick, "On the importance of single 
 
 How it is fast (`variants`; ``python -m benchmarks.ablation`` measures it beside Captum and plain loops):
 
-- many masks are one pass, in chunks that fit the caches, begun at the first site that is ablated;
+- many masks share one pass, in chunks that fit the caches, which starts at the first site that is ablated;
 - a single unit changes the next pre-activation by its own weights alone, z + w_c (v_c - h_c), a rank-1 update, or for
   feature maps the convolution of one channel; after the last hidden layer that is the logits already;
-- samples on which a unit has its value already (0 after a ReLU, often) are not computed again.
+- samples on which a unit already has that value (often 0, after a ReLU) are not computed again.
 """
 
 import functools
@@ -53,12 +53,12 @@ Value = Literal["zero", "mean"]
 Basis = Literal["units", "random"]
 
 NOISE = 2**16
-"""Numbers of a draw of noise: those of a site for a block of samples, the same blocks whatever the batches are."""
+"""Random numbers drawn at a time, for one site and a block of samples; the blocks do not depend on the batches."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve(Scores):
-    """Scores (R, S) of R orderings of the units, of which ever more are ablated.
+    """Scores (R, S) of R orderings of the units, with more and more units ablated in S steps.
 
     Attributes:
         counts: (S,) int64, units ablated, from none to all.
@@ -82,7 +82,7 @@ class Impact(Scores):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassImpact:
-    """What it costs each class that a unit is ablated alone, summed over the images of the class.
+    """The cost to each class of ablating each unit alone, summed over the images of the class.
 
     Attributes:
         loss: (n_units, classes) float64, increase of the loss (nats).
@@ -162,7 +162,7 @@ def cumulative_curve(
 
 @checks.typed
 def layer_curves(model: nn.Module, data: Data, sites: Sites, **options: object) -> dict[str, Curve]:
-    """Return what `cumulative_curve` gives for each site alone, by name of site; it takes the same options.
+    """Return the `cumulative_curve` of each site alone, by the name of the site; the options are the same.
 
     Raises:
         ValueError: what `cumulative_curve` raises.
@@ -257,7 +257,7 @@ def unit_impact(
     memory: int | None = None,
     progress: bool = False,
 ) -> Impact:
-    """Return the scores (n_units,) with each unit of the sites ablated alone, and those of the network as it is.
+    """Return the scores (n_units,) with each unit of the sites ablated alone, and those of the intact network.
 
     The arguments, and what is raised, are those of `evaluate_masks`.
 
@@ -273,7 +273,7 @@ def unit_impact(
 
 @checks.typed
 def class_impact(model: nn.Module, data: Data, sites: Sites, classes: int, **options: object) -> ClassImpact:
-    """Return what ablating each unit alone costs each class; of a class without images the sums are zero.
+    """Return what ablating each unit alone costs each class; for a class without images the sums are zero.
 
     The arguments are those of `unit_impact`, with the number of classes.
 
@@ -313,15 +313,15 @@ def noise_curve(
 ) -> NoiseCurve:
     """Return the scores with Gaussian noise added to every unit of the sites, h + scale std e, e ~ N(0, 1).
 
-    A repeat's e is the same at all scales, and whatever the batches are. It is drawn on the network's device: another
-    kind of device draws other numbers. Feature maps get noise of their own at each position.
+    Within a repeat, e is the same at all scales and does not depend on the batches. It is drawn on the network's
+    device: another kind of device draws other numbers. In feature maps, each position gets its own noise.
 
     Args:
         model, data, sites: as in `evaluate_masks`.
         scales: S numbers, at least 0; the paper's run from 10^-1.5 to 10.
         repeats: draws R.
         moments: of the training data (`unit_moments`), to whose standard deviations the noise is relative.
-        relative: whether it is; otherwise std = 1, and moments are not needed.
+        relative: whether the noise is relative; otherwise std = 1, and moments are not needed.
         seed: of the noise.
         batch_size, memory, progress: as in `evaluate_masks`.
 
@@ -410,6 +410,6 @@ def _scores(variants: Variants, answers: Iterator[Answers], count: int) -> Score
     """Return the scores (K,) of variants, having checked that they are numbers."""
     scores = tally(answers, count, variants.y, variants.classes, variants.device)
     if nan := int(torch.isnan(scores.loss).sum()):
-        unit_moments(variants.model, variants.x, variants.sites)  # says at which site, if the network is to blame
+        unit_moments(variants.model, variants.x, variants.sites)  # names the site, if the network is the cause
         raise ValueError(f"the loss of {nan} of {count} variants is NaN")
     return scores

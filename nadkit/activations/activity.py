@@ -1,6 +1,6 @@
-"""Activity: how strongly units answer to the samples of each class, recorded in one pass over the data.
+"""Activity: how strongly units respond to the samples of each class, recorded in one pass over the data.
 
-A unit's activity at a sample is its activation, of a feature map the mean over positions.
+A unit's activity at a sample is its activation; for a feature map, it is the mean over positions.
 """
 
 import math
@@ -24,28 +24,28 @@ RESOLUTION = 512
 """Fine bins of the positive activities of a unit, and as many of the negative ones."""
 
 BLOCK = 2**22
-"""Counts of the histograms that are looked at at a time (32 MB)."""
+"""Histogram counts that are processed at a time (32 MB)."""
 
 
 @dataclass(eq=False)
 class Activity:
-    """What is left of the activities of all units after a pass over the data: sums and a fine histogram a class.
+    """A summary of the activities of all units over the data: their sums and a fine histogram for each class.
 
     A histogram has a bin for exactly zero and, on either side, H bins [k w, (k + 1) w) of the magnitude. Its width w is
     the smallest power of two for which H w exceeds the largest magnitude seen, so more than half of the bins are in
     use. When the range grows, w doubles and pairs of bins merge exactly: the counts depend neither on the order of the
-    samples nor on batches, and take 4 n_units K (H + 1) bytes however many samples there are: with ten classes and the
-    default H 5 MB for 256 units, and twice that with negative activities.
+    samples nor on batches, and take 4 n_units K (H + 1) bytes, however many samples there are. With ten classes and the
+    default H, that is 5 MB for 256 units, and twice as much with negative activities.
 
     Attributes:
         sites: of the units.
         class_counts: (K,) int64, samples of each class.
         total: (n_units, K) float64, sum of the activities of each class's samples.
         low, high: (n_units,) float64, the smallest and the largest activity.
-        resolution: the number H of bins a side, a power of two.
+        resolution: the number H of bins on each side of zero, a power of two.
         top: (n_units,) float64, H w, a power of two; 0 where all activities were zero.
-        counts: (n_units, K, 1 + H) int32: zero, then the positive bins; (n_units, K, 1 + 2 H), the negative bins, by
-            magnitude, behind them, once there was a negative activity.
+        counts: (n_units, K, 1 + H) int32: zero, then the positive bins. After the first negative activity, (n_units, K,
+            1 + 2 H): the negative bins, by magnitude, follow the positive ones.
     """
 
     sites: Sites
@@ -65,7 +65,7 @@ class Activity:
         """Return the activity at no samples.
 
         Raises:
-            ValueError: fewer than two classes, or a resolution that is no power of two.
+            ValueError: fewer than two classes, or a resolution that is not a power of two.
         """
         checks.require_integer("resolution", resolution, 1)
         if resolution & (resolution - 1):
@@ -86,7 +86,7 @@ class Activity:
 
     @checks.typed
     def update(self, values: Tensor, labels: Tensor) -> None:
-        """Take in activities (B, n_units) and their labels (B,) int64.
+        """Add activities (B, n_units) with their labels (B,) int64.
 
         Raises:
             ValueError: shapes that do not match, a label outside 0 to K - 1, an activity that is NaN or infinite.
@@ -192,7 +192,7 @@ class Activity:
         return self.top[units, None] * torch.cat([negative, side.new_zeros(1), side])
 
     def blocks(self) -> Iterator[slice]:
-        """Yield slices of the units, few enough for their histograms to be looked at together."""
+        """Yield slices of the units, small enough for their histograms to be processed together."""
         size = max(1, BLOCK // (self.counts.shape[1] * self.counts.shape[2]))
         for start in range(0, len(self.top), size):
             yield slice(start, start + size)
@@ -210,14 +210,14 @@ def record_activity(
     batch_size: int = BATCH,
     progress: bool = False,
 ) -> Activity:
-    """Return the activity of all units of the sites at all samples, in one pass and in eval mode; it is on the CPU.
+    """Return the activity of all units of the sites at all samples, on the CPU, from one pass in eval mode.
 
     Args:
         model: on any device.
         data: inputs (N, ...), uint8, scaled to [0, 1] batch by batch, or float, and labels (N,) int64.
         sites: of the network (`find_sites`).
         classes: number of classes; by default the number of the network's logits.
-        resolution: fine bins a side (`Activity`); with 1, only zero and not zero are told apart.
+        resolution: fine bins on each side of zero (`Activity`); with 1, only zero and nonzero are told apart.
         batch_size: samples per forward pass.
         progress: show a bar that counts batches.
 
@@ -241,7 +241,7 @@ def record_activity(
                     sites,
                     require_logits(logits) if classes is None else classes,
                     resolution=resolution,
-                    device="cpu" if device.type == "mps" else device,  # which has no float64
+                    device="cpu" if device.type == "mps" else device,  # MPS has no float64
                 )
                 _require_labels(y, activity.classes)
                 require_every_class(torch.bincount(y, minlength=activity.classes))
@@ -274,9 +274,9 @@ def activity_at(site: Site, activation: Tensor) -> Tensor:
 
 
 def over_positions(maps: Tensor) -> Tensor:
-    """Return the mean (B, C) of (B, C, positions...) over positions, at least in float32, and never the tensor itself.
+    """Return the mean (B, C) of (B, C, positions...) over positions, at least in float32, always as a new tensor.
 
-    The network may change that in place.
+    The network may change the given tensor in place.
     """
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32), copy=maps.ndim == 2)
     return maps if maps.ndim == 2 else maps.mean(tuple(range(2, maps.ndim)))

@@ -1,9 +1,9 @@
 """Axes: along which axis of an activation its units lie, and along which its positions.
 
 Convolutions and batch normalisation put feature maps on axis 1, (B, C, H, W); linear layers and layer normalisation put
-units on the last, (B, T, C) or (B, H, W, C). What then happens on the way to an activation, permutations, poolings,
-sums, is not ours to know: the network runs once with outputs of such layers that differ from unit to unit and not from
-position to position. An activation varies along the axis of its units.
+units on the last, (B, T, C) or (B, H, W, C). On the way to an activation, axes may be permuted, pooled or summed. So
+the network runs once with the outputs of such layers replaced by numbers that differ from unit to unit but not from
+position to position. An activation then varies along the axis of its units.
 """
 
 import copy
@@ -49,12 +49,12 @@ class Reading(NamedTuple):
 
 @torch.no_grad()
 def read_axes(model: nn.Module, x: Tensor, places: Collection[Place]) -> dict[tuple[Place, int], Reading]:
-    """Return what a network in eval mode says of the activations at some places, by place and number of the use.
+    """Return what is known of the activations at some places of a network in eval mode, by place and number of the use.
 
     Args:
         model: any network, also on the meta device.
         x: three samples, (3, ...).
-        places: where.
+        places: where the activations are.
     """
     readings: dict[tuple[Place, int], Reading] = {}
 
@@ -69,12 +69,12 @@ def read_axes(model: nn.Module, x: Tensor, places: Collection[Place]) -> dict[tu
             return tuple(mark(axis, inputs, part) for part in output)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
-        # normalised over several axes, (C, H, W) say, the units stay where they were
+        # after a norm over several axes, such as (C, H, W), the units stay where they were
         return inputs[0].clone() if _axes_normalised(inputs) > 1 else _marked(output, axis)
 
     if x.is_meta:
         model, x = _real(model), torch.zeros_like(x, device="cpu")
-    # channels of an image are its units; what those of other inputs are is open
+    # the channels of an image are its units; for other inputs, the axis of the units is open
     x = _marked(x, 1) if x.ndim == 4 else _marked(x.flatten(1), 1).view_as(x)
     with OnFunctions(AXIS, mark), watched(model, read, places):
         model(x)

@@ -1,8 +1,8 @@
 """Calls: which modules and activation functions a network runs in a forward pass, each with its place in the network.
 
-A module's output is seen by a hook on it. A function, `torch.relu` or `torch.nn.functional.gelu`, is seen by a
-`torch.overrides.TorchFunctionMode`, to which every call of PyTorch's comes; hooks that know which module is running say
-who called it. Nothing is traced or rewritten, so that networks whose course depends on their input work, too.
+A hook on a module sees its output. A `torch.overrides.TorchFunctionMode` sees every call of a PyTorch function, such as
+`torch.relu` or `torch.nn.functional.gelu`; hooks keep track of which module is running and so made the call. Nothing is
+traced or rewritten, so networks whose control flow depends on their input work, too.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ __all__ = ["ACTIVATIONS", "FUNCTIONS", "OnFunctions", "Place", "named_functions"
 
 _NO_UNITS = {"MultiheadAttention", "Softmax", "Softmax2d", "Softmin", "LogSoftmax"}
 ACTIVATIONS = tuple(getattr(activation, name) for name in activation.__all__ if name not in _NO_UNITS)
-"""The modules that count as activations: all of torch's but the softmaxes, which are probabilities, and attention."""
+"""The modules that count as activations: all of torch's except attention and softmaxes, which give probabilities."""
 
 SPACES = (F, torch, torch.Tensor, torch._C._nn)
 _NAMES = [
@@ -38,7 +38,7 @@ def named_functions(names: Iterable[str]) -> dict[Callable, str]:
 
 FUNCTIONS = named_functions(_NAMES)
 FUNCTIONS |= {function: name[:-1] for function, name in named_functions(f"{name}_" for name in _NAMES).items()}
-"""The functions that count as activations, those in place included, with the name of each: what `ACTIVATIONS` call."""
+"""The functions that count as activations, also in place, each with its name: those that `ACTIVATIONS` call."""
 
 
 class Place(NamedTuple):
@@ -68,8 +68,8 @@ def watched(
 ) -> Iterator[None]:
     """Run a block in which ``see`` is called at each output of these places, in order of execution.
 
-    Uses are counted from the start of each forward pass of the network, whatever became of the last one. Blocks may be
-    nested: an outer one sees outputs first. What an activation module calls is part of it, and not seen.
+    Uses are counted from the start of each forward pass of the network, even if the last one failed. Blocks may be
+    nested: an outer one sees outputs first. Functions that an activation module calls are part of it, and not seen.
 
     Args:
         model: any network.
@@ -102,7 +102,7 @@ def watched(
 
     def use(place: Place, inputs: tuple, output: object) -> Tensor | None:
         uses[place] += 1
-        with torch._C.DisableTorchFunction():  # what is done with an output is no call of the network's
+        with torch._C.DisableTorchFunction():  # calls that `see` makes are not the network's
             return see(place, uses[place] - 1, inputs, output)
 
     def leave(*_: object) -> None:
@@ -134,7 +134,7 @@ def watched(
 class OnFunctions(TorchFunctionMode):
     """Calls ``see(label, inputs, output)`` after each call of a function that has a label; what it returns replaces it.
 
-    Where a function works in place, whoever goes on with its argument meets what the output was replaced by.
+    After a function that works in place, later calls on its argument get the replacement of its output.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class OnFunctions(TorchFunctionMode):
         if new is None:
             return output
         if any(output is value for value in inputs):
-            if output._is_view():  # of a tensor that the network may go on with
+            if output._is_view():  # a view of a tensor that the network may use later
                 output.copy_(new)
             self._instead[output] = new
         return new

@@ -1,4 +1,4 @@
-"""Moments: the mean and the standard deviation of each unit, as clamping to means and relative noise need them."""
+"""Moments: the mean and the standard deviation of each unit, which clamping to means and relative noise need."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ BATCH = 500
 """Samples per forward pass."""
 
 BLOCK = 2**21
-"""Numbers of an activation that are float64 at a time (16 MB)."""
+"""Numbers of an activation that are converted to float64 at a time (16 MB)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Moments:
     Attributes:
         sites: of the units.
         mean: (n_units,) float64.
-        std: (n_units,) float64, of the population: the mean square deviation's root.
+        std: (n_units,) float64, of the population: the root of the mean squared deviation.
     """
 
     sites: Sites
@@ -48,7 +48,7 @@ def unit_moments(model: nn.Module, x: Tensor, sites: Sites, *, batch_size: int =
     in float64, so that the answer does not depend on the batch size beyond rounding.
 
     Args:
-        model: on any device, where the moments are left, too.
+        model: on any device; the moments stay on the same one.
         x: (N, ...) uint8, scaled to [0, 1] batch by batch, or float.
         sites: of the network (`find_sites`).
         batch_size: samples per forward pass.

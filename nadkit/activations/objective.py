@@ -1,4 +1,4 @@
-"""The class selectivity index as part of what training makes small, or large."""
+"""The class selectivity index as a term of the training loss, to be rewarded or punished."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ NON_NEGATIVE_FUNCTIONS = ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus")
 """The functions that do the same."""
 
 TOKENS = set(LAST.values())
-"""Functions that make units of tokens, on the last axis."""
+"""The names of functions whose outputs have their units on the last axis, as tokens do."""
 
 
 @checks.typed
@@ -46,7 +46,7 @@ class SelectivityObjective:
         epsilon: keeps units that are silent in a batch at index 0.
 
     Raises:
-        ValueError: alpha or epsilon is not finite, or epsilon not positive; epochs that are no range; when called
+        ValueError: alpha or epsilon is not finite, or epsilon not positive; epochs that are not a range; when called
             without sites, a network without activations, with some that may be negative (tanh, GELU), or of tokens.
 
     Source: Leavitt and Morcos 2020 (arXiv 2003.01262); in some epochs only, Ranadive et al. 2023.

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Answers = tuple[Tensor, Tensor, Tensor]
-"""The numbers (K,) of some variants, their logits (K, B, classes) for a batch of samples, and the labels (B,).
+"""The indices (K,) of some variants, their logits (K, B, classes) for a batch of samples, and the labels (B,).
 
 Logits (1, B, classes) count for all K."""
 
@@ -28,15 +28,15 @@ class Scores:
     class_accuracy: Tensor
 
     def each(self, function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Return what a function makes of accuracy, loss and class accuracy, by name."""
+        """Return a function's values for accuracy, loss and class accuracy, by name."""
         return {field.name: function(getattr(self, field.name)) for field in fields(Scores)}
 
 
 def require_logits(output: object) -> int:
-    """Return the number of logits that a network gives, of which there are at least two.
+    """Return the number of logits of a network, at least two.
 
     Raises:
-        ValueError: the output is not (B, classes); it says how a network is made to return its logits alone.
+        ValueError: the output is not (B, classes); the message says how to make a network return its logits alone.
     """
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:
         return output.shape[1]
@@ -72,13 +72,13 @@ def tally(answers: Iterable[Answers], count: int, labels: Tensor, classes: int, 
 
     Losses are summed in float64 and right answers are whole numbers: the order of adding up does not matter.
     """
-    sums = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    sums = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     loss = torch.zeros(count, dtype=torch.float64, device=sums)
     right = torch.zeros(count, classes, dtype=torch.int64, device=device)
     for which, logits, y in answers:
         hits = (logits.argmax(-1) == y).float() @ F.one_hot(y, classes).float()
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # with samples innermost, which a CPU does several times as fast
+        # with samples innermost, several times as fast on a CPU
         logits, y = logits.transpose(1, 2).contiguous(), y.expand(len(logits), -1)
         loss[which.to(sums)] += F.cross_entropy(logits, y, reduction="none").to(sums).double().sum(1)
         right[which.to(device)] += hits.long()

@@ -37,8 +37,8 @@ def class_selectivity(activity: Activity | Tensor) -> Tensor:
         activity: or class means (n_units, K).
 
     Raises:
-        ValueError: a negative or NaN class mean, which units that may be negative (GELU, tanh) have: compare them by
-            `auroc` or `mutual_information`; one class only, or a class without samples.
+        ValueError: a negative or NaN class mean; units that may be negative (GELU, tanh) have negative ones, so compare
+            them by `auroc` or `mutual_information`. One class only, or a class without samples.
 
     Source: Morcos et al. 2018, section 2.
     """
@@ -62,7 +62,7 @@ class MutualInformation:
     Attributes:
         bits: the plug-in estimate, from 0 to log2 K.
         bias: by how much that is too high on average, to first order in 1 / N (Miller and Madow 1955).
-        bins: number of bins that was asked for.
+        bins: number of bins requested.
         used: (n_units,) int64, number of bins that hold a sample.
     """
 
@@ -83,12 +83,13 @@ def mutual_information(activity: Activity, bins: int = 20, *, kind: Bins = "quan
 
         I = sum_by p(b, y) log2 [p(b, y) / (p(b) p(y))],   bias = (m_by - m_b - m_y + 1) / (2 N ln 2)
 
-    with p the shares of N samples and m the numbers of cells that hold any. A dead or constant unit has 0 bits.
+    with p the shares of N samples and m the numbers of nonempty cells. A dead or constant unit has 0 bits.
 
-    The bins are made of whole fine bins of `Activity`, whose edges theirs are rounded to: as many samples in each as
-    ties allow (``"quantile"``: bin number floor(bins F), F the share of samples in lower fine bins; zero, if frequent,
-    fills several and leaves the others for the rest), or equally wide from the unit's lowest to its highest activity
-    (``"width"``). The estimate is that of the raw activities cut at these edges, exactly.
+    Each bin is a union of fine bins of `Activity`, so its edges are rounded to theirs. Bins hold equally many samples,
+    as far as ties allow (``"quantile"``: bin number floor(bins F), F the share of samples in lower fine bins; a
+    frequent zero takes the share of several bins, and the others are left for the rest), or are equally wide from the
+    unit's lowest to its highest activity (``"width"``). The estimate is that of the raw activities cut at these edges,
+    exactly.
 
     Args:
         activity: of the units.
@@ -135,8 +136,8 @@ def class_auroc(activity: Activity) -> tuple[Tensor, Tensor]:
 
         AUROC = P(a > b) + P(a = b) / 2,   a, b: activities at a sample of the class, and at one of another class
 
-    Pairs within one fine bin count a half, as if equal. Those at zero are equal; the others are half the *margin*,
-    which the AUROC of the raw activities is certainly within.
+    Pairs within one fine bin count a half, as if equal. Pairs at zero are equal. Half the share of the other such pairs
+    is the *margin*: the AUROC of the raw activities certainly lies within it.
 
     Returns:
         The AUROCs and their margins, (n_units, K) float64 each; 1/2 and 0 for a dead unit.

@@ -1,4 +1,4 @@
-"""Sites: the places in a network whose activations can be looked at, recorded and replaced.
+"""Sites: the places in a network whose activations can be read, recorded and replaced.
 
 A *site* is one use of a module or a function whose output is post-activation, (B, C, ...): its C *units* are the single
 directions of Morcos, Barrett, Rabinowitz and Botvinick, "On the importance of single directions for generalization",
@@ -72,15 +72,15 @@ class Site:
         return activation.movedim(self.axis, 1)
 
     def spread(self, values: Tensor) -> Tensor:
-        """Return a number a unit, (C,), in a shape that broadcasts with this site's activations."""
+        """Return one number for each unit, (C,), in a shape that broadcasts with this site's activations."""
         return values.reshape(*[1] * self.axis, self.units, *[1] * (len(self.shape) - self.axis))
 
 
 @checks.typed
 class Sites(Sequence[Site]):
-    """Sites in the order in which a network runs through them, their units numbered through.
+    """Sites in the order in which a network runs through them, with units numbered consecutively across sites.
 
-    ``sites[0]`` and ``sites["relu1"]`` are a site, ``sites[1:]`` and ``sites[["relu1", "relu3"]]`` fewer sites.
+    ``sites[0]`` and ``sites["relu1"]`` are one site, ``sites[1:]`` and ``sites[["relu1", "relu3"]]`` several of them.
 
     Raises:
         ValueError: no sites at all, or two of one name; a name that is not there.
@@ -108,12 +108,12 @@ class Sites(Sequence[Site]):
 
     @property
     def layers(self) -> Tensor:
-        """The number of the site that each unit is of, counted from 1: (n_units,) int64."""
+        """The number of the site that each unit belongs to, counted from 1: (n_units,) int64."""
         return torch.arange(1, len(self) + 1).repeat_interleave(torch.tensor([site.units for site in self]))
 
     @checks.typed
     def split(self, values: Tensor) -> dict[str, Tensor]:
-        """Return what there is of each unit, (..., n_units), site by site: a view (..., C) under each site's name.
+        """Split numbers that come one per unit, (..., n_units), by site: a view (..., C) under each site's name.
 
         Raises:
             ValueError: there are not as many numbers as units.
@@ -129,7 +129,7 @@ class Sites(Sequence[Site]):
         """Return the last k sites.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: there are fewer.
         """
         if checks.require_integer("k", k, 1) > len(self):
             raise ValueError(f"k: expected 1 to {len(self)}, the number of sites, got {k}")
@@ -193,26 +193,26 @@ def find_sites(
 ) -> Sites:
     """Return the activations of a network in order of execution, found by running zeros through it.
 
-    They are the outputs of activation modules, and of the functions `torch.relu`, `torch.nn.functional.gelu` and the
-    like, also in place, that modules call: ``"layer1.0.relu"`` is that of ``relu`` in the module ``layer1.0``, with
-    brackets, ``"layer1.0.relu()"``, where a module of that name runs, too. What is used k times in a forward pass
-    is k sites, ``"layer1.0.relu[0]"``, ``"layer1.0.relu[1]"``. Activations that the inputs have no part in, such as
-    those of a position bias, are left out. The network runs in eval mode and comes back in the modes it was in.
+    They are the outputs of activation modules, and of functions such as `torch.relu` and `torch.nn.functional.gelu`
+    (in-place ones, too) that modules call. ``"layer1.0.relu"`` is the output of ``relu`` in the module ``layer1.0``; if
+    a module of that name runs, too, the function's has brackets, ``"layer1.0.relu()"``. An activation used k times in a
+    forward pass is k sites, ``"layer1.0.relu[0]"``, ``"layer1.0.relu[1]"``. Activations that do not depend on the
+    inputs, such as those of a position bias, are left out. The network runs in eval mode and then gets its modes back.
 
-    The axis of the units is that of the layer before, the last after linear layers and layer normalisation, 1 after
-    convolutions and batch normalisation, wherever permutations have moved it since (`axes`).
+    The axis of the units comes from the layer before: the last after linear layers and layer normalisation, axis 1
+    after convolutions and batch normalisation. If permutations have moved it since, it is followed (`axes`).
 
     Args:
         model: any network of one input (B, *shape).
         shape: of one input, for instance (C, H, W).
         names: take the outputs of these modules instead, whatever they are: all uses of one, ``"layer1.0.relu"``, or
             a single one, ``"layer1.0.relu[1]"``.
-        axis: of the units in an activation, -1 for the last, where the one found is not right: of all sites, or by
-            name of site.
+        axis: the axis of the units in an activation, -1 for the last, if the one found is wrong: one for all sites, or
+            by name of site.
 
     Raises:
         ValueError: the network has no activations, or does not take such inputs; a name that is not there; an output
-            that is no tensor, or has no such axis; units that cannot be told from positions; a scripted, compiled or
+            that is not a tensor, or has no such axis; units that cannot be told from positions; a scripted, compiled or
             wrapped network.
     """
     require_reachable(model)
@@ -370,7 +370,7 @@ def _named(model: nn.Module, uses: list[_Use], names: list[str]) -> list[_Use]:
 def as_inputs(model: nn.Module, x: Tensor) -> Tensor:
     """Return inputs (B, ...) as a network takes them: on its device, in its type, uint8 scaled to [0, 1].
 
-    They have memory of their own, for a network may begin with an operation in place.
+    They are a copy, because a network may begin with an operation in place.
 
     Raises:
         ValueError: the inputs are neither uint8 nor float.
@@ -405,9 +405,9 @@ def capture(
 ) -> Iterator[dict[str, Tensor]]:
     """Give a dict that holds, after each forward pass in the block, the activations of that pass by name of site.
 
-    They are copies, which operations in place later in the network do not change, and carry gradients; or they are
-    what ``reduce(site, activation)`` made of them as they came. Works in training, too, and under
-    `torch.func.functional_call` and `torch.vmap`.
+    They are copies that carry gradients and that later operations in place do not change; with ``reduce``, they are the
+    values of ``reduce(site, activation)``. This works in training, too, and under `torch.func.functional_call` and
+    `torch.vmap`.
 
     Raises:
         ValueError: a site is none of this network.
@@ -426,8 +426,8 @@ def capture(
 def replaced(model: nn.Module, functions: Mapping[Site, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Run a block in which the output of each of these sites is ``function(activation)``.
 
-    A `capture` opened before sees the activation as it was, one opened inside sees what it was replaced by. The
-    function must not change its argument in place.
+    A `capture` opened before sees the original activation, one opened inside sees its replacement. The function must
+    not change its argument in place.
 
     Raises:
         ValueError: a site is none of this network.

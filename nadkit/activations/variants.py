@@ -1,7 +1,7 @@
 """Variants: many versions of one network, with activations changed here or there, in batched forward passes.
 
-What ablation runs on. K variants and a batch of B samples are one forward pass of K B rows, begun at the first site
-that is changed: what comes before is the same in all of them.
+Ablation is built on them. K variants and a batch of B samples are one forward pass of K B rows. It starts at the first
+site that is changed, because everything before is the same in all variants.
 """
 
 import functools
@@ -29,7 +29,7 @@ MEMORY = {"cpu": 2**22, "cuda": 2**28, "mps": 2**27}
 """Bytes of the widest activation of a chunk of variants; on a CPU what fits the caches is fastest."""
 
 BATCH = 128
-"""Samples that all variants see before the next ones, at most."""
+"""Most samples in a batch; all variants see a batch before the next one."""
 
 CHANNELWISE = (
     nn.Identity,
@@ -45,14 +45,14 @@ CHANNELWISE = (
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
 )
-"""Modules that, in eval mode, make each number from those of one unit or feature map alone."""
+"""Modules that, in eval mode, compute each number from one unit or feature map alone."""
 
 
 @checks.typed
 class Variants:
-    """A network on its device, in eval mode, about to be run on some data in many variants.
+    """A network on its device, in eval mode, with the data that its variants are run on.
 
-    `clamped`, `clamped_singly` and `noisy` say how variants differ, and give their answers batch by batch.
+    `clamped`, `clamped_singly` and `noisy` each run one kind of variants and yield their answers batch by batch.
 
     Raises:
         ValueError: no data, labels without a logit, a network with one logit, or one whose answer for a sample depends
@@ -75,7 +75,7 @@ class Variants:
         self.memory = MEMORY.get(self.device.type, MEMORY["cpu"]) if memory is None else memory
         checks.require_integer("memory", self.memory, 1)
         first = as_inputs(model, self.x[:1])
-        # what units are clamped to, and noise: rounded to the network's type where they meet its activations
+        # clamp values and noise are rounded to the network's type when they are applied to its activations
         self.dtype = torch.promote_types(first.dtype, torch.float32)
         _require_independent_samples(model)
         require_sites(model, sites, first)
@@ -139,7 +139,7 @@ class Variants:
         Args:
             scales: (S,).
             repeats: number R of draws.
-            noise: of a site, a draw and samples of the data, (B, C, positions...) on the network's device.
+            noise: function of a site, a draw and samples of the data, -> (B, C, positions...) on the network's device.
             progress: show a bar that counts samples.
         """
         first, numbers, start = self._order[0], torch.arange(len(scales)), 0
@@ -256,11 +256,11 @@ class Variants:
 
 
 def clamp(site: Site, values: Tensor) -> Edit:
-    """Return the edit that puts the units of a mask (..., C) to their values (C,)."""
+    """Return the edit that sets the units of a mask (..., C) to their values (C,)."""
     shape = (1, site.units, *[1] * (len(site.shape) - 1))
 
     def edit(a: Tensor, mask: Tensor) -> Tensor:
-        # in numbers four times as fast on a CPU as by `torch.where`, and as exact: 0 h + v and 1 h + 0 do not round
+        # arithmetic is four times as fast on a CPU as `torch.where`, and as exact: 0 h + v and 1 h + 0 do not round
         mask = mask.to(a.dtype)
         return torch.addcmul((mask * values.to(a.dtype)).unflatten(-1, shape), a, (1 - mask).unflatten(-1, shape))
 
@@ -268,7 +268,7 @@ def clamp(site: Site, values: Tensor) -> Edit:
 
 
 def clamp_in(site: Site, values: Tensor, basis: Tensor) -> Edit:
-    """Return the edit that puts masked (..., C) coordinates in a basis (C, C) of rows to those of the values (C,)."""
+    """Return the edit that sets masked (..., C) coordinates in a basis (C, C) of rows to those of the values (C,)."""
     axis, values = -len(site.shape), basis @ values
 
     def edit(a: Tensor, mask: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ def _vmapped(model: nn.Module, x: Tensor, edits: Mapping[Site, Edit], parameters
             return model(x.clone())
 
     with warnings.catch_warnings():
-        # a pooling of channels-last maps, of the size of a few numbers a map
+        # it is about pooling channels-last maps of a few numbers each
         warnings.filterwarnings("ignore", "There is a performance drop")
         return torch.vmap(one)(dict(parameters))
 
@@ -352,7 +352,7 @@ class _Change:
         """Return which of these units (P,) make a difference to which samples (P,), and z there (P, O, ...)."""
         d = self.difference[:, units].transpose(0, 1)  # (K, B, ...)
         changed, samples = d.flatten(2).any(2).nonzero(as_tuple=True)
-        if not len(changed):  # `unfold`, for one, wants some
+        if not len(changed):  # `unfold`, for example, rejects an empty batch
             return changed, samples, self.z[:0]
         # rows by `index_select`: several times as fast as [...] on a CPU
         z = self.z.index_select(0, samples)
@@ -404,7 +404,7 @@ def _chain(model: nn.Module, sites: Sites) -> tuple[list[nn.Module], dict[str, i
     """
     parts = _flat(model)
     inside = {id(m) for part in parts for m in part.modules() if m is not part}
-    if any(id(part) in inside for part in parts):  # a module used here and there: its uses are not in our order
+    if any(id(part) in inside for part in parts):  # used in several places, not in the chain's order
         return [model], None
     paths = {id(module): path for path, module in model.named_modules()}
     calls: Counter[str] = Counter()

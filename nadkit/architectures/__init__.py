@@ -112,14 +112,14 @@ def build(architecture: Architecture, *, shape: Shape, classes: int) -> nn.Modul
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """Return the type of a network's weights; float32 of one that has none."""
+    """Return the type of a network's weights; float32 if it has none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 @checks.typed
 @torch.no_grad()
 def n_logits(model: nn.Module, shape: Sequence[int], device: str | torch.device = "cpu") -> int:
-    """Return the number K of logits of a network, which is left in eval mode, by trying it on zeros.
+    """Return the number K of logits of a network, found by running it on zeros; it is left in eval mode.
 
     Raises:
         ValueError: it does not map (2, C, H, W) to (2, K).

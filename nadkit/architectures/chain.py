@@ -23,7 +23,7 @@ def scaled(sizes: tuple[int, ...], width: float) -> list[int]:
     """Return the sizes times ``width``, rounded, each at least 1.
 
     Raises:
-        ValueError: the width is no positive finite number.
+        ValueError: the width is not a positive finite number.
     """
     if not (isinstance(width, Real) and math.isfinite(width) and width > 0):
         raise ValueError(f"width: expected a positive finite factor, got {width!r}")

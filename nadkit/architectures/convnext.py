@@ -17,14 +17,14 @@ class ConvNeXt(nn.Module):
     Stages 2 and 3 begin with a norm and a 2x2 convolution of stride 2; so 32x32 images become 8x8, 4x4 and 2x2. After
     the mean over positions comes a last norm. All norms are layer norms over the feature maps of a position.
 
-    Initialisation is PyTorch's default, and the original's layer scale is left out. There it begins at 1e-6, and
-    weights with standard deviation 0.02, made for hundreds of feature maps: either would leave of a narrow fresh
-    network hardly more than its skip connections.
+    Initialisation is PyTorch's default, and the original's layer scale is left out. In the original, that scale starts
+    at 1e-6, and weights have standard deviation 0.02, which suits hundreds of feature maps. Either would leave hardly
+    more of a narrow fresh network than its skip connections.
 
     With 3 x 32 x 32 inputs and ten classes it has 132,058 weights.
 
     Raises:
-        ValueError: the image's sides are no multiples of 16.
+        ValueError: the image's sides are not multiples of 16.
 
     Source: Liu et al. 2022, "A ConvNet for the 2020s".
     """

@@ -55,7 +55,7 @@ class LeNet(nn.Module):
             positions, and the first linear layer grows to fit.
         width: factor on the numbers of feature maps and of hidden units; they are rounded, to one at least.
         depth: number of convolutions with their poolings, 1 to 3, of 6, 16 and 40 maps. The first two have no
-            padding; the third is padded by 2, for on 32x32 images no more than 5x5 positions are left to it.
+            padding; the third is padded by 2, because on 32x32 images only 5x5 positions are left for it.
         activation: after each layer but the last; ``"leaky"`` has slope 0.01 below zero, with ``"identity"`` all but
             the pooling is affine.
         batch_norm: whether batch normalisation stands between each convolution and its activation.

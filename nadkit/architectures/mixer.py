@@ -12,7 +12,7 @@ class Mixer(nn.Module):
 
     Every block mixes first tokens (``token_hidden`` units, the same weights for all channels), then channels (4 dim
     units, the same weights for all tokens). There are no positions to learn: the first perceptron tells tokens apart.
-    Initialisation is PyTorch's default throughout; the original starts the last layer from zero, with which a fresh
+    Initialisation is PyTorch's default throughout; the original starts the last layer from zero, so that a fresh
     network would not depend on its input.
 
     With 3 x 32 x 32 inputs and ten classes it has 27,306 weights.

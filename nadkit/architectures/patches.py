@@ -7,7 +7,7 @@ class PatchEmbedding(nn.Conv2d):
     """One linear map of each P x P patch, a convolution of stride P: (B, C, H, W) -> (B, H W / P^2, dim), row by row.
 
     Raises:
-        ValueError: the sides of the image are no multiples of P.
+        ValueError: the sides of the image are not multiples of P.
     """
 
     def __init__(self, name: str, shape: tuple[int, int, int], patch: int, dim: int) -> None:

@@ -12,10 +12,10 @@ from nadkit.names import hint
 class Blur(nn.Module):
     """Low-pass filter, then every second position: (B, C, H, W) -> (B, C, ceil(H/2), ceil(W/2)).
 
-    The filter is [1, 2, 1] x [1, 2, 1] / 16. Beyond its edges an image goes on as its last pixels, so that a constant
-    stays the constant.
+    The filter is [1, 2, 1] x [1, 2, 1] / 16. An image is padded by repeating its edge pixels, so that a constant image
+    stays constant.
 
-    Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again" (his images go on as their reflections).
+    Source: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again" (which pads by reflection).
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """torchvision's networks with their ImageNet weights, where the user has the file.
 
-`torch.hub.load_state_dict_from_url` checks a file when it comes, but not one that lies there already, which a user may
-have put there or a full disk cut short. So a file is verified here every time before it is read.
+`torch.hub.load_state_dict_from_url` checks a file that it downloads, but not one that is already there. A user may have
+put that one there, or a full disk may have cut it short. So a file is verified here every time before it is read.
 """
 
 import pickle
@@ -56,7 +56,7 @@ def pretrained(name: str = "resnet50", *, weights: str | Path | None = None, dow
     url = _url(name, models.get_model_weights(name), weights)
     path = Path(weights) if url is None else _find(url) or _fetch(name, url, download)
     state = _read(path)
-    with torch.random.fork_rng([]):  # the initial weights, which are drawn in vain
+    with torch.random.fork_rng([]):  # the initial weights are drawn, then overwritten
         model = models.get_model(name, weights=None)
     try:
         model.load_state_dict(state)

@@ -90,7 +90,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        # written out, because the fused kernel has no second derivative, which the mixed derivative takes
+        # written out, because the fused kernel has no second derivative, which the mixed derivative needs
         q, k, v = self.queries_keys_values(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
         return self.out((weights @ v).transpose(1, 2).flatten(2))

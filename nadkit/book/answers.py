@@ -1,6 +1,6 @@
-"""Answers: what a run says to the questions of its chapter, in words that follow from its numbers.
+"""Answers: how a run answers the questions of its chapter, in words computed from its numbers.
 
-A chapter ends in "What we found" with one call, `show([answer(...), ...], recorded)`. A rerun says its own.
+A chapter ends in "What we found" with one call, `show([answer(...), ...], recorded)`. A rerun gives its own answers.
 """
 
 import math
@@ -28,11 +28,11 @@ def answer(
 ) -> dict[str, str]:
     """Return a question, its answer, and the number behind it.
 
-    What is `found` is a number of the kind that `measure` names, with its uncertainty if it has one; None where
-    nothing could be measured; or the answer itself, in words. `yes_if` is a bound such as "> 0" (`claims.parse_bound`).
-    The answer is the first of the `words` if the whole interval is within the bound, the second if none of it is, else
-    the third; other words than yes and no, such as "better" and "worse", do not take exactly 0 for the second. Without
-    a bound the number is the answer.
+    `found` is a number, of the kind that `measure` names and with its uncertainty if it has one; None if nothing could
+    be measured; or the answer itself, in words. `yes_if` is a bound such as "> 0" (`claims.parse_bound`). The answer is
+    the first of the `words` if the whole interval is within the bound, the second if none of it is, else the third. If
+    the second word is not "no" (such as "better" and "worse"), a value of exactly 0 gets the third. Without a bound the
+    number is the answer.
 
     Raises:
         ValueError: the question has no question mark, or the bound cannot be read.
@@ -58,12 +58,12 @@ def answer(
 
 
 def weakest(found: Sequence["Measured"], bound: str) -> "Measured":
-    """Return of several measurements that which answers whether all of them are within a bound, such as "> 0".
+    """Return the one of several measurements that decides whether all of them are within a bound, such as "> 0".
 
-    That is one that is not; else one of which a part is not; of several alike, the one whose whole interval begins
-    lowest.
+    That is one that lies outside the bound, if there is one; else one that lies partly outside. Of several such, it is
+    the one whose interval begins lowest.
     """
-    order = {1: 0, 2: 1, 0: 2}  # what `within` says, the gravest first
+    order = {1: 0, 2: 1, 0: 2}  # the values of `within`: outside, partly, inside
     return min(found, key=lambda one: (order[within(one.value, one.error, bound)], one.value - one.error))
 
 

@@ -1,4 +1,4 @@
-"""Building the book: running the chapters that changed, and making pages of what they gave."""
+"""Building the book: running the chapters that changed, and making pages of their results."""
 
 import filecmp
 import importlib.util
@@ -49,7 +49,7 @@ from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, rea
 from nadkit.book.typeset import Pictures
 from nadkit.parallel import as_they_end
 
-# More chapters than this at once fight over memory, or over the only GPU.
+# More chapters than this at once compete for memory, or for the only GPU.
 MOST_JOBS = 4
 USUAL_SECONDS = 60.0
 SCORECARD = "scorecard.json"
@@ -72,9 +72,9 @@ def build(
 ) -> dict[str, Any]:
     """Run the chapters that changed, `jobs` at a time, then build the pages in `out/_build/html`.
 
-    `out` is `root` where not given. Where `only` names chapters, the others are taken as they were last run, and those
-    that never ran have pages without results. Returned is what became of the chapters and of the pages, under
-    `status`, `chapters`, `html` and `error`. Unless all went well, the pages are as they were.
+    `out` is `root` if not given. If `only` names chapters, the others keep the results of their last run, and those
+    that never ran get pages without results. The returned `status`, `chapters`, `html` and `error` say what became of
+    the chapters and of the pages. If anything fails, the pages stay as they were.
 
     Raises:
         BadInput: a parameter or a name is wrong, a chapter unsound (`proofread`), or a record damaged; nothing was run.
@@ -149,7 +149,7 @@ def _run_all(
     """Run chapters side by side, say how far they are, and return what became of each."""
     jobs = max(1, min(jobs or min(joblib.cpu_count(), MOST_JOBS), len(todo)))
     runs, ended = _Runs(root, profile, jobs, say), {}
-    # What each took last time; of a chapter that never ran, a guess.
+    # What each took last time; for a chapter that never ran, a guess.
     seconds = {name: read_record(place).get("seconds", USUAL_SECONDS) for name, place in todo.items()}
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -180,7 +180,7 @@ class _Runs:
         self._options = ["--profile", profile, "--json", "--root", str(root)]
         # More threads than cores is slower than one thread each.
         self._threads = {"OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // jobs))} if jobs > 1 else {}
-        # The bars of one chapter are welcome on the terminal; of several they are a jumble.
+        # On the terminal, the progress bars of one chapter are useful; those of several would mix.
         self._stderr = None if jobs == 1 else subprocess.PIPE
         self._say = say
         self._children: list[subprocess.Popen[str]] = []
@@ -209,7 +209,7 @@ class _Runs:
             stderr=self._stderr,
             text=True,
             env=self._threads | os.environ,
-            # Ctrl-C reaches us alone, and we pass it on once.
+            # Only this process receives Ctrl-C, and passes it on once.
             start_new_session=True,
         )
 
@@ -218,7 +218,7 @@ class _Runs:
         with self._starting:
             self._ended = True
         for child in self._children:
-            child.terminate()  # a shell's background jobs are deaf to SIGINT
+            child.terminate()  # a shell's background jobs ignore SIGINT
 
 
 def _typeset(
@@ -323,7 +323,7 @@ def _update_pages(root: Path, made: Mapping[str, Path], folder: Path, beside: Ma
     if kept.exists():
         os.replace(kept, work)
     if _stage(root, made, folder / "stage"):
-        # Sphinx draws only the pages that changed, with their sidebars.
+        # Sphinx renders only the pages that changed, with their sidebars.
         shutil.rmtree(work, ignore_errors=True)
     if error := _render(folder / "stage", work):
         return error
@@ -389,7 +389,7 @@ def _heading(page: Path) -> str | None:
 
 def _render(stage: Path, out: Path) -> str | None:
     """Build the pages of the folder `stage` in `out/_build/html` and return what Sphinx complained of, if anything."""
-    # Sphinx keeps nearly all that it makes: looking for garbage finds little and takes long.
+    # Sphinx keeps nearly every object that it makes: garbage collection finds little and takes long.
     jupyter_book = "import gc; gc.disable(); from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", jupyter_book, "build"]
     strict = ["-W", "-n", "--keep-going", "-q"]
@@ -401,7 +401,7 @@ def _render(stage: Path, out: Path) -> str | None:
     )
     if done.returncode == 0:
         return None
-    # The reader knows the source, not our copy of it.
+    # Messages name the source, which the reader knows, and not our copy of it.
     lines = strip_color(done.stderr).replace(f"{stage}{os.sep}", "").splitlines()
     warnings = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL", line)]
     return "\n".join(["Sphinx warns:", *(warnings or lines[-TRACEBACK_LINES:])])

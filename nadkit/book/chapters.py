@@ -35,17 +35,17 @@ QUICK = "quick"
 
 
 class BadInput(ValueError):
-    """What was asked for cannot be done; the message says what was expected and what came."""
+    """The request cannot be carried out; the message says what was expected and what was given."""
 
 
 # ---- the book ------------------------------------------------------------------------------------
 
 
 def find_root(start: Path | None = None) -> Path:
-    """Return the folder of the book: `start` or the nearest one above it.
+    """Return the folder of the book: `start`, or the nearest folder above it that is one.
 
-    Where no `start` is given, that is the current folder; if there is no book, it is the one that this code lies in,
-    so that a chapter runs in any folder.
+    Without `start`, the search begins in the current folder. If it finds no book there, it takes the one that this code
+    lies in, so that a chapter runs in any folder.
 
     Raises:
         BadInput: there is none.
@@ -116,7 +116,7 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def new_folder(root: Path, folder: Path, advice: str = "name another") -> Iterator[Path]:
-    """Give a temporary folder, which becomes `folder` when the block has succeeded, and is gone when it has not.
+    """Give a temporary folder, which becomes `folder` if the block succeeds and is removed if it fails.
 
     Raises:
         BadInput: `folder` is a file, holds something, is the current one, or lies among the sources of the book at
@@ -187,7 +187,7 @@ def load(root: Path, name: str) -> Chapter:
 
 
 def resolve(name: str, chapters: Mapping[str, Path]) -> tuple[str, Path]:
-    """Return the whole name and the file of one of the `chapters`, of whose name the last part may be enough.
+    """Return the full name and the file of one of the `chapters`; the last part of its name may be enough.
 
     Raises:
         BadInput: the name is unknown or ambiguous.
@@ -333,7 +333,7 @@ def read_yaml(path: Path) -> object:
         raise BadInput(f"{path}: {error.strerror.lower()}; expected a file of 'name: value' lines") from None
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # the latter of bytes that are not UTF-8, or of a 13th month
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not UTF-8, or a 13th month
         raise BadInput(f"{path} is not readable as YAML or JSON: {error}") from None
 
 
@@ -362,7 +362,7 @@ def validate(chapter: Chapter, profile: str = QUICK, overrides: Mapping[str, Val
 
 
 def profile_values(chapter: Chapter, profile: str = QUICK) -> dict[str, Value]:
-    """Return the value of every parameter in a profile, which need not be possible on this machine."""
+    """Return the value of every parameter in a profile; the values need not be possible on this machine."""
     defaults = {name: parameter.default for name, parameter in chapter.parameters.items()}
     return defaults | read_profile(chapter.root, profile).get(chapter.name, {})
 
@@ -386,7 +386,7 @@ def _convert(chapter: Chapter, values: Mapping[str, Value], known: bool = False)
                 raise ValueError(f"no such parameter; {did_you_mean(name, chapter.parameters)}")
             parameter = chapter.parameters[name]
             converted[name] = parameter.convert(value)
-            # Whether the library knows a default, `nadkit check` has told; here PyTorch would have to be imported.
+            # `nadkit check` tells whether the library knows a default; here, that would mean importing PyTorch.
             parameter.check(converted[name], known=known and converted[name] != parameter.default)
             if known:
                 converted[name] = parameter.locate(converted[name])
@@ -398,7 +398,7 @@ def _convert(chapter: Chapter, values: Mapping[str, Value], known: bool = False)
 
 
 def allowed(entry: Mapping[str, Any]) -> str:
-    """Return in words which values a parameter may have, of its entry in what `describe` returns."""
+    """Return in words which values a parameter may have, from its entry in what `describe` returns."""
     if "choices" in entry:
         return ", ".join(map(str, entry["choices"]))
     return entry.get("range") or entry.get("known", "")

@@ -26,14 +26,14 @@ if TYPE_CHECKING:  # statistics take a second to import, and reading claims need
 # The key of the claims in the metadata of the output that shows them.
 MIME = "application/vnd.nadkit.claims+json"
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "not decidable at this scale"
-# What people read where a claim fails that sets a band around a number, or bounds a distance from it: the band is ours,
-# and it may be too narrow though the paper is right.
+# Readers see this word if a claim fails that sets a band around a number, or bounds a distance from it: the band is
+# ours, and may be too narrow even if the paper is right.
 OUTSIDE = "outside our band"
 # A symbol and a word each, so that colour is never the only cue.
 SYMBOLS = {HOLDS: "✓", FAILS: "✗", OUTSIDE: "≠", UNDECIDED: "?"}
 CSS_CLASSES = {HOLDS: "holds", FAILS: "fails", OUTSIDE: "outside", UNDECIDED: "undecided"}
 
-# Folders of images that stand in for a set: name of the folder -> what readers call it, and the set.
+# Folders of images that stand in for a data set: name of the folder -> its name for readers, and the data set.
 STAND_INS = {"cifar10-jpeg": ("a JPEG copy of CIFAR-10", "cifar10")}
 A_FOLDER = "a folder of images"
 
@@ -80,7 +80,7 @@ def within(value: float, error: float, bound: str) -> int:
     """Return 0 if all of value ± error is within a bound, 1 if none of it is, and 2 if it reaches across.
 
     Raises:
-        ValueError: `bound` is none.
+        ValueError: `bound` is not a bound.
     """
     ends = (value - error, value + error)
     passed = [[test(end) for end in ends] for test in parse_bound(bound)]
@@ -94,11 +94,11 @@ def within(value: float, error: float, bound: str) -> int:
 class Claim:
     """One statement of a paper beside one measurement of ours.
 
-    `measured` is a number, a `Measured`, which brings its `error`, the half-width of its uncertainty, or
-    None where nothing could be measured; a number that is not finite was not measured either. `needs` maps
-    what the statement needs to (amount of this run, amount required); `same` maps the settings it is about
-    to (this run's, the paper's), which must be equal, but for a stand-in's (`STAND_INS`). `paper` is the citation
-    key, in the book's bibliography, of the paper whose claim it is; "" where it is our own.
+    `measured` is a number, or a `Measured` with its `error` (the half-width of its uncertainty), or None if nothing
+    could be measured; a number that is not finite counts as not measured. `needs` maps what the statement needs to
+    (amount of this run, amount required). `same` maps the settings it is about to (this run's, the paper's); the two
+    must be equal, unless one is a stand-in for the other (`STAND_INS`). `paper` is the citation key, in the book's
+    bibliography, of the paper whose claim it is; "" where it is our own.
 
     Raises:
         ValueError: no verdict could be computed from these.
@@ -157,7 +157,7 @@ class Claim:
     def verdict(self) -> str:
         """HOLDS if the whole interval measured ± error is within the bound, FAILS if none of it is.
 
-        Measured on a stand-in, it says so, "holds, on a JPEG copy of CIFAR-10", and is neither of the two.
+        If measured on a stand-in, the verdict says so, "holds, on a JPEG copy of CIFAR-10", and is neither of the two.
         """
         found = self._outcome
         return f"{found}, on {self.stand_in}" if self.stand_in and found != UNDECIDED else found
@@ -175,7 +175,7 @@ class Claim:
 
     @property
     def stand_in(self) -> str:
-        """What it was measured on in place of the images that it is about; empty where on these."""
+        """The stand-in for the images that it is about, if it was measured on one; else empty."""
         return next((ours for ours, theirs in self.same.values() if (ours, theirs) in STAND_INS.values()), "")
 
     @property
@@ -190,10 +190,10 @@ class Claim:
         return (HOLDS, FAILS, UNDECIDED)[within(self.measured, self.error, self.holds_if)]
 
     def judged_by(self, today: Self) -> Self:
-        """Return what was measured under the rules of the same claim as it is made today.
+        """Return this measurement, judged by the rules of the same claim as it is made today.
 
-        Its bound, what it needs and the settings it is about are today's; amounts and settings are those of the run.
-        One that the run did not state is unknown, and leaves the claim undecided.
+        The bound, what the claim needs and the settings it is about are today's; the amounts and settings measured are
+        the run's. An amount or setting that the run did not state is unknown, and leaves the claim undecided.
         """
 
         def ruled(own: Mapping, rules: Mapping) -> dict:
@@ -216,7 +216,7 @@ class Claim:
     def obstacles(self) -> list[str]:
         """What keeps any measurement from deciding the claim: other settings, and too little of what it needs.
 
-        Of what was not measured, settings that nobody told are none.
+        If nothing was measured, unknown settings are not counted.
         """
         told = self.measured is not None
         differ = [(name, a, b) for name, (a, b) in self.same.items() if a != b and (a, b) not in STAND_INS.values()]
@@ -284,8 +284,8 @@ def about(
 ) -> Callable[..., Claim]:
     """Return a maker of claims that share these fields.
 
-    It is called as `kind` is, by default `Claim`. A field that is given there wins; what it says of `needs` and
-    `same` is added to what is shared. Every statement begins with what it is `of`, such as "MLPs on MNIST".
+    The maker takes the arguments of `kind`, by default `Claim`. A field given to it overrides the shared one; its
+    `needs` and `same` are added to the shared ones. Every statement begins with `of`, such as "MLPs on MNIST".
     """
     begin = f"{of}: " if of else ""
 
@@ -312,12 +312,12 @@ class Claims(Sequence[Claim]):
 
     @classmethod
     def from_json(cls, entries: Iterable[Mapping[str, Any]]) -> Self:
-        """Return the claims that `to_json` made plain.
+        """Return the claims from the plain data that `to_json` made.
 
-        Verdicts are computed again from the numbers, never believed.
+        Verdicts are computed again from the numbers; stored ones are never trusted.
 
         Raises:
-            AttributeError, TypeError, ValueError: these are no claims.
+            AttributeError, TypeError, ValueError: these are not claims.
         """
         given = [{k: v for k, v in entry.items() if k not in ("verdict", "why_undecided")} for entry in entries]
         return cls(Claim(**fields) for fields in given)
@@ -361,7 +361,7 @@ def _as_text(claim: Claim) -> str:
 
 
 Recorded = Mapping[str, tuple[str, Claim]]
-"""By claim, what the record that counts says of it: the record in a few words, and the claim."""
+"""For each claim, what the record that counts says: the record in a few words, and the claim."""
 
 
 def _as_html(
@@ -419,7 +419,7 @@ class Run:
 def read(path: str | Path, *, failed: bool = False) -> list[Run]:
     """Return the runs at `path`, an executed notebook or a folder of them, with their claims.
 
-    Of a folder, failed runs are left out unless `failed`.
+    In a folder, failed runs are left out unless `failed`.
 
     Raises:
         BadInput: there is nothing to read, a notebook is damaged, or `path` itself is a failed run

@@ -1,7 +1,7 @@
 """The command `nadkit`: list, show, check, run and build the chapters, and read what they claim.
 
-The runner brings papermill and the library brings PyTorch: they are imported by the commands that
-need them, so that `nadkit --help` answers at once.
+The runner imports papermill, and the library PyTorch. Each is imported only by the commands that need it, so that
+`nadkit --help` answers at once.
 """
 
 import argparse
@@ -39,7 +39,7 @@ EXIT_CODES = """exit codes:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command has to say: text for people, data for programs, and its exit code."""
+    """The result of a command: text for people, data for programs, and its exit code."""
 
     text: str
     data: Any
@@ -52,12 +52,12 @@ Command = Callable[[argparse.Namespace], Answer]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    # A batch system ends its jobs by SIGTERM: kernels are to be shut down then as after Ctrl-C.
+    # A batch system ends its jobs by SIGTERM: shut kernels down then, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.set_threshold(*kernel.SELDOM)
     try:
         options = _parse(argv)
-        with redirect_stdout(sys.stderr):  # what a module of one's own prints must not mix with the answer
+        with redirect_stdout(sys.stderr):  # what the user's own module prints must not mix with the answer
             answer = options.run(options)
     except BadInput as error:
         answer = _problem(str(error), BAD_INPUT)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(answer.data, indent=2), flush=True)
         elif answer.text:
             print(answer.text, flush=True)
-    except BrokenPipeError:  # the reader, `head` say, had enough: keep Python's last flush quiet
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe: keep Python's last flush quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -173,7 +173,7 @@ def _execute(options: argparse.Namespace, chapter: chapters.Chapter, values: Map
     where = (options.cluster, options.workers, options.gpus)
     executors.require(*where)
     if options.cluster:
-        with executors.connect(*where):  # or the chapter would find out late
+        with executors.connect(*where):  # otherwise the chapter would fail late
             pass
     return runner.execute(chapter, values, out, profile=options.profile, environment=executors.in_environment(*where))
 
@@ -253,7 +253,7 @@ def _record(options: argparse.Namespace) -> Answer:
                 return _problem(str(error), FAILED, chapter=chapter.name)
             except KeyboardInterrupt:
                 return _problem("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
-    records.recordable(notebook, root)  # or the witness would run in vain
+    records.recordable(notebook, root)  # first, or the witness might run in vain
     try:
         path = records.record(notebook, root, witness.make(chapter, _say))
     except witness.WitnessFailed as error:
@@ -328,7 +328,7 @@ def _verify(options: argparse.Namespace) -> Answer:
     data = [{"record": key, "state": state, "why": why} for key, state, why in rows]
     for problem in failed:
         _say(problem)
-    wrong = [r for r in found if not r.counts or r.validity.state == records.UNVERIFIED]  # the latter do not run
+    wrong = [r for r in found if not r.counts or r.validity.state == records.UNVERIFIED]  # its witness does not run
     return Answer(_table(rows) or "no records", data, FAILED if wrong or failed else OK)
 
 
@@ -538,7 +538,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
     for sub in (show, run, sweep, record):
         number = "?" if sub is record else None  # with --plan, all
-        sub.add_argument("chapter", nargs=number, metavar="CHAPTER", help="its name, as 'nadkit list' has it")
+        sub.add_argument("chapter", nargs=number, metavar="CHAPTER", help="its name, as 'nadkit list' prints it")
     for sub in (run, sweep, record, build, figures):
         default = None if sub is record else QUICK  # a finished run has its own
         sub.add_argument("--profile", default=default, help="a set of parameters (default: quick)")
@@ -576,7 +576,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         usual = "at most 4; with --gpus one a GPU; on slurm 10" if sub is sweep else "one after the other"
         sub.add_argument("--workers", type=_jobs, metavar="N", help=f"{work} to do at the same time (default: {usual})")
         sub.add_argument(
-            "--gpus", type=_gpus, default=(), metavar="0,1", help="GPUs of this machine, in turn one a worker"
+            "--gpus", type=_gpus, default=(), metavar="0,1", help="GPUs of this machine, one per worker, in turn"
         )
         sub.add_argument(
             "--cluster", metavar="WHERE", help="a Dask cluster, tcp://HOST:PORT or tls://HOST:PORT, or slurm"
@@ -585,16 +585,24 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         "--from", dest="run_file", type=Path, metavar="NAME.ipynb", help="a finished run to take instead of a new one"
     )
     record.add_argument("--plan", action="store_true", help="make all records that book/recorded/plan.yml wants")
-    record.add_argument("--device", choices=("cpu", "gpu"), help="with --plan: only the runs for it (default: both)")
-    record.add_argument("--minutes", type=_jobs, metavar="N", help="with --plan: stop then; the next call goes on")
-    record.add_argument("--threads", type=_jobs, metavar="N", help="with --plan: of a run (default: one a core)")
+    record.add_argument(
+        "--device", choices=("cpu", "gpu"), help="with --plan: only the runs for this device (default: both)"
+    )
+    record.add_argument(
+        "--minutes", type=_jobs, metavar="N", help="with --plan: stop after N minutes; the next call goes on"
+    )
+    record.add_argument(
+        "--threads", type=_jobs, metavar="N", help="with --plan: threads of each run (default: one per core)"
+    )
     record.add_argument("--dry-run", action="store_true", help="with --plan: show the runs, their claims and state")
     for sub in (figures, pdf):
-        sub.add_argument("--build", type=Path, metavar="DIR", help="where the build is, as the --out of 'nadkit build'")
-    figures.add_argument("folder", type=Path, metavar="DIR", help="where they go, in a folder for each chapter")
-    pdf.add_argument("file", type=Path, metavar="FILE", help="where it goes")
+        sub.add_argument(
+            "--build", type=Path, metavar="DIR", help="where the build is: the folder given to 'nadkit build' as --out"
+        )
+    figures.add_argument("folder", type=Path, metavar="DIR", help="where the figures go, in one folder per chapter")
+    pdf.add_argument("file", type=Path, metavar="FILE", help="the PDF to write")
     student.add_argument("folder", type=Path, metavar="DIR", help="a new folder for the course")
-    notebooks.add_argument("folder", type=Path, metavar="DIR", help="a new folder for them")
+    notebooks.add_argument("folder", type=Path, metavar="DIR", help="a new folder for the notebooks")
     all_listed = "all that _toc.yml lists"
     for sub, what, usual in (
         (check, "to check", all_listed),
@@ -605,8 +613,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         (notebooks, "to write", all_listed),
     ):
         sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"chapters {what} (default: {usual})")
-    verify.add_argument("--again", action="store_true", help="run the witnesses though the code did not change")
-    verify.add_argument("--renew", action="store_true", help="first make the witnesses anew, at the records' commits")
+    verify.add_argument("--again", action="store_true", help="run the witnesses even if the code did not change")
+    verify.add_argument("--renew", action="store_true", help="first make the witnesses again, at the records' commits")
     collect.add_argument("folder", type=Path, metavar="DIR", help="a folder of finished runs, such as a sweep's")
     collect.add_argument(
         "-o", dest="out", type=Path, metavar="TABLE", help="a file .csv or .parquet (default: CSV to the terminal)"

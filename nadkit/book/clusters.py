@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 5.0
-"""Seconds in which a Dask scheduler has to answer, and again to show a worker."""
+"""Seconds to wait for a Dask scheduler to answer, and again for it to show a worker."""
 
 SLURM_JOB = {"cores": 1, "processes": 1, "memory": "4GB", "walltime": "24:00:00"}
 """What a SLURM job asks for where Dask's configuration does not say."""
 
 NEWS_AFTER = 60.0
-"""Seconds without a SLURM job at work after which a line says where to look."""
+"""If no SLURM job has started to work after so many seconds, a message says where to look."""
 
 
 def is_killed_worker(error: BaseException | None) -> bool:
-    """Return whether Dask gave a task up because workers died with it, which another task may have caused."""
+    """Return whether Dask gave a task up because workers died while running it; another task may have killed them."""
     return type(error).__name__ == "KilledWorker"
 
 
@@ -50,12 +50,12 @@ def dask(address: str) -> Iterator[Executor]:
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadInput(f"--cluster {address}: no scheduler can be used there: {reason}") from error
-    # What it would say of a scheduler that is gone, we say in a line.
+    # If the scheduler is gone, we say so in one line, instead of Dask's own messages.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with client:
         if problem := _unfit(client, address):
             raise BadInput(f"--cluster {address}: {problem}")
-        yield client.get_executor(pure=False)  # equal calls are not one call
+        yield client.get_executor(pure=False)  # equal calls must not be merged into one
 
 
 def require_address(address: str) -> None:
@@ -77,7 +77,7 @@ def _greet(address: str, security: "distributed.Security") -> None:
             line = stack.enter_context(socket.create_connection((parts.hostname, parts.port), PATIENCE))
             if parts.scheme == "tls":
                 line = stack.enter_context(context.wrap_socket(line))
-            # A Dask server speaks first: the length of what it says, and that.
+            # A Dask server speaks first: the length of its message, then the message.
             length = int.from_bytes(line.recv(8), "little")
     except TimeoutError:
         raise ValueError("nobody answers; a scheduler that speaks TLS has an address tls://HOST:PORT") from None
@@ -103,12 +103,12 @@ def _unfit(client: "distributed.Client", address: str) -> str | None:
 def slurm(workers: int, logs: Path) -> Iterator[Executor]:
     """Give an executor of up to `workers` workers in SLURM jobs, which come and go with the work.
 
-    What a job gets, and in which queue, is said by Dask's configuration, under jobqueue.slurm.
+    Dask's configuration, under jobqueue.slurm, says what a job gets, and in which queue.
     """
     distributed, jobqueue = _require_dask("distributed"), _require_dask("dask_jobqueue")
     import dask as dask_package
 
-    # Without the defaults that come with the package, half an hour of walltime among them.
+    # Leave out the package's own defaults, such as half an hour of walltime.
     own = dask_package.config.collect()
 
     def configured(name: str, usual: T) -> T:
@@ -162,7 +162,7 @@ def _require_accepted(script: str, logs: Path) -> None:
         except subprocess.TimeoutExpired:
             raise BadInput("--cluster slurm: 'sbatch' does not answer") from None
     if asked.returncode:
-        with suppress(OSError):  # empty folders of a sweep that is none
+        with suppress(OSError):  # empty folders of a sweep that did not start
             logs.rmdir()
             logs.parent.rmdir()
         raise BadInput(f"--cluster slurm: sbatch refuses the job: {asked.stderr.strip()}")

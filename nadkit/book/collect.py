@@ -89,8 +89,8 @@ class Drawing:
 def drawings(path: Path) -> list[Drawing]:
     """Return the pictures that the executed notebook at `path` shows, in their order.
 
-    They are called after the table that they show or the cell that displays them; of several in tabs or in one cell,
-    the first has that name alone, the others a number behind it.
+    Each is named after the table that it shows or the cell that displays it. Of several in tabs or in one cell, the
+    first has that name alone, and the others have a number after it.
     """
     found: list[Drawing] = []
     for cell in read_notebook(path)["cells"]:
@@ -147,10 +147,11 @@ def _add(known: dict[str, Any], more: Mapping[str, Any]) -> None:
 def collect(folder: Path) -> "pd.DataFrame":
     """Return one row for each finished run below `folder`: parameters, numbers kept, claims, provenance.
 
-    A number whose name is taken becomes `result.NAME`, a fact of the run whose name a parameter has, `run.NAME`.
+    A number whose name is already taken becomes `result.NAME`; a fact of the run that shares its name with a parameter
+    becomes `run.NAME`.
 
     Raises:
-        BadInput: there is not a single finished run, or a notebook is damaged.
+        BadInput: there is no finished run, or a notebook is damaged.
     """
     import pandas as pd
 
@@ -176,7 +177,7 @@ def write(table: "pd.DataFrame", path: Path) -> None:
     """Write a table as .csv or .parquet, whole or not at all.
 
     Raises:
-        BadInput: the suffix is another, or a column has values that no one type of .parquet holds.
+        BadInput: the suffix is neither of the two, or a column has values that no single type of .parquet holds.
         DataError: the file cannot be written.
     """
     path = Path(path)

@@ -1,6 +1,6 @@
-"""Excerpts: figures and verdicts of the chapters, for other pages and for the heads of the chapters themselves.
+"""Excerpts: figures and verdicts of the chapters, for other pages and for the top of each chapter itself.
 
-A page asks for one by including a file, which `nadkit build` makes of what the chapters gave:
+A page asks for one by including a file, which `nadkit build` makes from the results of the chapters:
 
 - `_generated/figures/CHAPTER/NAME.md`: what `results.show(NAME, ...)` shows there, this run beside the recorded ones;
 - `_generated/lead/CHAPTER/NAME.md`: the best of these alone: a recorded run that holds, or else this run;
@@ -33,7 +33,7 @@ def make(
 
     Their images go to the `pictures`.
 
-    Of the `chapters`, those that are not `executed` leave a note in place of what they would show.
+    If one of the `chapters` was not `executed`, a note stands in place of what it would show.
 
     Raises:
         BadInput: a page asks for a chapter, a figure or a claim that is not there.
@@ -80,7 +80,9 @@ def _figure(
     if not lead:
         return typeset.figure(page, caption, pictures, top)
     label, best = pages.first_panel(page)
-    best = re.sub(r'<p class="nadkit-provenance">.*?</p>', "", best, flags=re.DOTALL)  # the chapter's own tabs say it
+    best = re.sub(
+        r'<p class="nadkit-provenance">.*?</p>', "", best, flags=re.DOTALL
+    )  # the chapter's own tabs say it
     return typeset.figure(best, caption, pictures, top, below=label)
 
 

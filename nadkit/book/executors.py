@@ -16,7 +16,7 @@ from nadkit.book.slots import Slots, cores
 
 MOST_SLOTS, MOST_ON_SLURM = 4, 10
 
-# How a chapter's kernel hears of the executor that it is given.
+# How a chapter's kernel is told which executor it is given.
 CLUSTER, WORKERS, GPUS = "NADKIT_CLUSTER", "NADKIT_WORKERS", "NADKIT_GPUS"
 
 
@@ -24,14 +24,14 @@ CLUSTER, WORKERS, GPUS = "NADKIT_CLUSTER", "NADKIT_WORKERS", "NADKIT_GPUS"
 def connect(
     cluster: str | None = None, workers: int | None = None, gpus: Sequence[int] = (), logs: Path | None = None
 ) -> Iterator[Executor]:
-    """Give an executor for the block; an error in the block, Ctrl-C included, ends its tasks.
+    """Give an executor for the block; an error in the block, or Ctrl-C, ends its tasks.
 
-    Only Dask's workers go on to the end of what they have begun. Where `cluster` is None it is `workers` slots on this
-    machine; else the workers of the Dask scheduler at an address, or up to `workers` of them in SLURM jobs, which write
-    their logs to the folder `logs` (default: in the user's cache).
+    Dask's workers are the exception: they finish the tasks that they have begun. If `cluster` is None, the executor is
+    `workers` slots on this machine. Otherwise it is the workers of the Dask scheduler at an address, or up to `workers`
+    of them in SLURM jobs, which write their logs to the folder `logs` (default: in the user's cache).
 
     Raises:
-        BadInput: the cluster is unknown, cannot be reached or does not let us in, which takes some 10 s at most.
+        BadInput: the cluster is unknown, cannot be reached or refuses the connection; that takes some 10 s at most.
     """
     require(cluster, workers, gpus)
     if cluster is None:
@@ -49,7 +49,7 @@ def connect(
 def require(cluster: str | None = None, workers: int | None = None, gpus: Sequence[int] = ()) -> None:
     """Raise BadInput if `connect` would, as far as that can be told without connecting.
 
-    Without the GPUs that it names, work would go on the CPU and say nothing.
+    Missing GPUs are an error, too: without this check, the work would run on the CPU and nothing would say so.
     """
     if cluster is not None and gpus:
         raise BadInput("--gpus: a cluster's workers get their GPUs where they are started, not here")
@@ -68,7 +68,7 @@ def _count_gpus() -> int:
 
 
 def in_environment(cluster: str | None, workers: int | None, gpus: Sequence[int]) -> dict[str, str]:
-    """Return the environment in which `given` connects to just this."""
+    """Return the environment in which `given` connects to this executor."""
     wanted = {CLUSTER: cluster, WORKERS: workers, GPUS: ",".join(map(str, gpus))}
     return {name: str(value or "") for name, value in wanted.items()}
 
@@ -78,7 +78,7 @@ def given() -> Executor | None:
     """Return the executor that this run of a chapter was given, by `nadkit run --workers` or `--cluster`, or None.
 
     Raises:
-        BadInput: the cluster cannot be used any more.
+        BadInput: the cluster can no longer be used.
     """
     asked = {name: os.environ.get(name) or None for name in (CLUSTER, WORKERS, GPUS)}
     if not any(asked.values()):

@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """A stored table, and in words the run that it is of: "recorded: ..." or "this build"."""
+    """A stored table, and in words the run that it comes from: "recorded: ..." or "this build"."""
 
     frame: "pd.DataFrame"
     run: str
@@ -43,11 +43,12 @@ class Source:
 
 
 Sources = Callable[..., list[Source]]
-"""From a chapter, the name of a table of its, and columns to all such tables, the best first."""
+"""A function of a chapter, the name of one of its tables, and columns; it returns all such tables, the best first."""
 
 
 def stored(root: Path, executed: Mapping[str, Path]) -> Sources:
-    """Return the function to the tables of records that hold, then of this build, that have the wanted columns.
+    """Return a function that finds tables with the wanted columns: those of records that hold, then those of this
+    build.
 
     Raises:
         BadInput: a record or an executed notebook is damaged.
@@ -72,7 +73,7 @@ def stored(root: Path, executed: Mapping[str, Path]) -> Sources:
 def make(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Path]:
     """Write the explorers and their library below `folder`; return where each belongs -> its file.
 
-    One whose chapters never ran leaves a note in its place. A book may be without the page.
+    A note takes the place of an explorer whose chapters never ran. A book need not have the page of explorers.
 
     Raises:
         BadInput: altair or vl-convert is not installed, or what an explorer is made of is damaged.
@@ -88,7 +89,7 @@ def make(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Pa
         text = interactive.page(name, explorer, cache) if explorer else "*The chapters of this figure have not run.*"
         made[f"{INCLUDED}/{name}.md"] = _written(cache / f"{name}.md", f"{text}\n")
     library = cache / f"vega-{interactive.VEGA_LITE}-{version('vl-convert-python')}.js"
-    if not library.exists():  # it takes seconds
+    if not library.exists():  # making it takes seconds
         _written(library, interactive.library())
     return made | {LIBRARY: library}
 
@@ -100,9 +101,9 @@ def _written(path: Path, text: str) -> Path:
 
 
 def link(notebook: Mapping[str, Any], chapter: str, start: str) -> bool:
-    """Lead from the tables of an executed notebook that an explorer shows to it, and return whether there are any.
+    """Add links from an executed notebook's tables to the explorers that show them, and return whether there are any.
 
-    `start` leads from the notebook's page to `html/book/`.
+    `start` is the path from the notebook's page to `html/book/`.
     """
     changed = False
     for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
@@ -143,7 +144,7 @@ def fourier_map(sources: Sources) -> Explorer | None:
         for name, label, keys in (("fx", "horizontal", "right"), ("fy", "vertical", "down"))
     )
     chosen = "datum.fx == fx && datum.fy == fy"
-    axis = alt.Axis(labelAngle=0, values=fx.values[:: math.ceil(len(fx.values) / 5)])  # more run into each other
+    axis = alt.Axis(labelAngle=0, values=fx.values[:: math.ceil(len(fx.values) / 5)])  # more would overlap
     cell = alt.Chart().encode(
         x=alt.X("fx:O", title="horizontal frequency", scale=alt.Scale(domain=fx.values), axis=axis),
         y=alt.Y("fy:O", title="vertical frequency", scale=alt.Scale(domain=fy.values)),
@@ -192,7 +193,7 @@ def _accuracies(sources: Sources) -> tuple[list[Row], list[str]]:
             same = source.parameters.get("sigma"), source.parameters.get("epsilon")
             settings = settings or same
             for network, table in source.frame.groupby("network", sort=False):
-                if same == settings:  # of the same task alone
+                if same == settings:  # only of the same task
                     found.setdefault(network, (table, source.run))
     rows = []
     for network, (table, _) in found.items():
@@ -268,7 +269,7 @@ def nad_browser(sources: Sources) -> Explorer | None:
         .properties(width=size, height=size, title=title)
         for name, title in (("pixels", "pixels"), ("spectrum", "magnitude of its Fourier transform"))
     ]
-    # Domains are given: one of no values, of a choice that nothing measured, would be a warning.
+    # Domains are given: a choice for which nothing was measured has no values, and Vega-Lite would warn.
     heights = [row["eigenvalue"] for row in spectra]
     height = alt.Scale(type="log", domain=[min(heights, default=1), max(heights, default=1)])
     curves = [
@@ -395,7 +396,7 @@ def ablation(sources: Sources) -> Explorer | None:
         control("clamp", "clamped to", "down"),
         control("corruption", "corruption of the labels", "right"),
     )
-    # What is measured depends on the choices before: an older record has all layers and zero alone.
+    # What was measured depends on the choices before: an older record has only all layers and zero.
     controls = [network, layer, clamp, run, corruption]
     of_curve = " && ".join(f"datum.{c.name} == {c.name}" for c in (run, network, layer, clamp))
     chosen = "datum.corruption == corruption"
@@ -441,7 +442,7 @@ def _ablated(sources: Sources) -> list[Row]:
     for source in sources(MEMORISATION, "ablation", *columns):
         rows += _points(source, source.frame[[*columns]].assign(layer=LAYERS, clamp=ZERO))
     for source in sources(MEMORISATION, "layers", *columns, "layer", "clamp"):
-        # All layers to zero have a finer curve in the first table.
+        # For all layers clamped to zero, the first table has a finer curve.
         repeated = (source.frame.layer == LAYERS) & (source.frame.clamp == ZERO)
         rows += _points(source, source.frame.loc[~repeated, [*columns, "layer", "clamp"]])
     return rows

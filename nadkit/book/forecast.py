@@ -1,8 +1,8 @@
 """Forecast: which claims a run can decide, known before it runs.
 
 A chapter's own code runs with the run's parameters, but nothing is computed: what a library would return is `Unknown`,
-and so is whatever follows from it. What parameters alone decide (settings, amounts, the networks there are) comes out
-as in the run. So a claim's `needs` and `same` are known wherever they do not depend on a result.
+and so is whatever follows from it. Everything that depends on the parameters alone (settings, amounts, which networks
+there are) comes out as in the run. So a claim's `needs` and `same` are known wherever they do not depend on a result.
 """
 
 import __future__
@@ -26,10 +26,10 @@ from nadkit.book.parameters import Known
 from nadkit.book.sources import without_commands
 
 ENDLESS = 10_000
-"""So often may one statement ask whether something unknown is true: a loop that waits for it would never end."""
+"""How often one statement may ask whether something unknown is true; a loop that waits for it would never end."""
 NO_TYPES = __future__.annotations.compiler_flag
 PURE = {"collections", "copy", "dataclasses", "functools", "itertools", "json", "math", "operator", "re", "typing"}
-"""Modules of Python that only compute: they work before the run, too. Others might wait, write or delete."""
+"""Python's modules that only compute: they are used in a forecast, too. Others might wait, write or delete."""
 PLAIN = (str, int, float, bool, tuple, list, dict, frozenset, type(None))
 
 
@@ -38,10 +38,10 @@ class Endless(RuntimeError):
 
 
 class Unknown:
-    """What only the run can tell; `of` are the names that it was picked by. Whatever is made of it is unknown, too.
+    """A value that only the run can tell; `of` are the names that it was picked by. What is computed from it is
+    unknown, too.
 
-    Asked whether it is true, it says yes, unless as to whether it equals something: a run is expected to measure what
-    it can.
+    As a condition it is true, because a run is expected to measure what it can. Only a test for equality is false.
     """
 
     asked = 0
@@ -90,7 +90,7 @@ class Unknown:
         return "?"
 
     __hash__ = object.__hash__
-    __iter__ = None  # or Python would ask for item after item
+    __iter__ = None  # otherwise Python would ask for item after item
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
@@ -155,7 +155,7 @@ def _part(module: ModuleType, name: str, plain: bool) -> object:
 
 @dataclass(frozen=True)
 class Expected:
-    """A claim that a run will make: its fields are those of a `Claim`, as far as they are known before."""
+    """A claim that a run will make: its fields are those of a `Claim`, as far as they are known before the run."""
 
     id: str
     statement: str
@@ -180,7 +180,7 @@ class Expected:
 
     @property
     def stand_in(self) -> str:
-        """What it will be measured on in place of the images that it is about."""
+        """The stand-in that it will be measured on, in place of the images that it is about."""
         return self._without_result().stand_in
 
     def _without_result(self) -> Claim:
@@ -192,7 +192,7 @@ class Expected:
         return Claim(self.id, self.statement, None, self.holds_if, paper=self.paper, **known)
 
     def judge(self, claim: Claim) -> Claim:
-        """Return what a recorded run measured, by the rules of today (`Claim.judged_by`)."""
+        """Return the claim of a recorded run, judged by today's rules (`Claim.judged_by`)."""
         rules = {
             name: {key: (claims.UNKNOWN, pair[1]) for key, pair in getattr(self, name).items() if _required(pair)}
             for name in ("needs", "same")
@@ -231,7 +231,7 @@ def expected(chapter: Chapter, values: Mapping[str, Any]) -> list[Expected]:
                 space |= _imported(statement, making)
             else:
                 exec(code, space)  # without code it fails, and what it would assign is unknown
-        except Exception:  # it works on a result
+        except Exception:  # it needs a result
             words = (node.value for node in ast.walk(statement) if isinstance(node, ast.Constant))
             space |= dict.fromkeys(_assigned(statement), Unknown(frozenset(w for w in words if isinstance(w, str))))
         if isinstance(statement, ast.FunctionDef):
@@ -243,10 +243,10 @@ def expected(chapter: Chapter, values: Mapping[str, Any]) -> list[Expected]:
 
 
 def judged(chapter: Chapter, parameters: Mapping[str, Any], measured: Sequence[Claim]) -> dict[str, Claim]:
-    """Return by name the claims that a run with these parameters made, by the rules that they have today.
+    """Return by name the claims that a run with these parameters made, judged by today's rules.
 
-    What such a run would need counts, and not what another one does: NADs that come from a file need no second run
-    that finds them. A claim that today's chapter would not make is left out.
+    The rules are those for a run with these parameters, not for any other run. For example, NADs that come from a file
+    need no second run that finds them. A claim that today's chapter would not make is left out.
     """
     today = {name: parameters.get(name, parameter.default) for name, parameter in chapter.parameters.items()}
     rules = {rule.id: rule for rule in expected(chapter, today)}
@@ -353,7 +353,7 @@ def _imported(statement: ast.Import | ast.ImportFrom, making: Mapping[str, objec
         elif source == "tqdm":
             found[name] = lambda items, **_: items
         elif (top not in PURE and top != "nadkit") or (source, alias.name) == ("nadkit", "plots"):
-            found[name] = Unknown()  # no claim rests on a figure, and seaborn takes its time to import
+            found[name] = Unknown()  # no claim rests on a figure, and seaborn is slow to import
         elif isinstance(statement, ast.Import):
             found[name] = _Module(importlib.import_module(source if alias.asname else top), top == "nadkit")
         else:
@@ -370,7 +370,7 @@ def _assigned(node: ast.AST) -> Iterator[str]:
             yield name
             return
         case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp() | ast.Lambda():
-            return  # their names are their own
+            return  # their names are local
         case ast.Name(name, ast.Store()) | ast.Subscript(ast.Name(name), ctx=ast.Store()):
             yield name
         case ast.Call(ast.Attribute(ast.Name(name), "append" | "extend" | "update" | "add")):

@@ -1,8 +1,8 @@
-"""Interactive figures: a chart, what a reader can choose in it, and the static picture where no script runs.
+"""Interactive figures: a chart, what a reader can choose in it, and a static picture for where no script runs.
 
-Vega-Lite draws them: altair writes a figure as checked JSON, and `vl_convert` brings the scripts to lie beside the
-pages and the static picture, all from the package index. Observable Plot draws as well, but each figure would be a
-script of our own, and neither its picture nor its library would come from Python.
+Vega-Lite draws them: altair writes a figure as checked JSON, and `vl_convert` provides the scripts, which lie beside
+the pages, and the static picture. Both come from the package index. Observable Plot would draw as well, but then each
+figure would be a script of our own, and neither its picture nor its library would come from Python.
 
 The fields above a figure, and its arrow keys, are `book/_static/explorers/explorers.js`.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 VEGA_LITE = "6.4"
 MISSING = "Not measured."
-"""What is said of a choice without words."""
+"""The words for a choice that has none of its own."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def key(*values: str | float) -> str:
 
 
 def finish(chart: "alt.TopLevelMixin", *controls: Control) -> "alt.TopLevelMixin":
-    """Return a chart with a parameter for each control, and one look."""
+    """Return a chart with a parameter for each control, in the style of the book."""
     import altair as alt
 
     parameters = [alt.param(name=control.name, value=control.start) for control in controls]
@@ -74,20 +74,20 @@ def finish(chart: "alt.TopLevelMixin", *controls: Control) -> "alt.TopLevelMixin
 
 
 def library() -> str:
-    """Return the scripts that draw the figures, in one."""
+    """Return the scripts that draw the figures, as one script."""
     import vl_convert
 
-    # In a function of its own: its names are short, and other scripts of a page have them, too.
+    # Inside a function, because its names are short and other scripts of a page may use them, too.
     return f"(() => {{\n{vl_convert.javascript_bundle(vl_version=VEGA_LITE)}\n}})();\n"
 
 
 def page(name: str, explorer: Explorer, cache: Path) -> str:
-    """Return an explorer as HTML: the static picture, and what the script makes a figure of."""
+    """Return an explorer as HTML: the static picture, and the data from which the script makes a figure."""
     spec = explorer.chart.to_dict()
     picture = base64.b64encode(_picture(spec, cache)).decode()
     controls = [vars(control) for control in explorer.controls]
     data = json.dumps({"spec": spec, "controls": controls, "words": dict(explorer.words), "missing": MISSING})
-    data = data.replace("<", r"\u003c")  # so that no word of it ends the script
+    data = data.replace("<", r"\u003c")  # so that no text in it ends the script
     runs = html.escape("; ".join(dict.fromkeys(explorer.runs)))
     return f"""\
 <div class="nadkit-explorer" id="explorer-{name}">

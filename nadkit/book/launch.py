@@ -20,7 +20,7 @@ from nadkit.book.plain import Plain
 from nadkit.book.prints import commit, why_no_commit
 
 RUNNERS = {"ipykernel", "jupyter-client", "nbclient", "papermill", "pyzmq", "traitlets"}
-"""What runs notebooks. A notebook that runs has its own, and must not put others in their place."""
+"""Packages that run notebooks. A running notebook already has them, and must not replace them."""
 FIRST = """\
 # Where the library is missing, as on Colab, install it as it was when this notebook was made.
 import importlib.util

@@ -1,6 +1,6 @@
-"""What the values of a run name that lies outside the book: modules of one's own, and folders of images.
+"""What a run's values name that lies outside the book: the user's own modules, and folders of images.
 
-It decides the result as much as the values do, so its content is part of what a run is known by.
+These decide the result as much as the values do, so a run is identified by their content, too.
 """
 
 import functools
@@ -24,7 +24,7 @@ def checksums(
 ) -> dict[str, str]:
     """Return a checksum of what each `MODULE:FUNCTION` and `folder:PATH` among the values names: `content of ...`.
 
-    What is found is added to `known`, and what is there is not read again.
+    New checksums are added to `known`; what is already there is not read again.
     """
     found, known = {}, {} if known is None else known
     for name, value in values.items():
@@ -62,13 +62,13 @@ def module_checksum(module: str, path: list[str]) -> str:
 def folder_checksum(name: str) -> str:
     """Return a checksum of the names and contents of all files in the splits of `folder:PATH` that are not hidden.
 
-    What lies beside the splits is nobody's.
+    Files beside the splits do not count.
     """
     from nadkit.data.image_files import TEST_SPLITS, folder_path  # it imports torch
 
     try:
         root = folder_path(name)
-    except ValueError:  # the run will say so
+    except ValueError:  # the run will report it
         return ABSENT
     content = []
     for split in ("train", *TEST_SPLITS):

@@ -10,11 +10,11 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # whoever draws has them
+if TYPE_CHECKING:  # a caller that draws has imported them
     from matplotlib.figure import Figure
     from torch import Tensor
 
-# Panels stand in order behind all labels; without style sheets they just follow one another.
+# All panels follow all labels, in order; without style sheets they are shown one after the other.
 TAB_STYLE = """\
 .nadkit-tabs { display: flex; flex-wrap: wrap; position: relative; }
 .nadkit-tabs > input { position: absolute; opacity: 0; }
@@ -40,7 +40,7 @@ def tabs(panels: Iterable[tuple[str, str]]) -> str:
 
 
 def first_panel(page: str) -> tuple[str, str]:
-    """Return the label of the first of some `tabs`, as HTML, and what it shows; a page without tabs is of this run."""
+    """Return the first of some `tabs`: its label, as HTML, and what it shows; a page without tabs is of this run."""
     if found := re.search(r"<label[^>]*>(.*?)</label>\n<div>(.*?)</div>\n(?=<input|</div>)", page, flags=re.DOTALL):
         return found[1], found[2]
     return "this run", page
@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 
 
 SHARPNESS = 2
-"""Pixels of a picture for each of a page, along either side."""
+"""Pixels of a picture for each pixel of the page, along either side."""
 
 
 def drawn(figure: "Figure", alt: str) -> tuple[str, str]:
@@ -65,19 +65,19 @@ def drawn(figure: "Figure", alt: str) -> tuple[str, str]:
     sharp, vector = io.BytesIO(), io.BytesIO()
     figure.savefig(sharp, format="png", dpi=SHARPNESS * figure.dpi, bbox_inches="tight")
     figure.savefig(vector, format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
-    plt.close(figure)  # or pyplot shows it once more
+    plt.close(figure)  # otherwise pyplot would show it once more
     return png(sharp.getvalue(), alt, SHARPNESS), base64.b64encode(vector.getvalue()).decode()
 
 
 def png(content: bytes, alt: str, sharpness: float = 1) -> str:
-    """Return a PNG in the page, as large as its pixels by its `sharpness`."""
+    """Return a PNG in the page, as large as its size in pixels divided by its `sharpness`."""
     width, height = (round(side / sharpness) for side in struct.unpack(">II", content[16:24]))
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return f'<img src="{source}" width="{width}" height="{height}" alt="{html.escape(alt)}">'
 
 
 def packed(image: "Tensor") -> str:
-    """Return a one-channel image (H, W) as words, which a table can hold: a PNG of 8 bits in base64.
+    """Return a one-channel image (H, W) as text, which a table can hold: a PNG of 8 bits in base64.
 
     Zero is 128, and the largest entry of either sign 1 or 255.
     """
@@ -91,7 +91,7 @@ def packed(image: "Tensor") -> str:
 
 
 def unpacked(words: Iterable[str]) -> "Tensor":
-    """Return the images (K, H, W) that `packed` made words of, each with its largest entry at 1 or -1."""
+    """Return the images (K, H, W) from the text that `packed` made, each with its largest entry at 1 or -1."""
     import numpy as np
     import torch
     from PIL import Image
@@ -116,7 +116,8 @@ def number(value: float) -> str:
 
 
 def row(cells: Iterable[str], *, head: str | None = None, id: str = "", css: Iterable[str] = ()) -> str:
-    """Return a row of cells that are HTML already; `head` names the row, and `css` are the classes of the others."""
+    """Return a row of cells that are HTML already; `head` names the row, and `css` are the classes of the other
+    cells."""
     named = f'<th scope="row">{head}</th>' if head is not None else ""
     attribute = f' id="{id}"' if id else ""
     classes = [f' class="nadkit-{name}"' for name in css]

@@ -6,11 +6,10 @@ A declaration is one line, `name: type = value  # help [rule]`:
     method: str = "secant"  # how the derivative is taken [secant, gradient, mixed]
     architecture: str = "lenet"  # the network [architecture]
 
-Types are int, float, str, bool, list[int], list[float] and list[str], each also with `| None`. A list
-holds what is to be run: at least one value, none of them twice; where there may be nothing, that is None.
-Rules, for a value or for each element of a list, are choices `[a, b, c]`, a range `[1..100]`,
-`[1..]`, `[..1]` or `[>0]`, and names that the library knows: `[architecture]`, `[images]`,
-`[device]`.
+Types are int, float, str, bool, list[int], list[float] and list[str], each also with `| None`. A list holds what is to
+be run: at least one value, none of them twice. If there may be no value, it is None. Rules, for a value or for each
+element of a list, are choices `[a, b, c]`, a range `[1..100]`, `[1..]`, `[..1]` or `[>0]`, and names that the library
+knows: `[architecture]`, `[images]`, `[device]`.
 """
 
 import ast
@@ -74,9 +73,9 @@ class Known:
 
     def check(self, value: str) -> None:
         """Raise ValueError unless the library knows `value`."""
-        # PyTorch takes seconds to import: only a check that needs it pays.
+        # PyTorch takes seconds to import: only a check that needs it imports it.
         module, function = KNOWN[self.kind]
-        with _importable(os.getcwd()):  # where an architecture of one's own, MODULE:FUNCTION, may lie
+        with _importable(os.getcwd()):  # where the user's own architecture, MODULE:FUNCTION, may lie
             try:
                 getattr(importlib.import_module(module), function)(value)
             except files.DataError as error:
@@ -85,7 +84,7 @@ class Known:
     def locate(self, value: str) -> str:
         """Return `value` so that it means the same in any folder: `folder:PATH` with an absolute path.
 
-        A path that is not in the current folder is one in a data folder, and stays as it is.
+        A path that is not in the current folder is taken to lie in a data folder, and is not changed.
         """
         prefix, _, path = value.partition(":")
         if self.kind == "images" and prefix == "folder" and (folder := files.expanded(path)).is_dir():
@@ -141,7 +140,7 @@ class Parameter:
     def check(self, value: Value, *, known: bool = True) -> None:
         """Raise ValueError where a value of the right type breaks a rule.
 
-        Names that the library knows are checked only where `known`: it takes this machine to tell.
+        Names that the library knows are checked only if `known`, because the answer depends on this machine.
         """
         if isinstance(value, list):
             _check_list(value, self.type)
@@ -203,13 +202,13 @@ def parse_parameters(source: str) -> dict[str, Parameter]:
     """Return the parameters that the source of a parameters cell declares, in their order.
 
     Raises:
-        ValueError: a line is no declaration; the message names it and says what is wrong.
+        ValueError: a line is not a declaration; the message names it and says what is wrong.
     """
     try:
         body = ast.parse(source).body
     except SyntaxError as error:
         raise ValueError(f"line {error.lineno}: {error.msg}") from None
-    # Comments are no part of the syntax tree, and a '#' inside a string is no comment.
+    # Comments are not part of the syntax tree, and a '#' inside a string is not a comment.
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0]: token.string for token in tokens if token.type == tokenize.COMMENT}
     parameters: dict[str, Parameter] = {}
@@ -243,7 +242,7 @@ def _parse_parameter(node: ast.stmt, comment: str) -> Parameter:
     _check_help(text)
     rule = None if rule is None else _parse_rule(rule.strip(), kind["item"] or kind["scalar"])
     parameter = Parameter(name, declared, default, text, rule)
-    # What a command line may write, a notebook may not: there "3" is no number.
+    # A notebook may not write all that a command line may: in a notebook, "3" is not a number.
     if parameter.convert(default) != default:
         raise ValueError(f"expected {declared}, got {default!r}")
     parameter.check(default, known=False)

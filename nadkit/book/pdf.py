@@ -1,6 +1,6 @@
-"""PDF: the pages of a built book in one, as a headless Chromium prints them.
+"""PDF: the pages of a built book in one file, printed by a headless Chromium.
 
-LaTeX would set what Sphinx knows of a page, but figures, claims and tables are HTML of our own, which a browser shows.
+LaTeX would set only what Sphinx knows of a page. Our figures, claims and tables are HTML, which needs a browser.
 """
 
 import html
@@ -21,7 +21,7 @@ from nadkit import files
 from nadkit.book import chapters
 from nadkit.book.chapters import BadInput, find_pages, read_mapping
 
-# The system's; where it has none, playwright takes its own.
+# The system's browser; if there is none, playwright takes its own.
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--allow-file-access-from-files")
 PATIENCE = 10 * 60 * 1000
@@ -55,7 +55,9 @@ def write(root: Path, out: Path, build: Path | None = None, say: Callable[[str],
     pages = {name: folder / f"{name}.html" for name in find_pages(root)}
     if missing := [name for name, path in pages.items() if not path.exists()]:
         raise BadInput(f"{missing[0]} is not in the last build: 'nadkit build' makes the pages")
-    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:  # some browsers may not read the system's own
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent
+    ) as beside:  # some browsers may not read the system's own /tmp
         joined = Path(beside) / "book.html"
         joined.write_text(join(pages, read_mapping(root / "_config.yml"), read_mapping(root / "_toc.yml")), "utf-8")
         say(f"printing {len(pages)} pages of the book, which takes minutes")
@@ -90,7 +92,7 @@ def join(pages: Mapping[str, Path], config: Mapping[str, Any], toc: Mapping[str,
 def _sheet(name: str, path: Path, names: Mapping[str, str]) -> Tag:
     """Return what a page says, its names made unlike those of the others, its links to them leading to their sheets."""
     article = BeautifulSoup(path.read_text("utf-8"), "html.parser").select_one("article.bd-article")
-    for tag in article.select("script, details.hide, .nadkit-rerun"):  # what is folded to be out of the way
+    for tag in article.select("script, details.hide, .nadkit-rerun"):  # what is folded on the pages
         tag.decompose()
     for tag in article.find_all(True):
         for key in ("id", "for"):
@@ -113,7 +115,7 @@ def _place(tag: Tag, page: Path) -> None:
     for key in ("src", "href"):
         if tag.get(key):
             tag[key] = urljoin(page.as_uri(), tag[key])
-    tag.attrs.pop("loading", None)  # what is only loaded when it is scrolled to would not be printed
+    tag.attrs.pop("loading", None)  # an image that is loaded only when scrolled to would not be printed
 
 
 def _contents(toc: Mapping[str, Any], sheets: Mapping[str, Tag]) -> Iterator[str]:

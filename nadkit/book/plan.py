@@ -1,8 +1,8 @@
 """The plan of records: the runs wanted, `book/recorded/plan.yml`, and working through it.
 
-A row names a run, for people and by chapter, profile and parameters, and says what it takes. Which claims it decides
-stands nowhere: it is computed from the claims (`nadkit.book.forecast`). A claim that no record decides yet *waits for*
-the first row that would.
+A row names a run, for people and by chapter, profile and parameters, and says what it costs. Which claims it decides is
+not written down: it is computed from the claims (`nadkit.book.forecast`). A claim that no record decides yet *waits
+for* the first row that would.
 """
 
 import json
@@ -49,7 +49,7 @@ TO_RUN, BEGUN, OTHER, LACKING = "to run", "begun", "of other parameters", "witho
 STOPPED = "stopped, for the time is over; the next call goes on from its checkpoints"
 NADKIT = [sys.executable, "-m", "nadkit"]
 GRACE = 120.0
-"""Seconds that a run has to put away its work when the time is over."""
+"""Seconds that a run has to save its work when the time is over."""
 NICE = 10
 
 
@@ -79,7 +79,7 @@ class Row:
 
     @cached_property
     def decides(self) -> list[str]:
-        """The claims that it will decide, unless its results stand in the way."""
+        """The claims that it will decide, unless its results leave them open."""
         return [claim.id for claim in self._hoped if not claim.stand_in]
 
     @property
@@ -130,7 +130,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of a book's plan, most telling first, and the claims that its records decide."""
+    """The rows of a book's plan, the most informative first, and the claims that its records decide."""
 
     root: Path
     rows: Sequence[Row]
@@ -142,7 +142,7 @@ class Plan:
         return [claim for claim in row.decides if claim not in self.decided]
 
     def waits_for(self) -> dict[str, str]:
-        """Return by claim, if no record decides it, which run it waits for: the first to come that will."""
+        """Return, for each claim that no record decides, the run it waits for: the next one that will decide it."""
         found: dict[str, str] = {}
         for row in self.todo(DEVICES):
             for claim in self.undecided(row):
@@ -151,13 +151,13 @@ class Plan:
 
     @property
     def uncovered(self) -> list[str]:
-        """The claims of papers that no record decides and no run that is to come."""
+        """The claims of papers that neither a record nor a run still to come decides."""
         wait = self.waits_for()
         made = [claim for name in find_chapters(self.root) for claim in claims_of(load(self.root, name))]
         return [c.id for c in made if c.paper and c.id not in self.decided and c.id not in wait]
 
     def todo(self, devices: Sequence[str]) -> list[Row]:
-        """Return the rows to run, in order: those of the CPU as they stand, those of the GPU by claims per minute."""
+        """Return the rows to run, in order: those for the CPU as listed, those for the GPU by claims per minute."""
         left = [row for row in self.rows if row.is_open and row.device in devices]
         found = [row for row in left if row.device == CPU]
         left = [row for row in left if row.device == GPU]
@@ -319,13 +319,13 @@ def work(
     threads: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Iterator[tuple[Row, str]]:
-    """Run and record the rows that are to run, one after the other, and give each with what became of it.
+    """Run and record the rows that are to run, one after the other, and give each with its outcome.
 
-    A run that fits into the time left goes before one that does not. With the rest of the time the next one starts all
-    the same: it is stopped when the time is over, and the next call goes on from its checkpoints.
+    A run that fits into the time left goes before one that does not. The rest of the time is used, too: the next run
+    starts, is stopped when the time is over, and goes on from its checkpoints at the next call.
 
     Raises:
-        BadInput: the plan or a record is damaged, or the folder is not as some commit has it.
+        BadInput: the plan or a record is damaged, or the folder differs from its commit.
     """
     end = time.monotonic() + 60 * minutes
     require_commit(root)
@@ -342,7 +342,7 @@ def work(
         row = min(todo, key=lambda row: row.minutes > left)
         tried.add(row.name)
         say(f"{row.name}: {row.state} ({row.cost})")
-        if row.state == LACKING:  # the run behind the record has the same experiment, and would be taken once more
+        if row.state == LACKING:  # the run behind the record has the same experiment, and would be taken again
             (root / "runs" / f"{row.file}.ipynb").unlink(missing_ok=True)
         yield row, _record(row, 60 * left, threads)
 
@@ -373,7 +373,7 @@ def _record(row: Row, seconds: float, threads: int | None) -> str:
         given.write_text(json.dumps(dict(row.changed)))
         command = [*NADKIT, "record", row.chapter.name, "--json", "--root", str(row.chapter.root)]
         command += ["--profile", row.profile, "--params", str(given)]
-        # Ctrl-C reaches us alone, and we pass it on once.
+        # Only this process receives Ctrl-C, and passes it on once.
         child = subprocess.Popen(
             command,
             cwd=row.chapter.root,

@@ -23,10 +23,10 @@ from nadkit.book.parameters import Value
 from nadkit.book.sources import bare, imported
 
 PACKAGE = Path(__file__).parents[1]
-# The machine runs chapters and is no part of their results: editing it reruns nothing. But these modules of it make
-# what an executed notebook shows.
+# The book's machinery runs chapters and is not part of their results: editing it reruns nothing. But these of its
+# modules make what an executed notebook shows.
 MACHINE, SHOWING = "book/", {"book/claims.py", "book/pages.py", "book/records.py", "book/results.py"}
-# What draws, names and stores results is no part of their numbers.
+# Code that draws, names and stores results does not change their numbers.
 PRESENTATION = {"files.py", "names.py", "plots.py", "storage.py"}
 
 
@@ -38,8 +38,9 @@ def fingerprint(
 ) -> str:
     """Return a checksum of all that decides the result of a run.
 
-    That is the notebook, its parameters, what they name outside the book, the library, what it computes with, and the
-    published data that are at hand. `code` is the `code_print` and `named` the `outside.checksums` if they are known.
+    That is the notebook, its parameters, what they name outside the book, the library, the packages it computes with,
+    and the published data that are at hand. `code` is the `code_print` and `named` the `outside.checksums` if they are
+    known.
     """
     named = outside.checksums(chapter, values) if named is None else named
     return _checksum([code or code_print(chapter), published_at_hand(), dict(values) | dict(named)])
@@ -59,7 +60,7 @@ def code_print(chapter: Chapter) -> str:
 
 
 def computing_versions() -> dict[str, str]:
-    """Return the versions that numbers may depend on; of the library itself, the files count."""
+    """Return the versions that numbers may depend on; for the library itself, its files count instead."""
     found = versions() | {"python": platform.python_version().rpartition(".")[0]}
     found.pop("nadkit", None)
     return found
@@ -90,8 +91,8 @@ def experiment(chapter: Chapter, *, shown: bool = False) -> str:
 def result_print(chapter: Chapter, values: Mapping[str, Value], known: str | None = None) -> str:
     """Return a checksum of what the numbers of a run depend on: experiment, versions, values and what these name.
 
-    Where it is the same, a run may go on from another one's checkpoints, and a point of a sweep need not be run again,
-    though prose was mended since. `known` is the checksum of the `experiment` if there is one already.
+    If it is the same for two runs, one may go on from the other's checkpoints, and a point of a sweep need not be run
+    again, even if prose was edited since. `known` is the checksum of the `experiment` if there is one already.
     """
     return result_printer(chapter, known)(values)
 
@@ -129,7 +130,7 @@ def commit(root: Path) -> str | None:
     New files that are neither code nor in the book, such as logs, do not count. Nor do records: one record would make
     the next one's commit look changed.
     """
-    # Without optional locks it disturbs nobody who works there.
+    # Without optional locks, git does not disturb other work in the folder.
     git = ["git", "--no-optional-locks", "-C", str(root)]
     status = ["status", "--porcelain", "-z", "--untracked-files=all", "--", ".", ":!book/recorded"]
     try:
@@ -223,7 +224,7 @@ def published_at_hand() -> list[list[tuple[str, int]]]:
 
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
     for path in folder.rglob("*"):
-        # What begins with a dot is being written just now.
+        # A file whose name begins with a dot is still being written.
         if not path.name.startswith(".") and path.is_file():
             yield path.relative_to(folder).as_posix(), path.stat().st_size
 

@@ -1,7 +1,7 @@
-"""Proofreading: what is wrong with chapters, told from their text, so that it is known before anything runs.
+"""Proofreading: what is wrong with chapters, found in their text before anything runs.
 
-`problems` reads the sources: claims, labels, figures, parameters and profiles. What only a run tells, `of_run` reads
-in the executed notebook.
+`problems` reads the sources: claims, labels, figures, parameters and profiles. `of_run` finds what only the executed
+notebook shows.
 """
 
 import ast
@@ -34,7 +34,7 @@ from nadkit.book.parameters import Parameter
 from nadkit.names import hint
 
 LIST = "Claims tested here"
-"""What the first cell of a chapter calls the list of its claims."""
+"""The title, in the first cell of a chapter, of the list of its claims."""
 # Above a heading, after an equation, as an option of a directive, in LaTeX, in reStructuredText.
 _LABEL = re.compile(
     r"^[ \t>]*\(([^()\n]+)\)=[ \t]*$|\$\$[ \t]*\(([^()\n]+)\)[ \t]*$"
@@ -46,7 +46,7 @@ _REFERENCE = re.compile(
     re.MULTILINE,
 )
 _SPHINX_HAS = {"genindex", "modindex", "search"}
-# A picture in Markdown or HTML without words; a directive with a picture.
+# A picture in Markdown or HTML without a text; a directive with a picture.
 _MUTE = re.compile(r"!\[\s*\]\(|<img(?![^>]*\balt=[\"'][^\"'])")
 _PICTURE = re.compile(r"^[ \t]*(`{3,}|:{3,})\{(?:figure|image)\}.*?^[ \t]*\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _ALT = "give the figure a text, in the cell's metadata under mystnb, image, alt"
@@ -115,12 +115,12 @@ def problems(root: Path, only: Sequence[str] = ()) -> list[str]:
             found += _of_form(load(root, name))
         except BadInput as error:
             found.append(Problem({name}, str(error)))
-    if not found:  # or they would be found again
+    if not found:  # otherwise they would be found again
         found += _of_profiles(root)
     for cells in passages.values():
         found += _of_claims(cells) + _of_figures(cells)
     found += _of_ids(passages)
-    if len(passages) == len(names):  # or references to what cannot be read would seem wrong
+    if len(passages) == len(names):  # otherwise references to what cannot be read would seem wrong
         found += _of_labels([*itertools.chain(*passages.values()), *_text_pages(root, pages)])
     return [problem.text for problem in found if not wanted or wanted & problem.chapters]
 
@@ -388,7 +388,8 @@ def _figures() -> set[str]:
 
 
 def of_run(path: Path, name: str) -> list[str]:
-    """Return what is wrong with a chapter's executed notebook: claims that are not those listed, and mute figures."""
+    """Return what is wrong with a chapter's executed notebook: claims that are not those listed, and figures without a
+    text."""
     notebook = read_notebook(path)
     notebook["cells"] = [cell for cell in notebook["cells"] if "injected-parameters" not in cell_tags(cell)]
     listed = listed_claims(notebook)

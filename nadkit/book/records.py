@@ -1,9 +1,9 @@
 """Records: results of big runs that git keeps, `book/recorded/CHAPTER/RUN.json`, and whether they still hold.
 
-`record` makes one of a finished run and of its `witness`, the same chapter at its smallest size. A record is *current*
-while the code of its experiment is what it was. When it has changed, `verify` runs the witness again: the record is
-*verified* if today's code gives the same numbers, and *differs* if not. What `verify` found stands in
-`book/recorded/verified.json`, by the checksum of the code, so that it need not be found again.
+`record` makes one from a finished run and its `witness`, a run of the same chapter at its smallest size. A record is
+*current* while the code of its experiment is unchanged. When the code has changed, `verify` runs the witness again: the
+record is *verified* if today's code gives the same numbers, and *differs* if not. The findings of `verify` are kept in
+`book/recorded/verified.json`, by the checksum of the code, so that the witness need not run again.
 """
 
 import functools
@@ -30,7 +30,7 @@ from nadkit.book.witness import Witness, WitnessFailed
 CURRENT, VERIFIED = "current", "verified"
 UNVERIFIED, UNVERIFIABLE = "not verified yet", "not verifiable here"
 VERSION = 2
-# Of several records of one thing, that of the profile named first counts; of two, the later one.
+# Of several records of one thing, the one whose profile is named first counts; of two with one profile, the later one.
 RANKS = {"paper": 0, "gpu": 1, "cpu": 2}
 KEPT = "verified.json"
 
@@ -74,7 +74,7 @@ class Record:
 
     @property
     def title(self) -> str:
-        """The name for people, who do without the checksum of a long one."""
+        """The name for people: without the checksum that a long name has."""
         whole, cut, _ = self.name.partition("~")
         return whole.rpartition(",")[0].replace(",", ", ") + " and more" if cut else whole.replace(",", ", ")
 
@@ -85,12 +85,13 @@ class Record:
 
     @property
     def counts(self) -> bool:
-        """Whether totals count it: not where today's code gives other numbers."""
+        """Whether totals count it: they do not if today's code gives other numbers."""
         return self.validity.state != DIFFERS
 
     @property
     def rank(self) -> tuple[int, int, float]:
-        """What sorts the records that count most to the front: most training images, then profile, then the latest."""
+        """The key that sorts the records that count most to the front: most training images, then profile, then the
+        latest."""
         most = max((n for _, n in self._images()), default=0)
         latest = -datetime.fromisoformat(self.started).timestamp()
         return -most, RANKS.get(self.profile, len(RANKS)), latest
@@ -99,7 +100,7 @@ class Record:
     def words(self) -> str:
         """What it ran on and for how long, in a few words: 'MNIST, 12,000 images, 64 min on 2 cores'.
 
-        Of a run that was interrupted and went on, only the time of its last try is known, which would mislead.
+        The time of a run that was interrupted and went on is left out: only that of its last try is known.
         """
         sets: dict[str, dict[str, None]] = {}
         for name, n in self._images():
@@ -162,7 +163,7 @@ def recorded(chapter: str, root: Path | None = None) -> list[Record]:
         except BadInput:
             return []
     found = load(root, chapter)
-    paths = sorted(_folder(root, found.name).glob("[!.]*.json"))  # what begins with a dot is being written
+    paths = sorted(_folder(root, found.name).glob("[!.]*.json"))  # a name that begins with a dot is still being written
     if not paths:
         return []
     experiment, kept = prints.experiment(found, shown=True), _kept(root)
@@ -175,7 +176,7 @@ def _folder(root: Path, chapter: str) -> Path:
 
 
 def read(path: Path) -> Record:
-    """Return the record in a file; whether it still holds is not looked at.
+    """Return the record in a file, without checking whether it still holds.
 
     Raises:
         BadInput: it is damaged, or was changed since `nadkit record` wrote it.
@@ -191,7 +192,7 @@ def read(path: Path) -> Record:
         content["tables"] = {name: checked(table) for name, table in content["tables"].items()}
         content["witness"] = Witness.from_json(content["witness"])
         found = Record(path, **content, seal=seal)
-        _ = found.provenance  # all that it is made of is there
+        _ = found.provenance  # raises if something that it is made of is missing
         return found
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} is not a record that can be read: {error}; 'nadkit record' makes it anew") from error
@@ -270,8 +271,8 @@ def record(notebook: Path, root: Path, witness: Witness) -> Path:
     """Make the record of a finished run of a chapter of the book at `root`, and return its file.
 
     Raises:
-        BadInput: it is not a finished run of a current chapter, or it stored no result, or there is a record of that
-            name of other data.
+        BadInput: it is not a finished run of a current chapter, or it stored no result, or a record of that name has
+            other data.
         DataError: the file cannot be written.
     """
     chapter = recordable(notebook, root)
@@ -354,7 +355,7 @@ def verify(
 ) -> list[Record]:
     """Run the witnesses of all records, or of some chapters', whose code has changed; return the records.
 
-    What is found is kept by the checksum of the code. What is known already is not run again unless `again`.
+    Findings are kept by the checksum of the code. A witness whose finding is known is not run again unless `again`.
 
     Raises:
         BadInput: there is no such chapter, or a record is damaged.
@@ -444,8 +445,8 @@ def renew(
 ) -> None:
     """Make the witness of a record anew, with the code of the commit that it names, and write the record again.
 
-    Its size is today's, so that a witness that told too little tells more once the profile is larger. `given` are
-    parameters to run it with; `chapter` is the chapter's name at that commit, if it was another.
+    Its size is today's: a witness that was too small to tell much can be replaced once the profile is larger. `given`
+    are parameters to run it with; `chapter` is the chapter's name at that commit, if it was another.
 
     Raises:
         BadInput: the commit does not hold all that the record was made with, or is not there.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
 _NAME = re.compile(r"`([A-Za-z_][\w.]*)`")
-# reStructuredText would make emphasis, substitutions and links of these.
+# reStructuredText would read these as emphasis, substitutions and links.
 _MARKUP = re.compile(r"[*|\\]|(?<=\w)_(?!\w)")
 _SECTION = re.compile(r"[A-Z][a-z]+:$")
 _NAMES = re.compile(r"( +\w+(?:, \w+)+): ")
@@ -66,7 +66,7 @@ def setup(app: "Sphinx") -> dict[str, Any]:
     from sphinx.transforms import SphinxTransform
 
     class Named(SphinxTransform):
-        """Enters a page into the index under its name, so that a search for it finds the page first."""
+        """Enters a page into the index under its name, so that a search for the name finds the page first."""
 
         default_priority = 800  # before the index is made, at 850
 
@@ -113,8 +113,8 @@ def _prepare(app: object, what: str, name: str, object_: object, options: object
 def as_rst(lines: list[str], scope: dict[str, Any]) -> list[str]:
     """Return the lines of a docstring in reStructuredText.
 
-    A name in single backticks is a link to what it names in `scope`, the module's, or else code. Equations that stand
-    apart stay as they stand, and signs of mathematics are no markup.
+    A name in single backticks becomes a link if `scope`, the names of the module, has it, and code otherwise. Displayed
+    equations are not changed, and mathematical symbols are not read as markup.
     """
     made, before, literal = [], "", False
     for line in lines:

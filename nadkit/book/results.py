@@ -2,7 +2,7 @@
 
 A chapter says with `made_with` what it computes on, `keep`s numbers and `show`s small tables; all of them are
 stored in the executed notebook, beside what people see. `nadkit.book.collect` reads them back.
-What `nadkit.book.records` makes of a big run, `show` sets beside later ones.
+`show` also displays the recorded results of big runs (`nadkit.book.records`) beside those of this run.
 """
 
 import html
@@ -35,7 +35,7 @@ ANSWERS = "found"
 MOST_CELLS = 5_000
 """Maximum cells of a table that is stored: people read it in a diff."""
 DIGITS = 6
-# A table of more columns and no more rows is turned.
+# A table with more columns than the first and no more rows than the second is transposed.
 WIDE, LOW = 8, 3
 FINISHED = "finished"
 # Today's code gives other numbers than a record.
@@ -52,7 +52,7 @@ Table = Mapping[str, list]
 def checkpoint(name: str) -> Path | None:
     """Return where a long computation of this run may keep its state, so that the run's next try goes on from it.
 
-    None where nobody will look for it: outside `nadkit`.
+    None outside `nadkit`, where nothing would look for it.
     """
     folder = os.environ.get("NADKIT_CHECKPOINTS")
     if not folder:
@@ -63,9 +63,9 @@ def checkpoint(name: str) -> Path | None:
 
 
 def resumable(name: str, device: "str | torch.device") -> dict[str, Any]:
-    """Return what a long computation of a chapter is told, so that a run can be watched, shared out and resumed.
+    """Return the options of a chapter's long computation, so that a run can be watched, distributed and resumed.
 
-    That is the device, the run's executor (`executors.given`), where to keep its state (`checkpoint`), and a progress
+    They are the device, the run's executor (`executors.given`), where to keep its state (`checkpoint`), and a progress
     bar: `training.fit_networks(..., **results.resumable("networks", device))`.
     """
     return {"device": device, "executor": executors.given(), "checkpoint": checkpoint(name), "progress": True}
@@ -109,13 +109,13 @@ def show(
 ) -> None:
     """Store a small table and display it, drawn by `draw` if given; in tabs beside it the same of recorded runs.
 
-    Recorded runs that hold stand first, those that count most in front: they are the better evidence. `draw` gets every
-    table as it is stored, rounded to six digits. `alt` says in words what there is to see; `caption` stands below it on
-    the page, where not given the first sentence of `alt`. A table of over 5,000 cells is drawn, or shown by its first
-    rows, but not stored, and that is said: a long run shall not fail where it ends.
+    Recorded runs that hold come first, because they are the better evidence; those that count most are in front. `draw`
+    gets every table as it is stored, rounded to six digits. `alt` says in words what there is to see. `caption` stands
+    below it on the page; by default it is the first sentence of `alt`. A table of over 5,000 cells is drawn, or its
+    first rows are shown, but it is not stored, and a message says so: a long run should not fail at its end.
 
     Raises:
-        ValueError: the table has an index or columns without names of their own, or holds other things than numbers and
+        ValueError: the table has an index or columns without names of their own, or holds anything but numbers and
             words.
     """
     store = _to_plain(name, table)
@@ -150,7 +150,7 @@ def _display(store: Mapping[str, Any], text: str, page: str = "", pdfs: Sequence
     from IPython.display import display
 
     data = {"text/plain": text} | ({"text/html": page} if page else {})
-    # As one more way to show the output, Sphinx would warn that it cannot render the store.
+    # In the metadata: if it were one more format of the output, Sphinx would warn that it cannot render the store.
     more = {PDF: list(pdfs)} if pdfs else {}
     display(data, metadata={MIME: {"version": 1, **store}, **more}, raw=True)
 
@@ -198,7 +198,7 @@ def _column(values: Sequence[Scalar]) -> list[Scalar]:
 
 
 def checked(table: Table) -> Table:
-    """Return a stored table, or raise ValueError where its rows are not as long as its columns are many."""
+    """Return a stored table, or raise ValueError if the length of a row is not the number of columns."""
     to_frame(table)
     return {"columns": table["columns"], "rows": table["rows"]}
 

@@ -41,7 +41,7 @@ FINISHED, FAILED, UNCHANGED = "finished", "failed", "unchanged"
 TRACEBACK_LINES = 12
 # The variable that tells a chapter where its checkpoints go.
 CHECKPOINTS = "NADKIT_CHECKPOINTS"
-# In the environment of all that a run starts.
+# In the environment of every process that a run starts.
 RUN = "NADKIT_RUN"
 END = 32_768  # bytes at the end of a notebook that hold its metadata, nearly always
 
@@ -55,7 +55,7 @@ class RunFailed(RuntimeError):
 
 
 class KernelDied(RunFailed):
-    """The kernel ended under a chapter, perhaps for lack of memory: another try may go well."""
+    """The kernel died while it ran a chapter, perhaps for lack of memory: another try may succeed."""
 
 
 class CannotWrite(RunFailed):
@@ -78,12 +78,12 @@ def execute(
     """Run a chapter with validated values, put the executed notebook at `out`, and return its record.
 
     Progress shows on stderr where `live`, by default where that is a terminal. The record (chapter, parameters,
-    fingerprint, versions, commit, seconds, ...) is also the notebook's `nadkit` metadata. What can be imported from
-    `folder` (default: the current one), the chapter can import, too; it sees the variables of `environment`. After
-    Ctrl-C nothing is left behind but the chapter's own checkpoints, from which the next try of the same run goes on.
+    fingerprint, versions, commit, seconds, ...) is also the notebook's `nadkit` metadata. The chapter can also import
+    modules from `folder` (default: the current one); it sees the variables of `environment`. After Ctrl-C only the
+    chapter's own checkpoints are left, from which the next try of the same run goes on.
 
     Raises:
-        KernelDied: its kernel ended before its time.
+        KernelDied: its kernel died during the run.
         CannotWrite: the result cannot be stored.
         RunFailed: the run failed otherwise; `out` is as it was before, and what ran is kept beside it as
             `NAME.failed.ipynb`.
@@ -101,7 +101,7 @@ def execute(
             record["resumed"] = own.exists()
             with _line_to_kernel() as line, _no_process_left():
                 problem, cause = _run(chapter, values, part, sys.stderr.isatty() if live is None else live, line)
-            # Only now, for a chapter may fetch published data.
+            # Only after the run, because a chapter may fetch published data.
             record["fingerprint"] = fingerprint(chapter, values, code, named)
             notebook = nbformat.read(part, as_version=4)
             problem = problem or _incomplete(notebook)
@@ -175,7 +175,7 @@ def _words(value: Value) -> list[str]:
 
 
 def read_record(out: Path) -> dict[str, Any]:
-    """Return the record of the executed notebook at `out`; of none, or a damaged one, nothing.
+    """Return the record of the executed notebook at `out`; an empty one if there is no notebook or it is damaged.
 
     nbformat writes the metadata after the cells: it is enough to read the end of a file.
     """
@@ -197,7 +197,7 @@ def _run(
 ) -> tuple[str | None, type[RunFailed]]:
     """Run the chapter into `part` and return what went wrong, if anything, and what to raise then."""
     # Papermill reports every failure to its log as well: we report it once, in our words.
-    # And after Ctrl-C asyncio may still hear of a kernel that died.
+    # And after Ctrl-C asyncio may still report a kernel that died.
     for log in ("papermill", "asyncio"):
         logging.getLogger(log).setLevel(logging.CRITICAL)
     try:
@@ -254,7 +254,7 @@ def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool
             cwd=chapter.path.parent,
             progress_bar={"desc": chapter.name, "leave": False, "disable": not live},
             stderr_file=sys.stderr if live else None,
-            # The kernel's own log goes past the notebook to the terminal, and says nothing of use.
+            # The kernel's own log goes to the terminal, not into the notebook, and says nothing useful.
             extra_arguments=["--IPKernelApp.log_level=CRITICAL", f"--config={kernel.__file__}"],
             config=line,
         )
@@ -317,7 +317,7 @@ def _readable(path: Path) -> str | nbformat.NotebookNode:
 
 
 def _literal(path: Path) -> str:
-    # Papermill takes its paths for format strings.
+    # Papermill treats its paths as format strings.
     return str(path).replace("{", "{{").replace("}", "}}")
 
 

@@ -1,8 +1,8 @@
 """The scorecard: every claim of the book with its verdict in this build and in the recorded runs.
 
-Its page is one table, which stands whole without a script. With one, DataTables filters and sorts it
-(`book/_static/scorecard/`): it is maintained, takes a table as it stands in the page, and is a plain script. Packages
-such as itables bring it as a module, which browsers do not load from a file on disk.
+Its page is one table, which is complete without scripts. With scripts, DataTables filters and sorts it
+(`book/_static/scorecard/`). DataTables is maintained, works on a table that is already in the page, and is a plain
+script. Packages such as itables bring it as a module, which browsers do not load from a file on disk.
 """
 
 import html
@@ -40,7 +40,7 @@ GONE = "no longer in the chapter"
 class Row:
     """A claim, its live result (None if the chapter dropped it) and its recorded results.
 
-    `waits` says which planned run an undecided claim waits for; "" where none decides it, or it is decided.
+    `waits` says which planned run an undecided claim waits for; "" if no planned run decides it, or it is decided.
     """
 
     run: Run
@@ -60,7 +60,7 @@ class Row:
 
     @property
     def page(self) -> str:
-        """Where in the pages of the book the claim is, seen from `html/book/`."""
+        """Where in the pages of the book the claim is, relative to `html/book/`."""
         return f"{self.chapter}.html" + (f"#claim-{self.live.id}" if self.live else "")
 
     @property
@@ -70,17 +70,18 @@ class Row:
 
     @property
     def standing(self) -> tuple[Record | None, Claim]:
-        """The claim whose verdict stands, and its record; None is this build.
+        """The claim whose verdict stands, and its record; None means this build.
 
-        What lacks least of what the claim is about and needs comes first, as in `best`; of two alike the recorded one.
+        The result that lacks least of what the claim is about and needs is taken, as in `best`; of two alike, the
+        recorded one.
         """
         live = (None, self.live or self.claim)
         return min([self.best or live, live], key=lambda pair: _lacks(pair[1]))
 
 
 def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | None:
-    """Return of what records say of a claim that which counts: valid, measured, at the settings and on the images that
-    it is about, with all that it needs, at the largest scale, latest; never by what came out.
+    """Return the recorded result that counts for a claim: valid, measured, at the settings and on the images that it is
+    about, with all that it needs, at the largest scale, the latest; it is never chosen by its outcome.
     """
     valid = (pair for pair in recorded if pair[0].counts)
     return min(valid, key=lambda pair: (*_lacks(pair[1]), pair[0].rank), default=None)
@@ -97,10 +98,10 @@ def rows(
     waits: Mapping[str, str] = MappingProxyType({}),
     judged: Callable[[Record], Mapping[str, Claim]] = lambda record: {},
 ) -> list[Row]:
-    """Return the claims of executed chapters, in their order; behind them those that only a record has.
+    """Return the claims of executed chapters, in their order; then those that only a record has.
 
-    `waits` says by claim which planned run it waits for, and `judged` what a record measured, by today's rules for the
-    parameters of its run. A claim that it does not know is judged by those of the live run.
+    `waits` says by claim which planned run it waits for. `judged` returns the claims of a record, judged by today's
+    rules for the parameters of its run; a claim that is not among them is judged by the rules of the live run.
     """
     records = list(records)
     found = []
@@ -122,7 +123,7 @@ def rows(
 
 
 def require_cited(rows: Iterable[Row], keys: Iterable[str]) -> None:
-    """Raise BadInput, naming them all, where claims are of papers that the bibliography does not have."""
+    """Raise BadInput, naming them all, if claims are of papers that the bibliography does not have."""
     keys = sorted(keys)
     problems = [
         f"claim {claim.id} of {row.chapter}: paper: no such key in the bibliography, {claim.paper!r}; "
@@ -150,7 +151,7 @@ class Total:
 def totals(rows: Sequence[Row]) -> list[Total]:
     """Return the totals of each paper by its key, then of our own measurements.
 
-    Counted are the claims that chapters still make; records that differ do not count.
+    Only claims that chapters still make are counted; records that differ do not count.
     """
     rows = [row for row in rows if row.live]
     papers = sorted({row.live.paper for row in rows}, key=lambda paper: (not paper, paper))
@@ -164,7 +165,7 @@ def _total(paper: str, rows: Sequence[Row]) -> Total:
 
 
 def counted(claim: Claim) -> str:
-    """Return the verdict that the totals count; one on a stand-in is none about the paper's images."""
+    """Return the verdict that the totals count; one on a stand-in is not one about the paper's images."""
     return claim.verdict if claim.verdict in VERDICTS else ON_A_STAND_IN
 
 
@@ -387,9 +388,9 @@ def _link(words: str, papers: Mapping[str, Paper], paper: str) -> str:
 
 
 def link(notebook: Mapping[str, Any], start: str, papers: Mapping[str, Paper] = NO_PAPERS) -> bool:
-    """Lead from the claims of an executed notebook to the scorecard and to papers, and return whether there are any.
+    """Add links from an executed notebook's claims to the scorecard and to papers, and return whether there are any.
 
-    `start` leads from the notebook's page to `html/book/`.
+    `start` is the path from the notebook's page to `html/book/`.
     """
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     shown = [output for output in outputs if MIME in output.get("metadata", {})]
@@ -408,7 +409,7 @@ def link(notebook: Mapping[str, Any], start: str, papers: Mapping[str, Paper] = 
 
 
 def lines(rows: Iterable[Row], start: str) -> str:
-    """Return a list of claims with the verdict that stands; `start` leads to `html/book/`."""
+    """Return a list of claims with the verdict that stands; `start` is the path to `html/book/`."""
     return "\n".join(['<ul class="nadkit-verdicts">', *(_line(row, start) for row in rows), "</ul>"])
 
 

@@ -18,12 +18,12 @@ import psutil
 P, T = ParamSpec("P"), TypeVar("T")
 
 TRIES = 3
-"""How often a task is tried whose process died under it."""
+"""How often a task is tried if its process dies."""
 
 GRACE = 10.0
 """Seconds in which an interrupted task may clean up before its process is killed."""
 
-# In the environment of all that a slot starts.
+# In the environment of every process that a slot starts.
 SLOT = "NADKIT_SLOT"
 
 
@@ -34,9 +34,9 @@ class WorkerDied(RuntimeError):
 class Slots(Executor):
     """An executor of `workers` processes on this machine, each a slot of its own that takes one task at a time.
 
-    A process that dies takes nothing with it but what its own task started; the task is tried again in a fresh
-    process, `TRIES` times in all. Where `gpus` are given, slots see one of them each, in turn. The processes
-    exit when the parent exits, even if killed.
+    A process that dies takes with it only what its own task started; the task is tried again in a fresh process,
+    `TRIES` times in all. If `gpus` are given, each slot sees one of them, in turn. The processes exit when the parent
+    exits, even if killed.
     """
 
     def __init__(self, workers: int, gpus: Sequence[int] = ()) -> None:
@@ -59,7 +59,7 @@ class Slots(Executor):
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Return the future of `task(*args, **kwargs)`, which must be picklable.
 
-        Its exception is WorkerDied if its process died at every try.
+        The future's exception is WorkerDied if the process died at every try.
         """
         return self._threads.submit(self._call, task, args, kwargs)
 

@@ -1,4 +1,4 @@
-"""Python source as what it does: its bare code, and what it imports."""
+"""Python source reduced to what it does: its bare code, and what it imports."""
 
 import ast
 import importlib.util
@@ -12,9 +12,9 @@ from pathlib import Path
 
 @cache  # nine chapters with records ask for the same modules
 def bare(source: str) -> str:
-    """Return what Python code does, whatever its layout: its syntax tree, without docstrings, as text.
+    """Return Python code independent of its layout: its syntax tree, without docstrings, as text.
 
-    Comments, line breaks, quotes and optional commas leave it alone. Non-Python source is returned unchanged.
+    Comments, line breaks, quotes and optional commas do not change it. Non-Python source is returned unchanged.
     """
     try:
         tree = ast.parse(without_commands(source))
@@ -123,5 +123,5 @@ def _files(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
 
 
 def text(file: Path) -> str:
-    """Return the source of a module, whatever its encoding: a wrong letter matters to nobody here."""
+    """Return the source of a module, whatever its encoding: a wrong letter does not matter here."""
     return file.read_text(encoding="utf-8", errors="replace")

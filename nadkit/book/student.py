@@ -1,11 +1,11 @@
 """The student edition: chapters as source assignments of nbgrader, with their exercises to be solved.
 
-A chapter becomes one notebook, at its smoke size, so that it runs in seconds, without what is of the book alone: its
-claims, and excerpts that are made when the book is built. Of each exercise
+A chapter becomes one notebook, at its smoke size, so that it runs in seconds. What belongs to the book alone is left
+out: its claims, and excerpts that are made when the book is built. Of each exercise
 
 - the solution's text becomes a Markdown cell that is graded by hand;
-- the solution's code becomes a solution cell, graded by hand, or
-- by the check that the author gives: a code cell behind the solution that carries the tag `exercise-test` (and
+- the solution's code becomes a solution cell, which is graded by hand, or
+- by the check that the author gives: a code cell after the solution that carries the tag `exercise-test` (and
   `remove-cell`, so that the book does not show it). It raises an error where the answer is wrong. Its first comment
   tells students what the check looks at.
 
@@ -60,7 +60,7 @@ c.ExecutePreprocessor.timeout = 600  # seconds a cell
 
 @dataclass(frozen=True)
 class Assignment:
-    """What was made of a chapter: the name for nbgrader, and how many exercises are graded by whom."""
+    """What was made of a chapter: the name for nbgrader, and how many exercises are graded by checks and by hand."""
 
     name: str
     chapter: str

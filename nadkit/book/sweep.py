@@ -1,7 +1,7 @@
 """Sweeps: a chapter run at every point of a grid of parameters, on any executor.
 
-The unit of truth is the finished notebook of a point. What is finished is not run again, so a sweep that was
-interrupted or killed goes on where it stopped when the same command is given once more.
+The unit of truth is the finished notebook of a point. Finished points are not run again, so a sweep that was
+interrupted or killed goes on where it stopped when the same command is given again.
 """
 
 import itertools
@@ -99,7 +99,8 @@ class Plan:
 def parse_values(chapter: Chapter, name: str, text: str) -> list[Value]:
     """Return the values that a command line gives one parameter: `1,2,5`, `0:10`, `0:10:2` or `["a", "b"]`.
 
-    A list is one value, so lists are parted by `;`: `lenet,vgg11;resnet18` are two.
+    For a parameter that is a list, one value is a list, so lists are separated by `;`: `lenet,vgg11;resnet18` is two
+    lists.
 
     Raises:
         BadInput: there is no such parameter.
@@ -134,8 +135,8 @@ def make_plan(
 ) -> Plan:
     """Return the sweep over all combinations of the values in `axes`, those in `zipped` going together.
 
-    Every value is checked, and it is looked up which points are finished. Nothing is written. The folder `out` is
-    by default `sweeps/CHAPTER/`, and there one named by the profile, the fixed values and the axes.
+    Every value is checked, and finished points are looked up. Nothing is written. By default the folder `out` lies in
+    `sweeps/CHAPTER/` and is named by the profile, the fixed values and the axes.
 
     Raises:
         BadInput: the grid is empty or holds a wrong value, or the folder belongs to something else.
@@ -278,13 +279,13 @@ def run_point(task: Task) -> dict[str, Any]:
                 "images of a folder, or the versions of Python, torch, torchvision or numpy, are not those that the "
                 "sweep began with"
             )
-        if runner.has_result(task.out, task.result_print):  # by a try that died after its last step
+        if runner.has_result(task.out, task.result_print):  # left by a try that died after its last step
             return runner.read_record(task.out)
         return runner.execute(chapter, task.values, task.out, profile=task.profile, folder=task.folder, live=False)
 
 
 def run(plan: Plan, executor: Executor, *, say: Callable[[str], None] | None = None, progress: bool = False) -> Plan:
-    """Run what is left of a sweep and return it with what became of each point.
+    """Run what is left of a sweep and return it with the outcome of each point.
 
     A point whose kernel or worker died is tried again, `TRIES` times in all; one that fails otherwise is not, and
     stops no other. `say` is called once per finished point; `progress` shows a bar with an estimate.
@@ -311,7 +312,7 @@ def run(plan: Plan, executor: Executor, *, say: Callable[[str], None] | None = N
         done = len(points) - len(left)
         with tqdm(total=len(points), initial=done, unit="run", disable=not progress) as bar:
             while left:
-                # Popped, for a Dask cluster runs again what it lost while somebody holds its future.
+                # Popped, because a Dask cluster reruns a lost task as long as its future is held.
                 future = _next(ended)
                 i = left.pop(future)
                 if tries[i] < TRIES and _deserves_another_try(future):

@@ -1,8 +1,8 @@
 """Typesetting: the page that a build makes of a chapter.
 
-An executed notebook is what a kernel gave. On the page its pictures become numbered figures, each a file of its own;
-numbers in tables have three digits; recorded measurements stand beside the claims; and below the title one reads how to
-rerun the chapter. Nothing here runs a chapter: a change of a page reruns nothing.
+An executed notebook holds what a kernel returned. On the page its pictures become numbered figures, each a file of its
+own; numbers in tables have three digits; recorded measurements stand beside the claims; and a box below the title says
+how to rerun the chapter. Nothing here runs a chapter: changing a page reruns nothing.
 """
 
 import base64
@@ -41,7 +41,7 @@ class Pictures:
         self.made: dict[str, Path] = {}
 
     def add(self, png: bytes) -> str:
-        """Take a picture, and return its place in the folder of the pages."""
+        """Store a picture, and return its place in the folder of the pages."""
         name = f"{hashlib.sha256(png).hexdigest()[:16]}.png"
         path = self._folder / name
         if not path.exists():
@@ -74,8 +74,8 @@ def chapter(
 ) -> dict[str, Any]:
     """Return the page of a chapter as a notebook.
 
-    That is the `executed` one, or where it never ran the chapter itself. `recorded` says by claim what the best of its
-    `records` says, and `notes` what an undecided claim waits for.
+    It is made from the `executed` notebook, or from the chapter itself if it never ran. By claim, `recorded` gives what
+    the best of the chapter's `records` says, and `notes` what an undecided claim waits for.
     """
     notebook = read_notebook(executed or of.path)
     run = notebook["metadata"].get("nadkit", {})
@@ -87,7 +87,7 @@ def chapter(
             _set_image(cell, output, f" ({number} of {len(images)})" if len(images) > 1 else "", pictures, top)
         for output in cell.get("outputs", []):
             _set_html(output, pictures, top)
-        cell["metadata"].get("mystnb", {}).pop("figure", None)  # or Sphinx would write the caption once more
+        cell["metadata"].get("mystnb", {}).pop("figure", None)  # otherwise Sphinx would write the caption once more
     _set_head(notebook, rerun(of, run, records, top))
     return notebook
 
@@ -120,10 +120,10 @@ def _set_html(output: dict[str, Any], pictures: Pictures, top: str) -> None:
 
 
 def figure(page: str, caption: str, pictures: Pictures, top: str, *, below: str = "") -> str:
-    """Return HTML with pictures in it as a figure, which `numbered` numbers; other HTML as it is.
+    """Return HTML with pictures in it as a figure, which `numbered` numbers; other HTML is returned unchanged.
 
-    The caption is, where not given, the first sentence of the first picture's text; `below` follows it. `top` leads
-    from the page to the folder of the pages.
+    By default the caption is the first sentence of the first picture's text; `below` follows it. `top` is the path from
+    the page to the folder of the pages.
     """
     if not (first := _IMAGE.search(page)):
         return page
@@ -140,7 +140,7 @@ def figure(page: str, caption: str, pictures: Pictures, top: str, *, below: str 
 
 
 def numbered(page: str) -> str:
-    """Return a page with its figures numbered through, also those in folded boxes, which do not show at first."""
+    """Return a page with its figures numbered consecutively, also those in folded boxes, which do not show at first."""
     number = itertools.count(1)
     return _NUMBER.sub(lambda found: f"{found[1]}Figure {next(number)}.{found[2]}", page)
 
@@ -186,7 +186,7 @@ def _set_head(notebook: dict[str, Any], box: str) -> None:
         if cell["cell_type"] == "markdown" and (found := re.search(r"^# .*$", cell_source(cell), flags=re.MULTILINE)):
             text = cell_source(cell)
             about = f'<p class="nadkit-reading">{reading_minutes(cells)} min to read</p>'
-            # As lines, for the heading on a line of its own says whether the sidebar changed.
+            # As lines, because the heading, on a line of its own, tells whether the sidebar changed.
             cell["source"] = f"{text[: found.end()]}\n\n{about}\n{text[found.end() :]}".splitlines(keepends=True)
             cells.insert(i + 1, {"cell_type": "markdown", "id": "rerun", "metadata": {}, "source": box})
             return
@@ -202,7 +202,7 @@ def reading_minutes(cells: Iterable[Mapping[str, Any]]) -> int:
 def rerun(of: Chapter, run: Mapping[str, Any], records: Sequence[Record], top: str) -> str:
     """Return a folded box in Markdown: the command that reruns a chapter, its parameters, and how long it took.
 
-    `run` is what the runner recorded of the run on the page; where it is empty, the chapter never ran.
+    `run` is what the runner recorded of the run on the page; if it is empty, the chapter never ran.
     """
     told = chapters.describe(of)
     profile = run.get("profile", QUICK)

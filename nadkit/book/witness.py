@@ -5,8 +5,8 @@ runs the chapter at its smoke size. As long as today's code gives the numbers of
 
 Rounding differs between processors, versions and numbers of threads. The witness is therefore made several times, in
 the `ENVIRONMENTS` below, and keeps for every series of numbers the largest difference that this made. It is also made
-twice in the same one: numbers that repeat there, however much rounding moves them, must do so for today's code where
-versions and processor are the same.
+twice in the same environment: numbers that repeat there must also repeat for today's code where versions and processor
+are the same, however much rounding moves them.
 """
 
 import json
@@ -30,7 +30,7 @@ from nadkit.names import did_you_mean
 
 SMOKE, WITNESS = "smoke", "witness"
 BASE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-"""One thread with all that the processor has, and no GPU unless the profile `witness` asks for one."""
+"""One thread with all instructions of the processor, and no GPU unless the profile `witness` asks for one."""
 ENVIRONMENTS = {
     "two threads": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
@@ -38,15 +38,15 @@ ENVIRONMENTS = {
 }
 """Other ways to round."""
 SAFETY = 3.0
-"""How much larger than between the environments a difference may be where versions or the processor are others."""
+"""How many times the difference between the environments is accepted where versions or the processor differ."""
 FLOOR = 2e-5
-"""The least tolerance, relative: numbers are stored with six digits."""
+"""The smallest tolerance, relative: numbers are stored with six digits."""
 ORDER = 1e-9
-"""The difference that the order of sums in float64 makes, relative: no other experiment. Secants through windows, for
-one, agree with the plain ones to this. Networks compute in float32, which is a hundred times coarser."""
+"""The relative difference that the order of sums in float64 makes; it does not mean another experiment. Secants
+computed in windows, for example, agree with plain ones to this. Networks compute in float32, a hundred times coarser."""
 LAST_DIGIT = 1e-12
 ROBUST = 0.02
-"""Series that rounding alone moves by more say nothing about the code: they are not compared."""
+"""Series that rounding alone moves by more than this say nothing about the code: they are not compared."""
 
 Values = Sequence[float | str | bool | None]
 
@@ -59,8 +59,8 @@ class WitnessFailed(RuntimeError):
 class Series:
     """Numbers or words that belong together: a column of a table, a number kept, a claim's measurement and error.
 
-    `spread` is the largest difference that another way to round made; None if it exchanged words or gaps. `repeats`
-    says that another run with the same way to round gave the same numbers, which times, for one, do not.
+    `spread` is the largest difference that another way to round made; None if it changed words or gaps. `repeats` says
+    that another run with the same way to round gave the same numbers; measured times, for example, do not repeat.
     """
 
     values: Values
@@ -69,7 +69,7 @@ class Series:
 
     @property
     def robust(self) -> bool:
-        """Whether rounding leaves it alone, so that a difference tells of other code."""
+        """Whether rounding hardly changes it, so that a difference means other code."""
         return self.spread is not None and self.spread <= ROBUST
 
     @property
@@ -138,11 +138,11 @@ def _percent(difference: float) -> str:
 
 
 def compare(witness: Witness, other: Witness) -> Comparison:
-    """Compare what two runs of one size gave, in the series that both have: robust ones, and exactly those that repeat.
+    """Compare two runs of one size in their common series: robust ones and, in exact comparisons, those that repeat.
 
     The difference of two series is the largest one of their numbers, relative to their largest number. On the same
     versions and kind of processor it must be zero, up to the order of sums (`ORDER`); else it must lie within the
-    series' tolerance. A series that only one of the two has tells of more or fewer results, not of other ones.
+    series' tolerance. A series that only one of the two has means more or fewer results, not different ones.
     """
     exact = (witness.versions, witness.processor) == (other.versions, other.processor)
     telling = {name: series for name, series in witness.series.items() if series.robust or (exact and series.repeats)}
@@ -176,7 +176,7 @@ def _is_number(value: object) -> bool:
 def parameters(chapter: Chapter, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the size of a chapter's witness: profile `smoke`, then profile `witness`, then what is `given`.
 
-    Of what is given, parameters that the chapter does not have are left out.
+    Given parameters that the chapter does not have are left out.
 
     Raises:
         BadInput: a value is no longer possible.
@@ -200,8 +200,9 @@ def make(
 ) -> Witness:
     """Run a chapter at its smallest size in every environment and return its witness.
 
-    `size` is that of newer code, where this has not all of its parameters. `given` are parameters to run it with, such
-    as those that are constants in newer code. `library` is the folder of another nadkit than the one that runs.
+    `size` is the size in newer code, which may have parameters that this code lacks. `given` are parameters to run it
+    with, such as those that are constants in newer code. `library` is the folder of another nadkit than the one that
+    runs.
 
     Raises:
         BadInput: the chapter does not have such a parameter.
@@ -237,7 +238,7 @@ def make_at(
     given: Mapping[str, Any] | None = None,
     size: Mapping[str, Any] | None = None,
 ) -> Witness:
-    """Return the witness of a chapter as it was at a commit, in a git worktree that is gone afterwards.
+    """Return the witness of a chapter as it was at a commit, in a git worktree that is removed afterwards.
 
     Raises:
         BadInput: there is no such commit, or it did not have the chapter.
@@ -314,7 +315,7 @@ def seen(notebook: Path, values: Mapping[str, Any]) -> Witness:
     """
     kept, (run,) = stored(notebook), claims.read(notebook)
     series = {f"number {name}": [value] for name, value in kept.numbers.items()}
-    # Answers are words about numbers that are compared themselves, and another question is no other experiment.
+    # Answers only restate numbers that are compared themselves, and another question does not make another experiment.
     for name, table in ((name, table) for name, table in kept.tables.items() if name != ANSWERS):
         columns = zip(*table["rows"], strict=True) if table["rows"] else [[] for _ in table["columns"]]
         series |= {f"table {name}, {column}": list(c) for column, c in zip(table["columns"], columns, strict=True)}
@@ -330,6 +331,6 @@ def seen(notebook: Path, values: Mapping[str, Any]) -> Witness:
 
 
 def _measurement(claim: Claim) -> Values:
-    if claim.measured is None:  # so that its error says nothing
+    if claim.measured is None:  # then its error says nothing
         return [None]
     return [float(f"{value:.6g}") for value in (claim.measured, claim.error)]
