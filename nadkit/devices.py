@@ -10,16 +10,16 @@ import torch
 # Parameters of glibc's `mallopt`, by its manual page.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGE, LARGE_IN_OLD_GLIBC = 2**28, 2**25
-"""Bytes from which on a block is given back when it is freed; some versions of glibc take no more than the second."""
+"""A freed block of at least so many bytes is given back; some versions of glibc accept at most the second."""
 
 
 @functools.cache
 def keep_freed_memory(device: torch.device) -> None:
-    """Let this process, if it computes on the CPU, keep the memory that a step frees: the next wants as much again.
+    """Let this process, if it computes on the CPU, keep the memory a step frees: the next step needs as much again.
 
     glibc gives large blocks back to the system, which clears them before it gives them out again. From now on it keeps
-    blocks of up to 256 MB, so that the process may stay as large as it was at its peak. Nothing changes where glibc is
-    not in charge, or where the environment has settings of the user's own (`MALLOC_...`, `GLIBC_TUNABLES`).
+    blocks of up to 256 MB, so that the process may stay as large as it was at its peak. Nothing changes if glibc is not
+    used, or if the environment has the user's own settings (`MALLOC_...`, `GLIBC_TUNABLES`).
     """
     settings = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]
     if device.type != "cpu" or settings:
@@ -31,7 +31,7 @@ def keep_freed_memory(device: torch.device) -> None:
 
 
 def double(t: torch.Tensor) -> torch.Tensor:
-    """Return a tensor as float64, on the CPU if it was on MPS, which has none."""
+    """Return a tensor as float64, on the CPU if it was on MPS, which has no float64."""
     return (t.cpu() if t.device.type == "mps" else t).double()
 
 

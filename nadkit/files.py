@@ -1,4 +1,4 @@
-"""Where data lie and how files come to be: data folders, atomic writes, downloads.
+"""Where data lie and how files are written: data folders, atomic writes, downloads.
 
 A file under its final name is complete: it is written under a temporary name beside it and then
 renamed.
@@ -30,10 +30,10 @@ class DataError(RuntimeError):
 
 @contextmanager
 def held(folder: Path, otherwise: Exception) -> Iterator[None]:
-    """Make a folder, and keep it from other processes that would hold it, during the block.
+    """Make a folder, and lock it against other processes during the block.
 
     Raises:
-        Exception: `otherwise`, if another one holds it.
+        Exception: `otherwise`, if another process holds it.
         OSError: it cannot be made or locked.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def held(folder: Path, otherwise: Exception) -> Iterator[None]:
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with the home of a user in place of ``~`` or ``~user``; of an unknown user it stays as it is."""
+    """Return a path with the home of a user in place of ``~`` or ``~user``; unchanged if the user is unknown."""
     return Path(os.path.expanduser(path))  # Path.expanduser would raise
 
 
@@ -101,7 +101,7 @@ def download_folder() -> Path:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, which becomes ``path`` when the block has succeeded.
+    """Give a temporary path beside ``path``; the file becomes ``path`` if the block succeeds.
 
     After an error, Ctrl-C included, the temporary file is gone and what stood at ``path`` is
     untouched.

@@ -1,4 +1,4 @@
-"""What a saved result is known by: what its networks answer and what its functions do; and whether two are the same."""
+"""What identifies a saved result: what its networks answer and what its functions do; and whether two are the same."""
 
 import functools
 import math
@@ -15,11 +15,12 @@ from nadkit.architectures import Shape
 from nadkit.storage import described, digest
 
 Rows = list[list[float]]
-"""Numbers that are compared with a tolerance, each row by its own largest."""
+"""Numbers that are compared with a tolerance, relative to the largest number in each row."""
 
 TOLERANCE = 1e-4
 """Numbers count as the same up to this share of the largest in their row. Another number of threads changes the sixth
-digit of a float32 network's output, of a deep one's the fifth; of its input gradient, which jumps, the third."""
+digit of a float32 network's output, the fifth of a deep network's output, and the third of its input gradient, which
+jumps."""
 
 SCALES = (1.0, 10.0, 100.0)
 """Sizes of the inputs: networks may differ for large activities only."""
@@ -33,7 +34,7 @@ INPUTS = 4
 
 @torch.no_grad()
 def outputs(model: nn.Module, shape: Shape, device: str | torch.device = "cpu") -> Rows:
-    """Return what a network answers to fixed inputs, a row for each of `SCALES`.
+    """Return a network's answers to fixed inputs, a row for each of `SCALES`.
 
     The inputs are N(0, I) times the scale, an answer is the sum of the logits with fixed weights. The network is left
     in eval mode, and torch's global generators as they were.
@@ -78,7 +79,7 @@ def _content(value: object, seen: dict[int, tuple[int, object]]) -> Iterator[str
             yield str(len(value))
             for item in value:
                 yield from _content(item, seen)
-        case set() | frozenset():  # whose order is another in every process
+        case set() | frozenset():  # whose order differs between processes
             yield from sorted("\0".join(_content(item, dict(seen))) for item in value)
         case Mapping():
             yield str(len(value))
@@ -131,7 +132,7 @@ def _functions(kind: type) -> dict[str, types.FunctionType]:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return in words in what saved settings differ from those of now, or nothing; `Rows` up to `TOLERANCE`."""
+    """Return in words how saved settings differ from today's, or nothing; `Rows` may differ up to `TOLERANCE`."""
     told = [
         words
         for name in dict(saved) | dict(now)

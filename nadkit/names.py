@@ -5,10 +5,10 @@ import math
 from collections.abc import Iterable
 
 MOST_PLACES = 6
-"""An error of more decimals is told with an exponent."""
+"""An error with more decimals is written with an exponent."""
 
 ROUNDING = 1e-12
-"""Errors of numbers in float64 below this share of them come from rounding."""
+"""Errors of float64 numbers below this share of the number come from rounding."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
@@ -33,9 +33,9 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 
 
 def with_error(value: float, error: float = 0.0) -> str:
-    """Return a number with its error, two digits of that, and no more digits than it leaves sure: '0.305 ± 0.012'.
+    """Return a number with two digits of its error, and no more digits than that supports: '0.305 ± 0.012'.
 
-    Four significant digits are the most, as without an error. An error that is rounding is none.
+    At most four significant digits are given, as without an error. An error that is only rounding is left out.
     """
     if error <= ROUNDING * abs(value):
         error = 0.0

@@ -13,16 +13,16 @@ import joblib
 T = TypeVar("T")
 
 WAKING = 1.0
-"""Seconds after which whoever waits for other threads wakes: Ctrl-C may have reached one of them, and is heard then."""
+"""Seconds after which a thread that waits for others wakes, to notice Ctrl-C, which may have reached another thread."""
 
-# Torch's global generators, which `seeds.seeded` borrows, are one a process: threads would draw from each other's.
+# A process has one set of torch's global generators, which `seeds.seeded` borrows: threads would share their draws.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def gather(executor: Executor, function: Callable[..., T], tasks: Iterable[tuple]) -> Iterator[T]:
     """Call ``function(*task)`` on a worker for each task and yield the results in the order in which they come.
 
-    Functions defined in a notebook travel, too. After an error, Ctrl-C included, tasks that wait are cancelled.
+    Functions defined in a notebook work, too. After an error or Ctrl-C, waiting tasks are cancelled.
     """
     futures: set[Future[bytes]] = set()
     try:
@@ -32,7 +32,7 @@ def gather(executor: Executor, function: Callable[..., T], tasks: Iterable[tuple
         for future in as_they_end(futures):
             futures.remove(future)
             result = pickle.loads(future.result())
-            del future  # Dask computes again what is held here and lost with its worker
+            del future  # Dask recomputes a result that is held here and lost with its worker
             yield result
     finally:
         for future in futures:
@@ -40,7 +40,7 @@ def gather(executor: Executor, function: Callable[..., T], tasks: Iterable[tuple
 
 
 def as_they_end(futures: Iterable[Future]) -> Iterator[Future]:
-    """Yield futures as they finish, keeping none of them; Ctrl-C is heard meanwhile."""
+    """Yield futures as they finish, keeping none of them; Ctrl-C is noticed meanwhile."""
     left = set(futures)
 
     def let_go(future: Future) -> Future:

@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 SEQUENTIAL = "cividis"
 DIVERGING = "RdBu_r"
 READ_OFF = "the paper, read off"
-"""The name of what `beside` draws."""
+"""The name of the numbers that `beside` draws."""
 GREY = "0.4"
 ANNOTATED = 64
-"""Up to this many cells a heat map carries its numbers."""
+"""A heat map of up to this many cells shows its numbers."""
 
 
 WIDEST = 11.0
-"""Inches of a figure at most: in the book's column of 790 pixels its smallest type, of 10 points, is 10 pixels high."""
+"""Maximum width of a figure in inches: in the book's column of 790 pixels, its 10-point type is then 10 pixels high."""
 
 ROOM = 64
 """Characters that fit below a panel; names of groups that are longer together are turned upright."""
 
 
 def style() -> None:
-    """Set the book's look for every figure that follows, in a notebook sharp, and with a PDF beside the picture."""
+    """Set the book's style for all figures that follow: sharp in a notebook, with a PDF beside each picture."""
     sns.set_theme(context="notebook", style="ticks", palette="colorblind")
     spines = {"axes.spines.top": False, "axes.spines.right": False}
     # Plain numbers on logarithmic axes too, up to 10^5.
@@ -53,7 +53,7 @@ def style() -> None:
 
 
 def ordered_palette(values: Iterable[object]) -> dict[object, tuple[float, float, float]]:
-    """Return a colour for each of some values that have an order, dark to light: numbers by size, else as they come."""
+    """Return a colour for each of some values that have an order, dark to light: numbers by size, others as given."""
     values = list(dict.fromkeys(values))
     if all(map(_is_number, values)):
         values.sort(key=float)
@@ -125,14 +125,14 @@ def _by_frequency(axis: Axes, title: str = "", *, first: bool = True) -> None:
 def wave_map(waves: Iterable[tuple[int, int]], values: Sequence[float]) -> pd.DataFrame:
     """Return one value for each wave (fx, fy), in their order, by vertical (rows) and horizontal frequency."""
     table = pd.DataFrame(list(waves), columns=["fx", "fy"])
-    table = table.assign(value=np.asarray(values))  # a series of some rows would be matched by their numbers
+    table = table.assign(value=np.asarray(values))  # a series would be matched by its index
     return table.pivot(index="fy", columns="fx", values="value")
 
 
 def wave_maps(table: pd.DataFrame, values: str) -> dict[str, pd.DataFrame]:
     """Return a map for each network, by vertical (rows) and horizontal frequency.
 
-    The table has the columns network, fx and fy, and the one that is named.
+    The table has the columns network, fx and fy, and the one named by ``values``.
     """
     networks = table.groupby("network", sort=False)
     return {name: rows.pivot(index="fy", columns="fx", values=values) for name, rows in networks}
@@ -241,7 +241,7 @@ def directions(basis: "Basis", k: int = 10) -> Figure:
 
 
 def pictures(rows: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
-    """Return colour images (K, 3, H, W) from 0 to 1, a row of K for each name; what is beyond 0 and 1 is cut off."""
+    """Return colour images (K, 3, H, W) from 0 to 1, a row of K for each name; values beyond 0 and 1 are clipped."""
     figure = _figure(1.15 * len(titles) + 0.4, 1.3 * len(rows) + 0.2)
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, (name, images) in zip(axes, rows.items(), strict=True):
@@ -308,7 +308,7 @@ def accuracy_by_index(table: pd.DataFrame) -> Figure:
     """Return accuracy (%) and eigenvalue against the index of a direction, and accuracy against eigenvalue.
 
     Args:
-        table: a row a direction: its ``series`` ("NAD", "NAD again", "random" or "logistic regression"), ``index``,
+        table: a row per direction: its ``series`` ("NAD", "NAD again", "random" or "logistic regression"), ``index``,
             ``eigenvalue`` (over the mean), ``accuracy`` and, where there is one, ``published`` accuracy.
     """
     figure = _figure(10.5, 5.2)
@@ -415,7 +415,7 @@ def step_maps(maps: Mapping[str, pd.DataFrame], *, most: int) -> Figure:
             table,
             ax=axis,
             norm=LogNorm(fewest, most),
-            vmin=fewest,  # which seaborn else looks for, in vain where nothing was reached
+            vmin=fewest,  # otherwise seaborn looks for it, in vain where nothing was reached
             vmax=most,
             cmap=SEQUENTIAL,
             annot=table.size <= ANNOTATED,
@@ -446,7 +446,7 @@ def sampled_waves(waves: Mapping[str, Tensor], *, stride: int, fine: int) -> Fig
 
 
 def thinned(frame: pd.DataFrame, most: int = 400) -> pd.DataFrame:
-    """Return at most so many rows of a table, evenly spread over it, for a figure in which more marks tell no more."""
+    """Return at most ``most`` rows of a table, evenly spread, for a figure in which more marks would not show more."""
     return frame.iloc[:: max(1, math.ceil(len(frame) / most))]
 
 
@@ -569,7 +569,7 @@ def matrices(table: pd.DataFrame, *, panel: str) -> Figure:
 
 
 def kernels(table: pd.DataFrame, *, panel: str, label: str) -> Figure:
-    """Return similarities of images as heat maps side by side, on one scale that the diagonal is left out of.
+    """Return similarities of images as heat maps side by side, on one scale that ignores the diagonal.
 
     Columns: ``panel``; ``image``, the number of a row; and ``"0"``, ``"1"``, ... for the columns of the matrix.
     """
@@ -628,7 +628,7 @@ def stacked(
 
 
 def side_by_side(frame: pd.DataFrame, *, x: str, y: Sequence[str], hue: str | None = None) -> Figure:
-    """Return each column of ``y`` against column ``x`` in a panel and on a scale of its own, a line a ``hue``.
+    """Return each column of ``y`` against column ``x`` in its own panel and on its own scale, a line per ``hue``.
 
     Lines are means over rows that share an ``x``, in bands of two standard errors. Words in ``x`` stand equally far
     apart, in the order of the table.
@@ -662,8 +662,8 @@ def beside(
     """Draw a paper's own numbers on a figure of ours, and return the figure: dashed lines, or hollow grey dots.
 
     ``theirs`` has the columns of the table that our figure shows. A row goes to the panel that has its ``panel`` as
-    title, without ``panel`` to the first one with ``y`` upwards; a line takes the colour of ours of the same ``hue``,
-    without ``hue`` grey. Rows without such a panel or line of ours are left out.
+    title; without ``panel`` it goes to the first panel with ``y`` upwards. A line takes the colour of our line of
+    the same ``hue``; without ``hue`` it is grey. Rows without such a panel or line of ours are left out.
     """
     by_title = {axis.get_title(): axis for axis in figure.axes}
     first = next(axis for axis in figure.axes if axis.get_ylabel() == y)
@@ -693,7 +693,7 @@ def log_scale(axis: Axes) -> None:
 
 
 def second_scale(axis: Axes, *, x: str | None = None, y: str | None = None, factor: float) -> None:
-    """Draw a scale opposite the x or the y axis, or both, named so, that shows its values times a factor.
+    """Draw a second scale, with the given name, opposite the x or the y axis or both: the values times a factor.
 
     Raises:
         ValueError: neither is named.
@@ -708,7 +708,7 @@ def second_scale(axis: Axes, *, x: str | None = None, y: str | None = None, fact
 
 
 def in_space(frame: pd.DataFrame, *, colour: str, row: str, panel: str) -> Figure:
-    """Return points (columns x, y, z) coloured from 0 to 1 by a column, by ``row`` and ``panel``; a star is the first.
+    """Return points (columns x, y, z) coloured from 0 to 1 by a column, by ``row`` and ``panel``; the first is a star.
 
     Values above 1 have the last colour.
     """

@@ -17,8 +17,8 @@ from nadkit.checks import require_integer
 def derive(seed: int, *path: int | str) -> int:
     """Return the 63-bit seed that belongs to ``path`` below ``seed`` (a hash: neighbouring seeds are unrelated).
 
-    A CPU's generator of torch takes the lower 32 of its bits: among 10,000 networks, two are the same in about one run
-    of a hundred.
+    Torch's generator on a CPU takes only the lower 32 bits: among 10,000 networks, two are the same in about one run of
+    a hundred.
 
     Raises:
         ValueError: the seed is negative or not an integer.
@@ -37,7 +37,7 @@ def generator(seed: int, *path: int | str, device: str | torch.device = "cpu") -
 
 @contextmanager
 def seeded(seed: int, *path: int | str, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Run a block under torch's global generators seeded for ``path``, and give them back as they were.
+    """Run a block under torch's global generators seeded for ``path``, and restore them afterwards.
 
     These are the CPU's and that of ``device``; those of other devices stay untouched. Layers draw their
     initial weights and dropout masks from the global generators only.

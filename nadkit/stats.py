@@ -1,4 +1,4 @@
-"""Statistics: a number with its uncertainty, None where nothing can be measured."""
+"""Statistics: a number with its uncertainty, or None where nothing can be measured."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -145,7 +145,7 @@ def kendall_tau(a: ArrayLike, b: ArrayLike) -> np.ndarray:
 
         tau = (pairs in one order - pairs in opposite orders) / sqrt(pairs not tied in a * pairs not tied in b)
 
-    Arrays of shape (..., n) give shape (...), two series of n values a number. Infinite values have their place.
+    Arrays of shape (..., n) give shape (...), two series of n values a number. Infinite values are ranked, too.
 
     Raises:
         ValueError: the shapes are not the same.
@@ -185,14 +185,14 @@ def spearman(
 ) -> Measured | None:
     """Return Spearman's rank correlation r, and half its 95 % interval.
 
-    The interval is Fisher's, its longer side; or by the delta method, 2 (1 - r^2) / sqrt(n - 3), with 1 for n - 3
-    where there are fewer than four pairs. Pairs with a missing value are left out. `n` is the number of independent
-    pairs, where that is less than all. Beyond `cap`, r has the interval of `cap`: at 1, Fisher's has no length. None
-    where there is no order, as of a constant, or no interval: by Fisher for fewer than four pairs, and for |r| = 1
-    without a cap.
+    The half is the longer side of Fisher's interval; or, by the delta method, 2 (1 - r^2) / sqrt(n - 3), with 1 in
+    place of n - 3 if there are fewer than four pairs. Pairs with a missing value are left out. `n` is the number of
+    independent pairs, where that is less than all. Beyond `cap`, r has the interval of `cap`: at 1, Fisher's has no
+    length. None if there is no order, as for a constant, or no interval: by Fisher for fewer than four pairs, and for
+    |r| = 1 without a cap.
 
     Raises:
-        ValueError: the two are not as long.
+        ValueError: the two are not equally long.
     """
     pairs = np.stack([np.asarray(a, dtype=float), np.asarray(b, dtype=float)])
     a, b = pairs[:, ~np.isnan(pairs).any(0)]
@@ -209,7 +209,7 @@ def spearman(
 def first_below(x: ArrayLike, y: ArrayLike, level: float) -> float:
     """Return the x at which y, linear between its points in their order, first falls below a level.
 
-    NaN where y begins below it, never is, or is missing just before.
+    NaN if y begins below the level, never falls below it, or is missing just before.
 
     Raises:
         ValueError: there are no points, or not as many x as y.
@@ -230,8 +230,8 @@ def bootstrap(
 ) -> Measured | None:
     """Return a statistic of n observations, and twice its standard deviation over resamples of them.
 
-    `statistic` reduces the last axis of arrays of shape (draws, n), one for each of `samples`; the same
-    observations are drawn of all. Undefined draws (NaN) are left out. None for fewer than three observations.
+    `statistic` reduces the last axis of arrays of shape (draws, n), one for each of `samples`; the same observations
+    are drawn from all. Undefined draws (NaN) are left out. None for fewer than three observations.
     """
     samples = [np.asarray(values, dtype=float) for values in samples]
     n = len(samples[0])
@@ -274,7 +274,7 @@ def rank_correlation_within(
     groups of fewer than `least` pairs or without a correlation; NaN if none is left.
 
     Raises:
-        ValueError: they are not all as long.
+        ValueError: they are not all equally long.
     """
     columns = {"a": a, "b": b, "group": groups} | ({} if given is None else {"given": given})
     frame = pd.DataFrame({name: np.asarray(values) for name, values in columns.items()}).dropna()
@@ -291,7 +291,7 @@ def rank_correlation_parts(a: ArrayLike, b: ArrayLike, groups: ArrayLike) -> tup
     equal.
 
     Raises:
-        ValueError: the three are not as long.
+        ValueError: the three are not equally long.
     """
     frame = pd.DataFrame({"a": np.asarray(a), "b": np.asarray(b), "group": np.asarray(groups)}).dropna()
     ranks = frame[["a", "b"]].rank()
@@ -307,7 +307,7 @@ def partial_rank_correlation(a: ArrayLike, b: ArrayLike, given: ArrayLike) -> fl
     NaN where all values of one are equal, or where c determines the order of a or b.
 
     Raises:
-        ValueError: the three are not as long.
+        ValueError: the three are not equally long.
     """
     ab, ac, bc = (float(rank_correlation(x, y)) for x, y in ((a, b), (a, given), (b, given)))
     left = (1 - ac**2) * (1 - bc**2)

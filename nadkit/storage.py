@@ -50,7 +50,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
 def digest(*parts: str | Tensor, digits: int = 12) -> str:
     """Return the first hexadecimal digits of the SHA-256 of texts and of the numbers in tensors, one after another.
 
-    Of a tensor its bytes alone count; see `described` for its type and shape.
+    Of a tensor, only the bytes count; `described` adds its type and shape.
     """
     checksum = hashlib.sha256()
     for part in parts:

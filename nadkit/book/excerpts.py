@@ -80,9 +80,7 @@ def _figure(
     if not lead:
         return typeset.figure(page, caption, pictures, top)
     label, best = pages.first_panel(page)
-    best = re.sub(
-        r'<p class="nadkit-provenance">.*?</p>', "", best, flags=re.DOTALL
-    )  # the chapter's own tabs say it
+    best = re.sub(r'<p class="nadkit-provenance">.*?</p>', "", best, flags=re.DOTALL)  # the chapter's own tabs say it
     return typeset.figure(best, caption, pictures, top, below=label)
 
 

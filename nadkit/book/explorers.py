@@ -47,8 +47,7 @@ Sources = Callable[..., list[Source]]
 
 
 def stored(root: Path, executed: Mapping[str, Path]) -> Sources:
-    """Return a function that finds tables with the wanted columns: those of records that hold, then those of this
-    build.
+    """Return a function that finds tables with the wanted columns: of records that hold, then of this build.
 
     Raises:
         BadInput: a record or an executed notebook is damaged.

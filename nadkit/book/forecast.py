@@ -38,8 +38,7 @@ class Endless(RuntimeError):
 
 
 class Unknown:
-    """A value that only the run can tell; `of` are the names that it was picked by. What is computed from it is
-    unknown, too.
+    """A value that only the run can tell; `of` are the names it was picked by. What is computed from it is unknown.
 
     As a condition it is true, because a run is expected to measure what it can. Only a test for equality is false.
     """

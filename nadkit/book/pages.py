@@ -116,8 +116,7 @@ def number(value: float) -> str:
 
 
 def row(cells: Iterable[str], *, head: str | None = None, id: str = "", css: Iterable[str] = ()) -> str:
-    """Return a row of cells that are HTML already; `head` names the row, and `css` are the classes of the other
-    cells."""
+    """Return a row of cells that are HTML already; `head` names the row, `css` the classes of the other cells."""
     named = f'<th scope="row">{head}</th>' if head is not None else ""
     attribute = f' id="{id}"' if id else ""
     classes = [f' class="nadkit-{name}"' for name in css]

@@ -55,9 +55,7 @@ def write(root: Path, out: Path, build: Path | None = None, say: Callable[[str],
     pages = {name: folder / f"{name}.html" for name in find_pages(root)}
     if missing := [name for name, path in pages.items() if not path.exists()]:
         raise BadInput(f"{missing[0]} is not in the last build: 'nadkit build' makes the pages")
-    with tempfile.TemporaryDirectory(
-        dir=folder.parent
-    ) as beside:  # some browsers may not read the system's own /tmp
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:  # some browsers may not read the system's own /tmp
         joined = Path(beside) / "book.html"
         joined.write_text(join(pages, read_mapping(root / "_config.yml"), read_mapping(root / "_toc.yml")), "utf-8")
         say(f"printing {len(pages)} pages of the book, which takes minutes")

@@ -388,8 +388,7 @@ def _figures() -> set[str]:
 
 
 def of_run(path: Path, name: str) -> list[str]:
-    """Return what is wrong with a chapter's executed notebook: claims that are not those listed, and figures without a
-    text."""
+    """Return what is wrong with an executed chapter: claims that are not those listed, and figures without a text."""
     notebook = read_notebook(path)
     notebook["cells"] = [cell for cell in notebook["cells"] if "injected-parameters" not in cell_tags(cell)]
     listed = listed_claims(notebook)

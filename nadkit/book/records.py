@@ -90,8 +90,7 @@ class Record:
 
     @property
     def rank(self) -> tuple[int, int, float]:
-        """The key that sorts the records that count most to the front: most training images, then profile, then the
-        latest."""
+        """The sort key; the records that count most come first: most training images, then profile, then the latest."""
         most = max((n for _, n in self._images()), default=0)
         latest = -datetime.fromisoformat(self.started).timestamp()
         return -most, RANKS.get(self.profile, len(RANKS)), latest
@@ -445,8 +444,8 @@ def renew(
 ) -> None:
     """Make the witness of a record anew, with the code of the commit that it names, and write the record again.
 
-    Its size is today's: a witness that was too small to tell much can be replaced once the profile is larger. `given`
-    are parameters to run it with; `chapter` is the chapter's name at that commit, if it was another.
+    It has today's size, so a witness that told too little tells more once the profile is larger. `given` are
+    parameters to run it with; `chapter` is the chapter's name at that commit, if it was another.
 
     Raises:
         BadInput: the commit does not hold all that the record was made with, or is not there.

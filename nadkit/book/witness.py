@@ -104,8 +104,8 @@ class Witness:
 class Comparison:
     """How one run at a witness's size compares to it: the series that differ, and the largest difference of the others.
 
-    `exact` says that only the order of sums may differ: the same versions on the same kind of processor. `of` is the number
-    of series of numbers in the witness that tell, `compared` of those that the other run has as well.
+    `exact` says that only the order of sums may differ: the same versions on the same kind of processor. `of` is the
+    number of series of numbers in the witness that tell, `compared` of those that the other run has as well.
     """
 
     exact: bool

@@ -32,7 +32,7 @@ TORCHVISION = {
 }
 """The sets that torchvision reads, with the names of its classes."""
 TEST_SPLITS = ("test", "val", "valid", "validation")
-"""Names of a folder's test split, the first that is there."""
+"""Names that a folder's test split may have; the first that is there is used."""
 
 
 class Splits(NamedTuple):
@@ -230,7 +230,7 @@ def folder_set(name: str, size: int | None, progress: bool) -> Splits:
         images[n:],
         test_labels,
         classes,
-        # As it was named: where a data folder lies is nobody's business, and records are for others to read.
+        # As it was named: records are for others to read, and should not tell where a data folder lies.
         f"image folder {name.removeprefix('folder:')}{f' ({said})' if said else ''}",
     )
 

@@ -1,4 +1,4 @@
-"""Real image sets as tensors: both splits in one object, uint8 at rest, float a batch at a time."""
+"""Real image sets as tensors: both splits in one object, stored as uint8, converted to float batch by batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ class ImageSet:
 
     Raises:
         ValueError: images that are not uint8, of no samples, or of another shape in ``test`` than in ``train``; labels
-            that are not int64, not one an image, or not the number of a class.
+            that are not int64, not one per image, or not the number of a class.
     """
 
     train: Tensor = field(repr=False)
@@ -81,8 +81,8 @@ class ImageSet:
     def subset(self, n_train: int | None = None, n_test: int | None = None, *, seed: int = 0) -> "ImageSet":
         """Return ``n_train`` and ``n_test`` images drawn at random, from all classes alike.
 
-        Where a class has too few, the others fill up. None keeps a split whole. With the same seed
-        a smaller subset is the beginning of a larger one.
+        If a class has too few images, the others make up for it. None keeps a split whole. With the same seed, a
+        smaller subset is the beginning of a larger one.
 
         Raises:
             ValueError: more images are asked for than there are, or fewer than one.
@@ -100,9 +100,9 @@ class ImageSet:
 
     @checks.typed
     def tested_on_the_rest(self, n_train: int, n_test: int | None = None, *, seed: int = 0) -> "ImageSet":
-        """Return ``n_train`` random training images, and the test images with all other training images to test on.
+        """Return ``n_train`` random training images, with all other training images added to the test images.
 
-        Of those to test on, ``n_test`` are kept, the test images first; None keeps all.
+        The first ``n_test`` images to test on are kept, beginning with the original test images; None keeps all.
 
         Raises:
             ValueError: more images are asked for than there are, or fewer than one.
@@ -181,15 +181,15 @@ def to_float(
     mean: Tensor | float | Sequence[float] | None = None,
     std: Tensor | float | Sequence[float] | None = None,
 ) -> Tensor:
-    """Return a batch in float32, uint8 scaled to [0, 1] and float as it is, then standardised.
+    """Return a standardised batch in float32; before that, uint8 is scaled to [0, 1], and float is not.
 
     Args:
         images: (B, C, H, W) uint8 or float.
-        mean: to subtract: one number or one a channel, in the units of [0, 1].
+        mean: to subtract: one number or one per channel, in the units of [0, 1].
         std: to divide by, likewise.
 
     Raises:
-        ValueError: the images are neither uint8 nor float; there is not one number, or one a channel; they are not
+        ValueError: the images are neither uint8 nor float; there is not one number, or one per channel; they are not
             finite, or a deviation is not positive.
     """
     if images.dtype == torch.uint8:

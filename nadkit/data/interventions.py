@@ -31,7 +31,7 @@ PER_DIRECTION = 6
 STATISTICS_TOLERANCE = 0.05
 """Mean and deviation accepted of standardised training images: |mean| and |deviation - 1| at most this.
 
-Rounded statistics pass, and those of a larger set that a thousand images are drawn from; those of CIFAR-100 on
+Rounded statistics pass, and so do those of a larger set from which a thousand images were drawn; those of CIFAR-100 on
 CIFAR-10 do not.
 """
 
@@ -83,7 +83,7 @@ class _OfImages(ABC):
                 f"and {len(std)} numbers"
             )
         off = torch.cat([(own[0] - mean) / std, own[1] / std - 1]).abs().max().item()
-        if not off <= STATISTICS_TOLERANCE:  # not >, for a deviation of zero gives no number
+        if not off <= STATISTICS_TOLERANCE:  # not >, because a deviation of zero may give NaN
             raise ValueError(
                 f"statistics: expected those of these training images, means {_text(own[0])} and deviations "
                 f"{_text(own[1])}, got {_text(mean)} and {_text(std)}, which belong to other data (or to more, of "
@@ -146,7 +146,7 @@ class _OfImages(ABC):
 @checks.typed
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clean(_OfImages):
-    """Images as they are: scaled to [0, 1], then standardised in each channel.
+    """Unchanged images: scaled to [0, 1], then standardised in each channel.
 
     Attributes:
         images: both splits.
@@ -217,8 +217,8 @@ class Poisoned(_OfImages):
 
     with pixels in [0, 1], before they are standardised by the statistics of the clean images; nothing is clipped. Six
     classes share a direction in the three channels and two signs, so with three channels all classes have
-    carriers of their own; with one channel they would not. A tiny epsilon such as 1e-6 takes the coefficients away and
-    puts no mark in their place: the control for what their absence does.
+    carriers of their own; with one channel they would not. A tiny epsilon such as 1e-6 removes the coefficients and
+    puts no mark in their place: it is the control for the effect of removing them.
 
     Attributes:
         images: both splits, in three channels.
@@ -332,8 +332,9 @@ class _Mapped(_OfImages, ABC):
 class Flipped(_Mapped):
     """Both splits with the order of their coordinates reversed, x' = U^T flip(U x), in each channel.
 
-    Nothing is lost: the map is its own inverse and keeps all inner products. What lay along the first direction lies
-    along the last. The signs of the directions are part of it, though eigenvectors have none of their own.
+    Nothing is lost: the map is its own inverse and keeps all inner products. What lay along the first direction then
+    lies along the last. The map depends on the signs of the directions, although those of eigenvectors are
+    arbitrary.
 
     Attributes:
         images: both splits.

@@ -1,14 +1,14 @@
-"""What others published: the arrays and accuracies of neural anisotropy directions, the numbers of single directions.
+"""What others published: arrays and accuracies of neural anisotropy directions, and numbers on single directions.
 
-Source: of the former, github.com/LTS4/neural-anisotropy-directions (Apache-2.0), the code of arXiv 2006.09717; of the
+Source: for the former, github.com/LTS4/neural-anisotropy-directions (Apache-2.0), the code of arXiv 2006.09717; for the
 latter, arXiv 1803.06959, and a replication by others.
 
-Numbers stand in ``published_numbers/*.toml``, each with its source, and are read by `numbers`. The five arrays of NADs
-and LeNet's eigenvalues are verified against checksums. The other four eigenvalue files have no published checksum:
-their structure alone is examined.
+Numbers are kept in ``published_numbers/*.toml``, each with its source, and are read by `numbers`. The five arrays of
+NADs and LeNet's eigenvalues are verified against checksums. The other four eigenvalue files have no published checksum:
+only their structure is checked.
 
-What is small comes with the package, in `SHIPPED`: the accuracies of logistic regression and LeNet, LeNet's spectrum,
-and its leading 50 NADs. Files in a data folder come first; `origin` says which are read.
+Small files come with the package, in `SHIPPED`: the accuracies of logistic regression and LeNet, LeNet's spectrum, and
+its leading 50 NADs. Files in a data folder come first; `origin` says which are read.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Flipping(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A number of the paper on single directions, printed in the figure that is named; as text, ``"0.914"``."""
+    """A number that the paper on single directions prints in the named figure; as text, ``"0.914"``."""
 
     value: float
     figure: str
@@ -63,7 +63,7 @@ class Anchor(NamedTuple):
 
 @checks.typed
 def numbers(name: str) -> dict[str, Any]:
-    """Return the tables of ``published_numbers/NAME.toml``; keys that are numbers come as numbers.
+    """Return the tables of ``published_numbers/NAME.toml``; keys that are numbers are returned as numbers.
 
     Raises:
         ValueError: there is no such file; near misses are suggested.
@@ -93,7 +93,7 @@ _arrays, _inputs, _units = (numbers(name) for name in ("arrays", "input_directio
 _replicated = numbers("replication")
 
 N_NETWORKS: dict[str, int] = _arrays["n_networks"]
-"""About how many networks are behind each array of NADs."""
+"""The approximate number of networks behind each array of NADs."""
 
 SHA256: dict[str, str] = _arrays["sha256"]
 """Checksums of the authors' files, where they were at hand."""
@@ -136,7 +136,7 @@ IMPACT_AND_SELECTIVITY = {name: Reported(**found) for name, found in _units["imp
 """Spearman correlation over all units, by image set: class selectivity and what ablating the unit alone costs."""
 
 ANCHOR = {level: Anchor(**found) for level, found in _replicated["memorisation"].items()}
-"""Cumulative ablation and noise, by the fraction of examples whose labels are corrupted, of a replication."""
+"""A replication's cumulative ablation and noise, by the fraction of examples whose labels are corrupted."""
 
 ANCHOR_WEIGHTS: dict[float, float] = _replicated["first_layer_weights"]
 """Mean absolute weight of the first layer of those networks, by the fraction of corrupted labels."""
@@ -214,8 +214,8 @@ def origin(*relative: str | Path) -> str:
 def known_nads(name: str) -> NADs | None:
     """Return what is at hand of a network's published NADs: all 1023, else those that come with nadkit, else None.
 
-    With nadkit come LeNet's first 50, rounded to half precision, and here made orthonormal again. To span the input, as
-    flipping and poisoning want it, takes `published_nads`.
+    LeNet's first 50 come with nadkit, rounded to half precision; here they are made orthonormal again. Flipping and
+    poisoning want directions that span the input: take `published_nads` for them.
 
     Raises:
         ValueError: the authors published no such network; near misses are suggested.
@@ -242,7 +242,7 @@ def known_nads(name: str) -> NADs | None:
 def published_spectrum(name: str) -> Tensor | None:
     """Return the eigenvalues of a network's 1023 published NADs, s^2 / (N - 1): (1023,) float64, never downloaded.
 
-    None where they are neither at hand nor come with nadkit, as LeNet's do.
+    None if they are neither at hand nor come with nadkit; only LeNet's come with it.
 
     Raises:
         ValueError: the authors published no such network; near misses are suggested.
@@ -258,7 +258,8 @@ def published_fourier_map(name: str) -> Tensor | None:
     """Return the published test accuracy on D(v) over the Fourier grid: (16, 16) float64, [y, x].
 
     Accuracies are in [0, 1]. Cell (8, 8) is the constant direction; index i stands for the
-    frequency 2 (i - 8). The maps of logistic regression and LeNet come with nadkit; there are no others: None.
+    frequency 2 (i - 8). The maps of logistic regression and LeNet come with nadkit; there are no others, so other
+    networks give None.
 
     Raises:
         ValueError: the authors published no such network; near misses are suggested.
@@ -280,7 +281,7 @@ def published_index_curve(name: str) -> IndexCurve | None:
 
     The file has a row for every index, but was measured at 0 to 10 and at every fourth from there;
     the rest is interpolated and left out here. The curve comes from another run than the published
-    array. LeNet's comes with nadkit; there are no others: None.
+    array. LeNet's comes with nadkit; there are no others, so other networks give None.
 
     Raises:
         ValueError: the authors published no such network; near misses are suggested.

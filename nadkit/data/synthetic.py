@@ -107,10 +107,10 @@ class Separable:
 def corrupt_labels(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
     """Return labels (N,), same type and device, in which those of a random fraction of the examples are permuted.
 
-    round(fraction N) examples are chosen uniformly, and their labels change places by a uniform permutation. So every
-    class keeps its count exactly, and a label may well meet itself: with ten classes of one size, a fraction of 0.2
-    changes about 0.18 of the labels. With the same seed, the chosen examples of a smaller fraction are among those of
-    a larger one; the labels that they get are drawn anew.
+    round(fraction N) examples are chosen uniformly, and their labels are permuted uniformly among them. So every class
+    keeps its count exactly, and an example may get its own label back: with ten classes of one size, a fraction of 0.2
+    changes about 0.18 of the labels. With the same seed, the chosen examples of a smaller fraction are among those of a
+    larger one; the labels that they get are drawn anew.
 
     Raises:
         ValueError: the labels are not a vector of integers, the fraction is outside [0, 1], or the seed is out of

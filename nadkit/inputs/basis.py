@@ -94,9 +94,9 @@ class Basis:
     def __getitem__(self, index: slice) -> "Basis": ...
 
     def __getitem__(self, index: int | slice) -> "Tensor | Basis":
-        """Return direction ``index``, (D,) float64, or the basis of a slice's: ``nads[:10]`` are the leading ten.
+        """Return direction ``index``, (D,) float64, or the basis of a slice: ``nads[:10]`` are the leading ten.
 
-        As of a list, a slice ends where the directions do.
+        As with a list, a slice may go beyond the last direction.
 
         Raises:
             IndexError: there is no such direction.
@@ -255,10 +255,11 @@ class NADs(Basis):
 
     Attributes:
         n_networks: number N of random networks behind the covariance.
-        centred: whether the mean derivative was taken away: lambda = s^2 / (N - 1), else s^2 / N.
+        centred: whether the mean derivative was subtracted: lambda = s^2 / (N - 1), else s^2 / N.
         settings: how they were computed (architecture, method, scale, seed, ...), for records.
-        overlap_of_halves: (K',) float64, for k = 1 ... K' the `overlap` of the leading k directions of the networks of
-            even number with those of odd number; None where it is not known, as for published arrays.
+        overlap_of_halves: (K',) float64, for k = 1 ... K' the `overlap` of the leading k directions of the
+            even-numbered networks with those of the odd-numbered ones; None where it is not known, as for published
+            arrays.
 
     Raises:
         ValueError: as `Basis`; overlaps that are not one a number of directions, or not from 0 to 1.
@@ -282,8 +283,8 @@ class NADs(Basis):
         """Return the `overlap` to expect with the leading k directions of as many other networks.
 
         It is estimated from the halves of the networks, see `expected_overlap`. With a run of another number of
-        networks, expect the root of the product of the two. None where the halves are not known, or not compared for
-        this k.
+        networks, expect the geometric mean of the two runs' values. None where the halves are not known, or not
+        compared for this k.
 
         Raises:
             ValueError: k is not from 1 to K.
@@ -326,7 +327,7 @@ def pixel_basis(shape: Shape = (1, 32, 32)) -> Basis:
 def random_basis(shape: Shape = (1, 32, 32), *, seed: int = 0) -> Basis:
     """Return a basis drawn from the uniform (Haar) distribution on rotations: the Q factor of a Gaussian matrix.
 
-    Each column takes the sign of R's diagonal, without which the QR decomposition is not uniform.
+    Each column takes the sign of R's diagonal entry; otherwise Q would not be uniform.
     """
     dimensions = math.prod(shape)
     gaussian = torch.randn(dimensions, dimensions, generator=seeds.generator(seed, "random basis"), dtype=torch.float64)

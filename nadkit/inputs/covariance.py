@@ -30,7 +30,7 @@ BLOCK = {"secant": 64, "gradient": 256, "mixed": 1}
 """Networks per update of the covariance: enough that the update costs little beside the derivatives."""
 
 LOCAL_FROM = 100
-"""Networks from which on secants are local on a CPU, unless one says; for fewer the plain loop is quick enough."""
+"""Number of networks from which secants are local on a CPU by default; for fewer, the plain loop is quick enough."""
 
 PART = {"secant": 128, "gradient": 256, "mixed": 16}
 """Networks per task of a worker and between saves: whole blocks, enough of them to be worth sending their moments.
@@ -50,9 +50,9 @@ Ranges = list[tuple[int, int]]
 
 @dataclass(kw_only=True, eq=False)
 class GradientCovariance:
-    """The first two moments of input derivatives, which grow network by network in memory that does not.
+    """The first two moments of input derivatives, summed network by network in memory that does not grow.
 
-    Those of the networks of even number are kept, too: they and the rest are two independent `halves`.
+    Those of the even-numbered networks are kept, too: they and the rest are two independent `halves`.
 
     Attributes:
         shape: (C, H, W) of the inputs, C H W = D.
@@ -60,7 +60,7 @@ class GradientCovariance:
         networks: the numbers of the networks seen, as half-open ranges (first, last).
         total: (D,) float64, sum of g.
         second: (D, D) float64, sum of g g^T.
-        even_total: (D,) float64, the part of ``total`` that networks of even number have; None if it is not known.
+        even_total: (D,) float64, the part of ``total`` from even-numbered networks; None if it is not known.
         even_second: (D, D) float64, the same of ``second``.
     """
 
@@ -93,7 +93,7 @@ class GradientCovariance:
 
     @checks.typed
     def update(self, derivatives: Tensor, networks: tuple[int, int]) -> None:
-        """Take in the derivatives of the networks (first, last): (N, D), or (N, D, D) if each is J J^T already.
+        """Add the derivatives of the networks (first, last): (N, D), or (N, D, D) if each is J J^T already.
 
         Raises:
             ValueError: a derivative is not finite or of another size, there is not one for each network, or a network
@@ -114,7 +114,7 @@ class GradientCovariance:
 
     @checks.typed
     def merge(self, other: "GradientCovariance") -> None:
-        """Take in what another run of the same settings saw.
+        """Add the moments of another run with the same settings.
 
         Raises:
             ValueError: the settings differ, or some networks are in both.
@@ -147,7 +147,7 @@ class GradientCovariance:
     def halves(self, *, centred: bool = True) -> tuple[Tensor, Tensor] | None:
         """Return `covariance` of the networks of even and of odd number, (D, D) float64 each.
 
-        None where there are too few of a kind, or the moments were saved before these were kept.
+        None if there are too few of a kind, or the moments were saved by a version that did not keep these.
         """
         n_even = sum((last + 1) // 2 - (first + 1) // 2 for first, last in self.networks)
         n_odd = self.count - n_even
@@ -231,7 +231,8 @@ def compute_nads(
     """Return the NADs of an architecture: the `gradient_covariance` of ``n_networks`` networks, diagonalised.
 
     Secants and gradients are centred, as in the authors' code; the mixed derivative is not. Networks whose derivatives
-    are all the same are refused, but by the mixed one: it is the same for all linear networks, whatever their weights.
+    are all the same are refused, except with the mixed derivative, which is the same for all linear networks, whatever
+    their weights.
 
     Args:
         architecture: a name or a factory (`nadkit.architectures`).
@@ -263,24 +264,24 @@ def gradient_covariance(
 ) -> GradientCovariance:
     """Return the moments of the input derivatives of fresh networks.
 
-    Ranges of networks computed apart merge to what one run gives.
+    Ranges of networks that are computed separately can be merged, with the same result as one run.
 
     Args:
         architecture: a `Population`, or a name or factory for one.
         networks: numbers of the networks, in ascending order.
         device: where to compute; the derivatives are float32, their moments float64. With an executor, ``"auto"`` is
-            what its first worker to answer has.
+            the device of its first worker to answer.
         checkpoint: a file to save to after each `PART` of the networks and on an interrupt, and to continue from.
-        local: take secants through the windows that a pixel reaches, the same up to rounding and several times as
-            fast, of networks that begin with convolutions (`nadkit.inputs.local`, whose `reach` says how far); by
-            default on a CPU, from 100 networks on. Other networks stay with the plain loop.
+        local: compute secants only in the windows that a pixel reaches, which gives the same up to rounding and is
+            several times as fast, for networks that begin with convolutions (`nadkit.inputs.local`, whose `reach` says
+            how far); by default on a CPU, from 100 networks on. Other networks use the plain loop.
         executor: compute on its workers instead, one `PART` of the networks a task; the moments come back to the CPU.
         progress: show a bar with an estimate.
         population: with a name or factory, the rest of its `Population`: ``shape``, ``method``, ``scale``, ``seed``,
             ``x``.
 
     Raises:
-        ValueError: as `Population`; a network without just one logit; a checkpoint of another run.
+        ValueError: as `Population`; a network that does not have exactly one logit; a checkpoint of another run.
         DataError: the checkpoint cannot be written.
     """
     if not isinstance(architecture, Population):
@@ -366,7 +367,7 @@ def _part(population: Population, device: torch.device, local: bool, networks: r
 
 @checks.typed
 def merged(parts: Iterable[GradientCovariance]) -> GradientCovariance:
-    """Return one covariance of all networks of several, which stay as they are.
+    """Return one covariance of the networks of all parts, which are not changed.
 
     Raises:
         ValueError: no parts, settings that differ, or a network that is in two parts.

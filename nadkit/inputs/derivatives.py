@@ -44,7 +44,7 @@ def gradient(f: Network, x: Tensor) -> Tensor:
 def mixed_moment(model: nn.Module, x: Tensor) -> Tensor:
     """Return J J^T, J = d^2 f(x) / dx dtheta: (C, H, W) -> (D, D), for a model of one logit.
 
-    J itself (D rows of one number a weight) need not fit in memory: J J^T u is a vector-Jacobian product of the map
+    J itself (D rows, one number per weight) need not fit in memory: J J^T u is a vector-Jacobian product of the map
     u -> J^T u, taken for a few unit vectors u at a time.
 
     Source: Ortiz-Jimenez, Moosavi-Dezfooli and Frossard 2021 (arXiv 2106.06770).
@@ -67,9 +67,9 @@ def mixed_moment(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def exact() -> contextlib.AbstractContextManager:
-    """Return a context in which a GPU's convolutions have all digits, and the same ones in every run.
+    """Return a context in which a GPU's convolutions have full precision, and the same digits in every run.
 
-    TensorFloat-32 keeps 10 of a float's 23 bits, too few for a difference; and an algorithm chosen by a race would
-    not be the same every time. Matrix products have all digits unless torch has been told otherwise.
+    TensorFloat-32 keeps 10 of a float's 23 bits, too few for a difference; and an algorithm chosen by timing would not
+    be the same every time. Matrix products have full precision unless torch has been told otherwise.
     """
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -37,7 +37,7 @@ class FourierBasis(Basis):
 
 @checks.typed
 def fourier_basis(shape: Shape = (1, 32, 32)) -> FourierBasis:
-    """Return the complete real Fourier basis, one row a cell of the centred spectrum.
+    """Return the complete real Fourier basis, one row for each cell of the centred spectrum.
 
     Row (c H + fy + H/2) W + fx + W/2, for fx = -W/2 .. W/2 - 1 and fy likewise, is the normalised cosine
     cos 2 pi (fx x / W + fy y / H) where (fx, fy) leads the pair +-(fx, fy), and the sine of the pair elsewhere.
@@ -56,7 +56,8 @@ def fourier_direction(fx: int, fy: int, *, shape: Shape = (1, 32, 32), part: str
     The phase is reduced modulo one turn in integers, so that the result is exact to rounding at every frequency.
 
     Raises:
-        ValueError: a frequency that is no integer, an unknown part or channel, or a sine that is zero on every pixel.
+        ValueError: a frequency that is not an integer, an unknown part or channel, or a sine that is zero on every
+            pixel.
     """
     channels, height, width = shape
     checks.require_one_of("part", part, PARTS)

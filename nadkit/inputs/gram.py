@@ -19,7 +19,7 @@ from nadkit.inputs.population import Method, Population
 from nadkit.inputs.reproducibility import COMPARED, RANK_TOLERANCE, overlaps
 
 GRAM_CHUNK = 2**22
-"""Numbers of the derivatives (32 MB in float64) that `leading_nads` looks at at a time."""
+"""Numbers of the derivatives (32 MB in float64) that `leading_nads` processes at a time."""
 
 
 @checks.typed
@@ -43,9 +43,9 @@ def leading_nads(
     The networks and the derivatives are those of `gradient_covariance`, so that
     ``compute_nads(..., n_networks=N).leading(k)`` is the same where D is small enough for it. Held in memory are N x D
     float32 numbers on the device and 3 k x D float64 ones: 1,000 networks of 3 x 224 x 224 inputs take 600 MB. A
-    warning says where so few networks do not determine the k directions (`NADs.reproducibility`).
+    warning is given if so few networks do not determine the k directions (`NADs.reproducibility`).
 
-    A *secant* needs 2 D forward passes a network, which at that size are 300,000: expect to wait.
+    A *secant* needs 2 D forward passes per network, which at that size are 300,000: expect to wait.
 
     Args:
         architecture: a name or a factory (`nadkit.architectures`).

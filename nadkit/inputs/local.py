@@ -1,15 +1,15 @@
-"""Secants at the cost of what changes: a pixel reaches a window of a convolution's maps, and only that is computed.
+"""Secants at the cost of what changes: a pixel changes a window of a convolution's maps; only that is computed.
 
 A step at pixel i changes k x k positions of the maps of a k x k convolution, a few more of the maps after that. So a
-batch of such inputs is one map, the base, and each input's difference d from it, in a window. What is linear takes the
-differences alone, and what is not is done in the windows:
+batch of such inputs is kept as one map, the base, and each input's difference d from it, in a window. Linear operations
+take the differences alone, and the others are done in the windows:
 
     conv(base + d) = conv(base) + conv(d),      act(base + d) = act(base) + [act(base + d) - act(base)].
 
-The rules are exact; only the rounding differs from a plain loop's. They are at work in every network that begins with
+The rules are exact; only the rounding differs from a plain loop's. They apply to every network that begins with
 convolutions, batch norms in eval mode, activations and poolings, with residual sums and dense concatenations among
-them. An operation without a rule, such as flattening, or a window as large as the map gets whole maps, and so does all
-that follows; `reach` says where. On a GPU this is unmeasured.
+them. From an operation without a rule, such as flattening, or a window as large as the map, whole maps are computed;
+`reach` says where that begins. On a GPU this is unmeasured.
 
 Source: the incremental inference of Krypton (Nakandala, Kumar and Papakonstantinou 2019, SIGMOD), there with values in
 place of differences.
@@ -35,7 +35,7 @@ aten = torch.ops.aten
 
 @torch.no_grad()
 def local_secant(f: Network, x: Tensor, scale: float) -> Tensor:
-    """Return `derivatives.secant`, [f(x + scale e_i) - f(x - scale e_i)] / (2 scale), through what each pixel reaches.
+    """Return `derivatives.secant`, [f(x + scale e_i) - f(x - scale e_i)] / (2 scale), computed in windows.
 
     Args:
         f: (B, C, H, W) -> (B, 1), which must treat its inputs independently, as networks in eval mode do.
@@ -57,7 +57,8 @@ def local_secant(f: Network, x: Tensor, scale: float) -> Tensor:
 def reach(f: Network, x: Tensor) -> list[str]:
     """Return the operations done in windows, each with its window and its map, such as "max_pool2d: 3x3 of 14x14".
 
-    The list ends with the operation that needs whole maps. A pixel at the corner is as good as any.
+    The list ends with the operation that needs whole maps. It is made for the pixel at the corner, which is as good as
+    any.
     """
     passes = _Passes()
     f(Changed.pixels(x, 1.0, (0, 0), (1, 1), passes))
@@ -66,7 +67,7 @@ def reach(f: Network, x: Tensor) -> list[str]:
 
 @torch.no_grad()
 def is_local(f: Network, x: Tensor, scale: float = 100.0) -> bool:
-    """Say whether anything is done in windows, and gives at the middle pixel what whole maps give.
+    """Say whether anything is done in windows, with the same result at the middle pixel as with whole maps.
 
     A change that a network makes through a view of its maps, such as ``h[:, 0].relu_()``, would not be seen.
 
@@ -101,9 +102,9 @@ class _Passes:
 
 
 class Changed(Tensor):
-    """A batch of B = N R Q maps (C, H, W) that are all one map, the base, but for a window in each.
+    """A batch of B = N R Q maps (C, H, W) that are all equal to one map, the base, except in one window each.
 
-    The window of grid cell (i, j) begins at ``start + step (i, j)``; what of it lies beyond the map means nothing. To
+    The window of grid cell (i, j) begins at ``start + step (i, j)``; a part of it beyond the map has no meaning. To
     PyTorch it is a tensor (B, C, H, W) in the format channels_last.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Random networks, each known by its seed and its number, and their input derivatives at one point."""
+"""Random networks, each identified by its seed and its number, and their input derivatives at one point."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Population:
 
     - ``"secant"``: g_i = [f(x + scale e_i) - f(x - scale e_i)] / (2 scale), with scale 100 the authors' protocol;
     - ``"gradient"``: g = grad_x f(x);
-    - ``"mixed"``: a network adds J J^T, J = d^2 f / dx dtheta, so that already one gives NADs (Ortiz-Jimenez,
+    - ``"mixed"``: a network adds J J^T, J = d^2 f / dx dtheta, so that even one network gives NADs (Ortiz-Jimenez,
       Moosavi-Dezfooli and Frossard 2021, arXiv 2106.06770).
 
     Attributes:
@@ -97,18 +97,18 @@ class Population:
 
     @checks.typed
     def is_local(self, device: str | torch.device = "cpu") -> bool:
-        """Say whether a pixel's step reaches but a window of what the first layers give, so that local secants pay."""
+        """Say whether a pixel's step changes only a window of the first layers' maps, so that local secants pay."""
         device = pick(device)
         return self.method == "secant" and is_local(self.network(0, device), self.x.to(device), self.scale)
 
     @checks.typed
     def settings(self, device: str | torch.device = "cpu") -> Settings:
-        """Return what the derivatives are of, network 0 and its outputs included.
+        """Return the settings that identify the derivatives, network 0 and its outputs included.
 
-        Only derivatives of settings without `identity.differences` belong together.
+        Only derivatives whose settings have no `identity.differences` belong together.
 
         Raises:
-            ValueError: the networks have not just one logit.
+            ValueError: the networks do not have exactly one logit.
         """
         device = pick(device)
         first = self.network(0, device)

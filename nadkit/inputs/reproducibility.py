@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from nadkit.stats import Measured
 
 COMPARED = 100
-"""So many leading directions of the halves are compared; all D would cost as much as the NADs themselves."""
+"""Number of leading directions of the halves that are compared; all D would cost as much as the NADs themselves."""
 
 REPRODUCIBLE = 0.5
-"""Leading directions of which another run would share less than this are warned of."""
+"""A warning is given for leading directions of which another run would share less than this."""
 
 RANK_TOLERANCE = 1e-12
 """Eigenvalues below this share of the first are the rounding of float32 derivatives, squared."""
 
 
 class NotReproducibleWarning(UserWarning):
-    """Directions were asked for that so few networks do not determine."""
+    """So few networks do not determine the directions that were asked for."""
 
 
 def expected_overlap(of_halves: float, k: int, dimensions: int) -> "Measured":
@@ -29,8 +29,8 @@ def expected_overlap(of_halves: float, k: int, dimensions: int) -> "Measured":
 
     It lies between two bounds. More networks do not lower the overlap r of the halves; where eigenvalues are nearly
     equal, or few networks have most of the variance, they hardly raise it. At best the squared error of the directions
-    falls as 1 / n: of n networks c = 1 / (1 + a / n) is right, and two runs share c^2. Twice the networks then give,
-    for overlaps above chance, the formula of Spearman and Brown for the root:
+    falls as 1 / n: from n networks, a share c = 1 / (1 + a / n) is right, and two runs share c^2. For twice the
+    networks and overlaps above chance, the root then follows the formula of Spearman and Brown:
 
         rho = (r - k / D) / (1 - k / D),   sqrt(rho_N) = 2 sqrt(rho) / (1 + sqrt(rho))
 
@@ -47,7 +47,7 @@ def expected_overlap(of_halves: float, k: int, dimensions: int) -> "Measured":
 
     Source: Spearman 1910; Brown 1910.
     """
-    from nadkit.stats import Measured  # here, for it brings pandas, which takes 100 MB in every worker
+    from nadkit.stats import Measured  # here, because it brings pandas, which takes 100 MB in every worker
 
     chance = k / dimensions
 

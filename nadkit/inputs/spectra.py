@@ -60,7 +60,7 @@ def effective_dimension(eigenvalues: Tensor) -> float:
     less than the truth, at most N - 1; `population_effective_dimension` estimates the truth.
 
     Args:
-        eigenvalues: (K,), all of them that are not zero.
+        eigenvalues: (K,), all that are not zero.
 
     Raises:
         ValueError: they are not finite, or negative, or all zero.
@@ -116,9 +116,9 @@ def overlap_ceiling(
     overlap of their leading k-dimensional subspaces is what a perfect reproduction would show: within ``mean`` +-
     ``spread``, as a rule.
 
-    Valid for the spectrum of many more networks than dimensions, as the published ones of some 10,000 are. The *sample*
-    spectrum of few networks is too steep, by up to `marchenko_pastur_edges`; where little is preferred, it promises
-    several times the overlap that two runs have. Take `NADs.reproducibility` then.
+    This is valid for the spectrum of many more networks than dimensions, such as the published ones of some 10,000. The
+    *sample* spectrum of few networks is too steep, by up to `marchenko_pastur_edges`. If an architecture prefers
+    little, it promises several times the overlap that two runs have. Take `NADs.reproducibility` in that case.
 
     Args:
         eigenvalues: (K,) the spectrum taken as the true one, in descending order.

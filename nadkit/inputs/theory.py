@@ -1,7 +1,7 @@
 """What can be computed about linear convolutional networks: filter, subsample, and then any classifier.
 
 The first layer is z = Phi x: circular filters (cross-correlations, as in torch) at every S-th position along each axis.
-What follows sees x through the row space of Phi alone. Everything here is float64.
+The layers that follow see x only through the row space of Phi. Everything here is float64.
 
 Axis letters: C filters, D = prod(size) inputs, N = size of one axis, S = stride; axes: one for signals, two for images.
 
@@ -67,7 +67,7 @@ def transfer(taps: Tensor, *, size: Size) -> Tensor:
 
 @checks.typed
 def composed(first: Tensor, second: Tensor) -> Tensor:
-    """Return the taps of a filter behind another: (C, *kernel_1), (E, *kernel_2) -> (C E, *(kernel_1 + kernel_2 - 1)).
+    """Return the taps of a filter after another: (C, *kernel_1), (E, *kernel_2) -> (C E, *(kernel_1 + kernel_2 - 1)).
 
     Each of the C outputs of the first goes through each of the E filters of the second, as through a pooling layer. The
     factors of the two are multiplied: m_k = m1_k m2_k.
@@ -118,7 +118,7 @@ def wave_shares(taps: Tensor, *, size: Size, stride: int, part: Part = "real") -
         |m_k|^2 / M_k          where -k is no alias of k, and where -k is k itself;
         2 (Re m_k)^2 / M_k     where -k is another alias of k: then the two halves of the wave interfere,
 
-    and that of the sine the same with Im in place of Re, nothing where -k is k. Frequencies are in the order of
+    and that of the sine is the same with Im in place of Re, and zero where -k is k. Frequencies are in the order of
     `torch.fft`.
 
     Raises:
@@ -190,8 +190,8 @@ def best_filter(
     layer; b_j are its factors, else 1.
 
     Raises:
-        ValueError: an unknown part, a sine that is zero everywhere, a kernel that does not fit into the size, filters
-            that follow and are several or let none of the aliases through, or as `aliases`.
+        ValueError: an unknown part, a sine that is zero everywhere, a kernel that does not fit into the size, more than
+            one following filter, or one that lets none of the aliases through, or as `aliases`.
     """
     checks.require_one_of("part", part, get_args(Part))
     _require_kernel(kernel, size)
@@ -247,7 +247,7 @@ def hessian(phi: Tensor, v: Tensor, *, shift: float = 1.0, sigma: float = 3.0) -
     -shift Phi v. The direction v is normalised.
 
     Raises:
-        ValueError: v is zero; Phi is no (K, D), or not finite; shift or sigma is out of range.
+        ValueError: v is zero; Phi is not (K, D), or not finite; shift or sigma is out of range.
     """
     _require_layer(phi)
     checks.require_finite_number("shift", shift)

@@ -73,7 +73,7 @@ def variance_along(x: Tensor, basis: Basis) -> Tensor:
 def signal_along(data: Data, basis: Basis) -> Tensor:
     """Return the share of the difference between classes along each direction, sig_k: (K,) float64.
 
-    The mean over classes counts each class by its samples, so with two classes it is the energy of the difference of
+    The mean over classes weights each class by its samples, so with two classes it is the energy of the difference of
     their means, <u_k, m_1 - m_2>^2 / |m_1 - m_2|^2. The shares of a complete basis sum to 1.
 
     Args:
@@ -126,7 +126,7 @@ def exchanged(basis: Basis, chosen: Tensor) -> Basis:
     """Return the orthogonal map in which u_k and u_(D + 1 - k) change places for the chosen k; its rows are a basis.
 
     Q = I - sum_k (u_k - u_(D + 1 - k)) (u_k - u_(D + 1 - k))^T over the chosen k, so Q x is `interventions.Rotated` by
-    it. Chosen none it is the identity, chosen all `Basis.flip`. Like the flip it keeps all inner products.
+    it. With none chosen it is the identity, with all chosen `Basis.flip`. Like the flip it keeps all inner products.
 
     Args:
         basis: a complete one.
@@ -149,7 +149,7 @@ def exchanged(basis: Basis, chosen: Tensor) -> Basis:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RemovalCurve(Scores):
-    """Scores (S,) of a network on inputs that lack ever more directions of a basis, the first ones first.
+    """Scores (S,) of a network on inputs with more and more directions of a basis removed, the first ones first.
 
     Attributes:
         counts: (S,) int64, directions removed, from none to all K.
@@ -242,11 +242,11 @@ def removal_curve(
 def area_over_variance(curve: RemovalCurve, *, normalised: bool = False) -> float:
     """Return the area under the accuracy over the share of variance removed, by trapezoids.
 
-    Two bases are compared by it at equal variance removed: one that is fast in taking variance away gains nothing.
-    ``normalised`` divides by the accuracy with nothing removed.
+    It compares two bases at equal variance removed: a basis gains nothing by removing variance fast. ``normalised``
+    divides by the accuracy with nothing removed.
 
     Raises:
-        ValueError: the curve does not end where all variance is removed, for its basis is not complete.
+        ValueError: the curve does not end where all variance is removed, because its basis is not complete.
     """
     if abs(curve.variance[-1].item() - 1) > 1e-6:
         share = curve.variance[-1].item()
@@ -271,9 +271,9 @@ def units_along(
     """Return the share of each unit's input gradient along each direction, s_uk: (U, K) float64 for each basis.
 
     The activation a_u of a feature map is its mean over positions. The mean E is over the inputs, so the share is that
-    of the second moment of the gradient, which for random networks in place of inputs defines NADs. A unit without a
-    gradient at any of the inputs, a dead one, is NaN. One unit of a linear layer behind the input, with weights w and
-    any activation, has <u_k, w>^2 / |w|^2.
+    of the gradient's second moment; over random networks, in place of inputs, this moment defines NADs. A unit without
+    a gradient at any of the inputs, a dead one, is NaN. A unit of a linear layer on the input, with weights w and any
+    activation, has <u_k, w>^2 / |w|^2.
 
     Args:
         model: any network; it stays on its device and in its modes.

@@ -24,7 +24,7 @@ from nadkit.names import hint
 __all__ = ["EDGES", "N_CELLS", "OPERATIONS", "CellNetwork", "cell_of", "is_connected", "operations", "random_cells"]
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-"""Of an edge: zero, the identity, ReLU, convolution and batch norm with kernel 1 or 3, the mean of 3x3 windows."""
+"""The operations of an edge: zero, the identity, ReLU, convolution and batch norm with kernel 1 or 3, 3x3 means."""
 
 EDGES = tuple((start, end) for end in range(1, 4) for start in range(end))
 """(from, to) of each edge, in the order of a cell's text."""
@@ -54,7 +54,7 @@ def operations(cell: str) -> tuple[str, ...]:
     """Return the operations of a cell's six `EDGES`.
 
     Raises:
-        ValueError: the text is no cell; near misses of an operation are suggested.
+        ValueError: the text is not a cell; near misses of an operation are suggested.
     """
     found = tuple(re.findall(r"([^|+~]+)~\d", cell))
     for operation in found:
@@ -71,7 +71,7 @@ def is_connected(cell: str) -> bool:
     """Say whether anything of a cell's input reaches its output, along edges that are not ``"none"``.
 
     Raises:
-        ValueError: the text is no cell.
+        ValueError: the text is not a cell.
     """
     reached = {0}
     for operation, (start, end) in zip(operations(cell), EDGES, strict=True):
@@ -82,7 +82,7 @@ def is_connected(cell: str) -> bool:
 
 @checks.typed
 def random_cells(n: int, *, seed: int = 0) -> list[str]:
-    """Return n different cells, drawn uniformly; the first of n are those of fewer with the same seed.
+    """Return n different cells, drawn uniformly; with the same seed, a smaller n gives the first of them.
 
     Raises:
         ValueError: n is not from 1 to 15,625, or the seed is out of range.
@@ -100,7 +100,7 @@ class CellNetwork(nn.Module):
     """The network of NAS-Bench-201 around one cell: (B, C, H, W) -> (B, classes).
 
     A 3x3 convolution, then stages of ``cells`` copies of the cell; between stages a residual block of stride 2 doubles
-    the feature maps. Batch norm, ReLU, the mean over positions and a linear layer end it.
+    the feature maps. It ends with batch norm, ReLU, the mean over positions and a linear layer.
 
     Args:
         cell: its text.
@@ -109,7 +109,7 @@ class CellNetwork(nn.Module):
         stages: NAS-Bench-201 has 3.
 
     Raises:
-        ValueError: the text is no cell, a number is out of range, or the images are too small for the stages.
+        ValueError: the text is not a cell, a number is out of range, or the images are too small for the stages.
     """
 
     def __init__(

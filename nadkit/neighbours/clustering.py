@@ -44,7 +44,7 @@ def primary_and_auxiliary(
     Raises:
         ValueError: one primary class only, or a class on both sides, unknown, or with too few images.
 
-    Source: He and Su 2020, section on clustering (n = 500; 5 and 8 against 3 and 9, for one).
+    Source: He and Su 2020, section on clustering (n = 500; for example, 5 and 8 against 3 and 9).
     """
     checks.require_integer("n", n, 1)
     primary, auxiliary = (
@@ -90,12 +90,12 @@ def two_means(kernel: Tensor, *, seed: int = 0, restarts: int = 10, steps: int =
         kernel: (N, N), symmetric.
         seed: of the starts.
         restarts: number of starts.
-        steps: moves of the means, at most; a kernel with negative eigenvalues need not come to rest.
+        steps: moves of the means, at most; with a kernel with negative eigenvalues they may never come to rest.
 
     Raises:
         ValueError: the kernel is not symmetric, all points are the same, a number is out of range.
     """
-    kernel = centred(kernel)  # which moves no distance, and keeps the digits of a kernel far from the origin
+    kernel = centred(kernel)  # this changes no distance, and keeps the digits of a kernel far from the origin
     checks.require_integer("restarts", restarts, 1)
     checks.require_integer("steps", steps, 1)
     square = (kernel.diagonal()[:, None] + kernel.diagonal() - 2 * kernel).clamp(min=0)
@@ -133,11 +133,11 @@ def _members(labels: Tensor) -> Tensor:
 def agreement(found: Tensor, classes: Tensor) -> float:
     """Return the share of N points whose cluster is their class, under the better of the two ways to match them.
 
-    Clusters have no names, so that 0.5 is chance and the least there is.
+    Clusters have no names, so 0.5 is chance and also the minimum.
 
     Args:
         found: (N,) int64, clusters 0 and 1.
-        classes: (N,) int64, the same of the classes.
+        classes: (N,) int64, the classes, 0 and 1.
 
     Raises:
         ValueError: other labels than 0 and 1, or points of one class only.

@@ -1,14 +1,14 @@
 """Local elasticity: how much one training step at a point changes what a network answers at another.
 
-A network's answer f is its one logit, or of two the difference z_1 - z_0, trained with square loss to s = +-1; or the
-probability of class 1 made of it, trained with cross-entropy. From weights w a step of gradient descent at (x, y) leads
-to w+, and gives two similarities, both unsymmetrised (`kernels.symmetrised` averages the two ways):
+A network's answer f is its one logit, or the difference z_1 - z_0 of its two, trained with square loss to s = +-1; or
+the probability of class 1 computed from that, trained with cross-entropy. From weights w a step of gradient descent at
+(x, y) leads to w+, and gives two similarities, both unsymmetrised (`kernels.symmetrised` averages the two ways):
 
     S_rel(x, x') = |f(x', w+) - f(x', w)| / |f(x, w+) - f(x, w)|
     S_ker(x, x') = (f(x', w+) - f(x', w)) / (-eta dL/df)  ->  <grad_w f(x), grad_w f(x')>   as eta -> 0
 
-Networks compute in eval mode, in the precision that they have. Take ``model.double()``: changes this small are lost
-among the seven digits of float32.
+Networks compute in eval mode and in their own precision. Take ``model.double()``: changes this small are lost among the
+seven digits of float32.
 
 Axis letters: N points, K directions, D input dimensions.
 
@@ -42,10 +42,10 @@ __all__ = [
 Loss = Literal["square", "cross-entropy"]
 
 FIRST_RATE, GROWTH, LAST_RATE = 1e-6, 3.0, 1e4
-"""Where the search for a step that changes f(x) begins, how it goes on, and where it ends: those of the authors."""
+"""The search for a step that changes f(x): the first rate, the factor to the next, the last rate, all the authors'."""
 
 VISIBLE = 1000
-"""A change counts from so many roundings on; theirs counts from one, of which little is left to divide by."""
+"""A change counts if it is at least so many roundings. The authors' counts from one, which leaves few digits."""
 
 MEMORY = 2**28
 """Numbers of gradients that are held at a time (2 GB in float64)."""
@@ -157,7 +157,7 @@ def single_steps(
         x: (N, ...) points, uint8 (scaled to [0, 1]) or float.
         y: (N,) int64, their labels, 0 or 1.
         loss: ``"square"``, or ``"cross-entropy"``, for which f is the probability of class 1.
-        rate: eta; by default 1e-6, and three times as much until f(x_i) changes by a thousand roundings.
+        rate: eta; by default 1e-6, tripled until f(x_i) changes by a thousand roundings.
         progress: show a bar that counts points.
 
     Raises:
@@ -237,7 +237,7 @@ def tangent_kernel(model: nn.Module, x: Tensor, *, loss: Loss = "square", memory
         model: any network of one logit or two.
         x: (N, ...) points, uint8 (scaled to [0, 1]) or float.
         loss: what f is, see `single_steps`.
-        memory: numbers of gradients that are held at a time; of more, some are computed again.
+        memory: numbers of gradients that are held at a time; if there are more, some are computed again.
 
     Raises:
         ValueError: a network of other outputs or without weights, memory below 1.
@@ -307,7 +307,7 @@ def critical_rate(kernel: Tensor) -> float:
     """Return the learning rate up to which gradient descent on the mean square loss is stable: N / lambda_max(K).
 
     With the kernel K held fixed, f - s is multiplied by I - (2 eta / N) K in every step. Beyond this rate the loss
-    first rises, and training comes to rest only if it changes the kernel.
+    first rises, and training converges only if it changes the kernel.
 
     Args:
         kernel: (N, N), the `tangent_kernel` of the training points.

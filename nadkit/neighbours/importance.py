@@ -1,6 +1,6 @@
 """Importance: what a unit's removal would change in the loss, measured, and estimated from one backward pass.
 
-A *gate* z = 1 multiplies a unit, of a feature map all positions alike. Closing it, z = 0, ablates the unit. The
+A *gate* z = 1 multiplies a unit (all positions of a feature map alike). Closing it, z = 0, ablates the unit. The
 *oracle* does that, unit by unit; the Taylor scores expand the loss in z around 1 instead. With l_b the loss of sample
 b, L = mean l_b that of a mini-batch, h the unit's activation,
 
@@ -9,7 +9,7 @@ b, L = mean l_b that of a mini-batch, h the unit's activation,
 a first-order guess of the loss change is -g, a second-order one -g + H / 2.
 
 Source: Molchanov, Mallya, Tyree, Frosio and Kautz, "Importance Estimation for Neural Network Pruning", CVPR 2019, and
-the authors' code, whose numbers of methods `CRITERIA` gives. The formulas are theirs, the code is not.
+the authors' code; `CRITERIA` gives its numbers of the methods. The formulas are theirs, the code is not.
 """
 
 import functools
@@ -48,7 +48,7 @@ BATCH = 128
 EPSILON = 1e-8
 
 TOGETHER = 32
-"""Gates whose second derivatives are one batched backward pass: three times as fast on a CPU as one by one."""
+"""Gates whose second derivatives take one batched backward pass: three times as fast on a CPU as one by one."""
 
 
 # ---- the oracle ------------------------------------------------------------------------------------------------------
@@ -120,12 +120,12 @@ def _mean(values: Tensor, samples: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights that make a site's units, row c unit c; their gradients are of the mini-batch's mean loss.
+    """The weights that make a site's units, row c for unit c; their gradients are those of the mini-batch's mean loss.
 
     Attributes:
         weight: (C, ...) of the layer.
-        scale: (C,) of the batch normalisation behind it, or None.
-        weight_gradient, scale_gradient: as large, None where nothing asks for them.
+        scale: (C,) of the batch normalisation after it, or None.
+        weight_gradient, scale_gradient: of the same size, None if no criterion needs them.
     """
 
     weight: Tensor
@@ -136,14 +136,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a mini-batch of B samples tells of all units; scores are made of this.
+    """What a mini-batch of B samples tells about all units; scores are computed from it.
 
     Attributes:
         sites: of the units.
         gates: (B, n_units), g_b.
         outputs: (n_units,), mean over samples and positions of |h dl_b/dh|.
-        curvature: (n_units,), H, None where nothing asks for it.
-        weights: by site, empty where nothing asks for them.
+        curvature: (n_units,), H, None if no criterion needs it.
+        weights: by site, empty if no criterion needs them.
         generator: of random scores.
     """
 
@@ -155,7 +155,7 @@ class Batch:
     generator: torch.Generator | None = None
 
     def each(self, score: Callable[[Weights], Tensor]) -> Tensor:
-        """Return what a function makes of each site's weights, (C,), for all units, (n_units,)."""
+        """Return a function's values (C,) of each site's weights, joined for all units, (n_units,)."""
         return torch.cat([score(self.weights[name]) for name in self.sites.names])
 
 
@@ -164,7 +164,7 @@ class Criterion:
     """How a unit is scored.
 
     Attributes:
-        score: of a mini-batch, (n_units,); scores of several are averaged.
+        score: of a mini-batch, (n_units,); the scores of several mini-batches are averaged.
         method: its number in the authors' code, None for what the code does not have.
         needs: what it looks at, of "weights", "gradients" (of the weights), "norms" and "curvature".
     """
@@ -215,7 +215,7 @@ CRITERIA: dict[str, Criterion] = {
 """The criteria of the authors' code, and the paper's other sum over a filter's weights, by name.
 
 With w a unit's incoming weights (a row of the layer that makes it, without bias), gamma its scale in the batch
-normalisation behind, primes for derivatives of the mini-batch's mean loss L:
+normalisation after it, primes for derivatives of the mini-batch's mean loss L:
 
 =========================== ====== =====================================================================================
 name                        method score, of a mini-batch
@@ -236,13 +236,13 @@ random                      1      uniform
 """
 
 GATES_ALONE = tuple(name for name, criterion in CRITERIA.items() if not criterion.needs)
-"""Criteria that look at nothing but gates: any network has them."""
+"""Criteria that look only at gates: any network has them."""
 
 WHILE_TRAINING = tuple(name for name, c in CRITERIA.items() if not c.needs & {"gradients", "curvature"})
-"""Criteria that a step of training gives away, without a backward pass of their own."""
+"""Criteria that a training step provides, without a backward pass of their own."""
 
 Layers = Mapping[str, tuple[nn.Module, nn.Module | None]]
-"""By name of site, the layer that makes its units and the batch normalisation behind it."""
+"""By name of site, the layer that makes its units and the batch normalisation after it."""
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def unit_scores(
 
     They are means over mini-batches, by their samples. Units are scored in eval mode, with the cross-entropy as the
     loss. With ``batch_size=len(data[0])``, ``"Taylor"`` is the square of the full gradient, which vanishes where
-    training has converged: squares are to be taken first.
+    training has converged: squares should be taken before the mean.
 
     Args:
         model: any network of logits (B, classes); it stays on its device and in its modes.
@@ -343,7 +343,7 @@ def layers_for(model: nn.Module, sites: Sites, names: Sequence[str]) -> Layers:
 
 
 def layers_of(model: nn.Module, sites: Sites) -> dict[str, tuple[nn.Module, nn.Module | None]]:
-    """Return the layer that makes the units of each site, and the batch normalisation behind it."""
+    """Return the layer that makes the units of each site, and the batch normalisation after it."""
     modules = dict(model.named_modules())
     return {
         name: (modules[wires.layer], modules[wires.norms[-1]] if wires.norms else None)
@@ -361,7 +361,7 @@ def tell(
     of_weights: Mapping[nn.Parameter, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Batch:
-    """Return what a mini-batch tells of all units.
+    """Return what a mini-batch tells about all units.
 
     Args:
         sites: of the units.
@@ -375,7 +375,7 @@ def tell(
     gates, outputs = [], []
     for site in sites:
         h, slope = activations[site.name], gradients[site.name]
-        number = torch.promote_types(h.dtype, torch.float32)  # of bfloat16, the products would have two digits
+        number = torch.promote_types(h.dtype, torch.float32)  # in bfloat16, the products would have two digits
         product = site.units_first(h.to(number) * slope.to(number))
         # of a sample's own loss, not of its share of the mean; (B, C, positions)
         product = len(product) * product.reshape(len(product), site.units, -1)
@@ -402,7 +402,7 @@ def _look(
 
     def keep(site: Site, h: Tensor) -> Tensor:
         seen[site.name] = h if h.requires_grad else h.detach().requires_grad_()
-        return seen[site.name].clone()  # what follows may work in place
+        return seen[site.name].clone()  # later layers may work in place
 
     with replaced(model, {site: functools.partial(keep, site) for site in sites}):
         loss = F.cross_entropy(model(x.clone()), y)

@@ -13,11 +13,11 @@ from nadkit.architectures import Architecture, Shape
 
 @checks.typed
 def without_activations(architecture: Architecture) -> Callable[..., nn.Module]:
-    """Return a factory of the same networks with every activation function left out: each gives its input.
+    """Return a factory of the same networks with every activation function left out: each returns its input.
 
-    What counts as one is what `find_sites` counts, modules and functions alike. The weights are those that
+    Activation functions are what `find_sites` counts, modules and functions alike. The weights are those that
     ``architecture`` alone gives for the same seed. Max pooling, attention and normalisation stay. A GLU halves its
-    input, so a network with one cannot do without.
+    input, so a network with a GLU cannot run without it.
 
     Args:
         architecture: a name or a factory (`nadkit.architectures`).

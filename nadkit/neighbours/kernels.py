@@ -1,4 +1,4 @@
-"""Kernels: matrices of how alike N points are to a network, and what is made of them.
+"""Kernels: matrices of how alike N points are to a network, and what is computed from them.
 
 Axis letters: N points.
 """
@@ -48,7 +48,7 @@ def symmetrised(similarity: Tensor) -> Tensor:
 
 @checks.typed
 def normalised(kernel: Tensor) -> Tensor:
-    """Return K_ij / sqrt(K_ii K_jj), (N, N) float64: of inner products the cosines, from -1 to 1.
+    """Return K_ij / sqrt(K_ii K_jj), (N, N) float64: for inner products, the cosines, from -1 to 1.
 
     Raises:
         ValueError: the kernel is not symmetric, or its diagonal not positive.
@@ -73,9 +73,9 @@ def centred(kernel: Tensor) -> Tensor:
 
 @checks.typed
 def leading_components(kernel: Tensor, k: int) -> Tensor:
-    """Return sum_{i <= k} lambda_i u_i u_i^T, what the k largest positive eigenvalues make of a kernel: (N, N) float64.
+    """Return sum_{i <= k} lambda_i u_i u_i^T, a kernel's part with the k largest positive eigenvalues: (N, N) float64.
 
-    Of a `centred` inner product of inputs that is the inner product of their k principal components.
+    For a `centred` inner product of inputs, that is the inner product of their k principal components.
 
     Raises:
         ValueError: k is not from 1 to N, the kernel is not symmetric.
@@ -108,7 +108,7 @@ def log_determinant(kernel: Tensor) -> float:
         ValueError: the kernel is not symmetric.
     """
     eigenvalues = torch.linalg.eigvalsh(as_kernel(kernel))
-    # rounding would leave a singular matrix some determinant, and a score that looks like one
+    # rounding would give a singular matrix a nonzero determinant, which would look like a score
     if eigenvalues[0] <= len(kernel) * torch.finfo(torch.float64).eps * eigenvalues[-1]:
         return -math.inf
     return eigenvalues.log().sum().item()

@@ -1,6 +1,6 @@
 """Tables of trained accuracies of many architectures, such as NAS-Bench-201's, from a plain file.
 
-The tables of NAS-Bench-201 come pickled, and unpickling runs whatever code a file holds. So what is read here is CSV or
+The tables of NAS-Bench-201 come pickled, and unpickling runs whatever code a file holds. So this module reads CSV or
 JSON, to which their API exports in a few lines: the text of each architecture and its accuracy.
 """
 
@@ -17,15 +17,15 @@ COLUMNS = ("cell", "accuracy")
 
 @checks.typed
 def read(path: str) -> pd.DataFrame:
-    """Return the table in a file: a row a cell, its text (`nadkit.neighbours.cells`) and its accuracy in percent.
+    """Return the table in a file: a row per cell, its text (`nadkit.neighbours.cells`) and its accuracy in percent.
 
     Args:
         path: of a ``.csv`` file, or of a ``.json`` file that holds a list of objects, or an object of lists; other
             columns than ``cell`` and ``accuracy`` are left out. It may be in a data folder.
 
     Raises:
-        DataError: no such file, of another kind, damaged, without these columns or rows, with a text that is no cell,
-            a cell that comes twice, or an accuracy that is no number from 0 to 100.
+        DataError: no such file, of another kind, damaged, without these columns or rows, with a text that is not a
+            cell, a cell that comes twice, or an accuracy that is not a number from 0 to 100.
     """
     file = next((p for p in (files.expanded(path), files.find(path)) if p is not None and p.is_file()), None)
     if file is None:

@@ -23,10 +23,10 @@ Product = Literal["plain", "1x1"]
 Block = Literal["residual", "pi", "pi-1x1", "tutorial"]
 
 STAGES = 4
-"""Stages of a `PiNet`, as of a ResNet."""
+"""Stages of a `PiNet`, as in a ResNet."""
 
 MOST = 40
-"""Highest order of differences: beyond, even a pure power leaves little of its own (`finite_differences`)."""
+"""Highest order of differences: beyond it, little is left even of a pure power (`finite_differences`)."""
 
 TOLERANCE = 1e-10
 """Relative differences up to this count as zero (`degree_of`)."""
@@ -159,7 +159,7 @@ class ConvCCP(nn.Module):
 
         x_1 * x_2 * x_3 + x_1 * x_2 + x_2 * x_3 + x_1,   x_n = U_n z
 
-    That is no `CCP`, which has x_1 * x_3 in place of x_2 * x_3. Weights start from a normal distribution of variance
+    That is not a `CCP`, which has x_1 * x_3 in place of x_2 * x_3. Weights start from a normal distribution of variance
     1 / fan_in, cut off at two deviations, and biases from zero, as in the tutorial's library: PyTorch's default has a
     third of that variance.
 
@@ -182,7 +182,7 @@ class ConvCCP(nn.Module):
         self.hidden = nn.Linear(width * (height // 2) * (columns // 2), width)
         self.out = nn.Linear(width, classes)
         for layer in (*self.maps, self.hidden, self.out):
-            # the deviation that is left of 1 by the cut
+            # the standard deviation that the cut leaves of 1
             std = 1 / (0.87962566103423978 * math.sqrt(layer.weight[0].numel()))
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
             nn.init.zeros_(layer.bias)
@@ -244,7 +244,7 @@ class TutorialBlock(nn.Module):
 
         s = IN(1x1 conv x),   o = BN(5x5 conv x),   y = s + alpha (o * s),   alpha from 0
 
-    IN, instance normalisation, divides by the deviation of the input itself, so that y is no polynomial of x.
+    IN, instance normalisation, divides by the deviation of the input itself, so that y is not a polynomial of x.
 
     Raises:
         ValueError: a number below 1.
@@ -271,9 +271,9 @@ class PiNet(nn.Module):
     ``max_pool`` the network with blocks ``"pi"`` or ``"pi-1x1"`` is a polynomial of degree 2^depth; where the scale of
     BN2 is 0, as it starts, of degree 1. With ``"residual"`` it is affine.
 
-    The stem is that of ResNets for small images: the authors' for ImageNet has 7x7, stride 2 and a max pooling, with
-    which the network is no polynomial; ``max_pool`` adds such a pooling. Convolutions start from N(0, 2 / (k^2 out)),
-    as theirs.
+    The stem is that of ResNets for small images. The authors' stem for ImageNet has a 7x7 convolution of stride 2 and a
+    max pooling, with which the network is not a polynomial; ``max_pool`` adds such a pooling. Convolutions start from
+    N(0, 2 / (k^2 out)), as theirs do.
 
     Args:
         block: ``"pi"`` and ``"pi-1x1"``, residual blocks with a product (`ProductBlock`); ``"residual"``, the same
@@ -353,13 +353,13 @@ def finite_differences(
         r_n = |sum_j (-1)^(n-j) B_nj f(x + t_j v)| / sum_j B_nj |f(x + t_j v)|,   B_nj = n! / (j! (n - j)!)
 
     with n + 1 equally spaced t_j from -reach to reach, the largest over lines and logits. It is from 0 to 1 and does
-    not depend on the scale of f. Of a polynomial of degree N it is zero for every n > N. Relative errors of the f up to
-    d move it by at most d, whatever the order. Where the leading term is all that counts, r_N is
+    not depend on the scale of f. For a polynomial of degree N it is zero for every n > N. Relative errors of the f up
+    to d move it by at most d, whatever the order. Where the leading term is all that counts, r_N is
     N! / sum_j B_Nj |j - N/2|^N: 0.6 for N = 4, 0.008 for 16, 2e-5 for 32.
 
     Args:
         network: of logits (B, classes), on any device and in any precision. A copy in float64 and in eval mode is
-            looked at, for which batch normalisation is affine.
+            examined, in which batch normalisation is affine.
         shape: (C, H, W) of an input.
         most: highest order, at most `MOST`.
         reach: of the lines to both sides of x, in units of v; x and v are N(0, I).
@@ -373,7 +373,7 @@ def finite_differences(
     checks.require_integer("lines", lines, 1)
     checks.require_positive("reach", reach)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     architectures.n_logits(copy.deepcopy(network).to(device).float(), shape, device)
     model = copy.deepcopy(network).to(device).double().eval()
     draws = seeds.generator(seed, "lines")
@@ -428,10 +428,11 @@ def degree_of(
     lines: int = 3,
     seed: int = 0,
 ) -> int | None:
-    """Return the degree of a network that is a polynomial of its input, or None if it is none of degree < ``most``.
+    """Return the degree of a network that is a polynomial of its input, or None if it is not one of degree < ``most``.
 
-    It is the highest order whose relative finite difference along random lines is above the tolerance. One that is
-    above at ``most`` itself, as for a ReLU network or a polynomial of higher degree, gives None.
+    It is the highest order whose relative finite difference along random lines is above the tolerance. If the
+    difference of order ``most`` itself is above, as for a ReLU network or a polynomial of higher degree, the result is
+    None.
 
     The tolerance has to be above the relative rounding error of the network's answers in float64, some 1e-15 to 1e-13,
     and below what the highest degree itself leaves, see `finite_differences`: so a leading term whose share of the
@@ -456,8 +457,9 @@ def degree_of(
 def expected_moment(x: Tensor, *, kind: Kind = "CCP", degree: int = 4, bias: bool = False) -> tuple[float, float]:
     """Return (a, b) of C = E[grad f grad f^T] = a I + b x x^T, over fresh one-logit networks `PolynomialNet`, at x.
 
-    So x is an eigenvector, of eigenvalue a + b |x|^2; all directions across share a. For a CCP, with s = 1 / (3 D) the
-    variance of a weight and q = s |x|^2 (s more with ``bias``), C is a third, from the last layer, of
+    So x is an eigenvector, of eigenvalue a + b |x|^2; all directions orthogonal to x have the eigenvalue a. For a CCP,
+    with s = 1 / (3 D) the variance of a weight and q = s |x|^2 (s more with ``bias``), C is a third, from the last
+    layer, of
 
         a = s (1 + q)^(N-2) (1 + N q),   b = s^2 (N - 1) (1 + q)^(N-3) (2 + N q).
 

@@ -35,7 +35,7 @@ class LeNet252(Chain):
 
     A chain of two 5x5 convolutions without padding, each with ReLU and 2x2 max pooling, two hidden linear layers with
     ReLU, and the logits: the modules ``conv1``, ``conv2``, ``fc3``, ``fc4``, each with ``norm{i}`` (with batch norm),
-    ``relu{i}`` and, for the convolutions, ``pool{i}`` behind it; then ``out``. The gates stand after the sites `GATES`.
+    ``relu{i}`` and, for the convolutions, ``pool{i}`` after it; then ``out``. The gates stand after the sites `GATES`.
     With 1 x 28 x 28 inputs and ten classes it has 85,822 weights.
 
     Args:
@@ -90,13 +90,13 @@ class Schedule:
     """Which units to prune when, while a network trains.
 
     Scores are averaged over ``every`` mini-batches, then the lowest ``units`` of all sites together are pruned, and so
-    on until ``total`` are. The authors' for ResNet-50, which has about 11,000 gates: 100 units every 30 mini-batches,
-    3,200 in all, with momentum 0.9.
+    on until ``total`` are. The authors' schedule for ResNet-50, which has about 11,000 gates: 100 units every 30
+    mini-batches, 3,200 in all, with momentum 0.9.
 
     Attributes:
         total: units to prune.
         units: to prune at a time.
-        every: mini-batches between.
+        every: mini-batches between two times.
         momentum: weight of the earlier scores in a running average, 0 for none.
 
     Raises:
@@ -124,7 +124,7 @@ class Pruned:
     """What pruning while training did.
 
     Attributes:
-        masks: (S, n_units) bool, the units pruned so far at each stage, from none to all that were to be.
+        masks: (S, n_units) bool, the units pruned so far at each stage, from none to all that the schedule prunes.
         found: what ``look`` returned at each stage, just before more units were pruned; at the last, after training.
         history: of the training. Its test results are those of the network with its units clamped.
     """
@@ -151,7 +151,7 @@ def prune_while_training(
 ) -> Pruned:
     """Train a network in place and prune its units by a schedule: they are clamped to zero and never come back.
 
-    The scores are those of `importance.unit_scores`, of the mini-batches that the network trains on and in training
+    The scores are those of `importance.unit_scores`, but on the mini-batches that the network trains on and in training
     mode. One unit of each site always stays, so that `remove_units` can take out the others; the authors' code has no
     such rule.
 
@@ -160,7 +160,7 @@ def prune_while_training(
         train, test, recipe, device, progress: as `nadkit.training.fit` takes them.
         sites: of the gates.
         schedule: has to fit into the steps of the recipe.
-        criterion: one that a training step gives away, `importance.WHILE_TRAINING`.
+        criterion: one that a training step provides, `importance.WHILE_TRAINING`.
         look: called with the network, in eval mode and with its pruned units clamped, before each time of pruning and
             after training.
         seed: of the order of the samples, and of random scores.
@@ -236,7 +236,7 @@ class _Pruning:
                 return h
             h.retain_grad()
             self.seen[site.name] = h
-            return h.clone()  # what follows may work in place
+            return h.clone()  # later layers may work in place
 
         return gated
 
@@ -296,13 +296,14 @@ def remove_units(model: nn.Module, sites: Sites, mask: Tensor, x: Tensor) -> nn.
     """Return a copy of a network without these units: smaller, and with the logits of the one that clamps them to zero.
 
     A unit's row goes out of the weights of the layer that makes it, its entries out of batch normalisations, and its
-    columns out of the layers that read it. That is exact if they read zero there, which is tried on x, as are the
-    logits.
+    columns out of the layers that read it. That is exact if those layers read zero there; this is checked on x, and so
+    are the logits.
 
     Args:
         model: any network that `torch.fx` can trace.
-        sites: of the units. Each has to lie between layers with weights, with nothing between them but what treats
-            units alone, and flattening: units of a residual stream cannot be removed, those inside its blocks can.
+        sites: of the units. Each has to lie between layers with weights, with nothing between them but operations that
+            treat each unit alone, and flattening: units of a residual stream cannot be removed, those inside its blocks
+            can.
         mask: (n_units,) bool, true where a unit goes.
         x: (B, ...) some inputs.
 
@@ -327,7 +328,7 @@ def remove_units(model: nn.Module, sites: Sites, mask: Tensor, x: Tensor) -> nn.
     for path, part in columns.items():
         _cut(modules[path], 1, part)
     if any(map(_is_channels_last, model.parameters())):
-        smaller.to(memory_format=torch.channels_last)  # or it may be the slower one of the two
+        smaller.to(memory_format=torch.channels_last)  # otherwise it may be the slower one of the two
     try:
         with evaluating(smaller):
             logits = smaller(x.clone())
@@ -408,13 +409,13 @@ def _is_channels_last(weight: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network takes.
+    """What a network costs.
 
     Attributes:
-        parameters: numbers that are trained.
+        parameters: how many numbers are trained.
         bytes: of parameters and buffers.
         flops: floating-point operations for one sample, a multiplication and an addition being two. Convolutions and
-            matrix products are counted, what is done to each number alone is not.
+            matrix products are counted, elementwise operations are not.
     """
 
     parameters: int
@@ -425,7 +426,7 @@ class Cost:
 @checks.typed
 @torch.no_grad()
 def cost(model: nn.Module, x: Tensor) -> Cost:
-    """Return what a network takes for one of the inputs (B, ...), counted by `torch.utils.flop_counter`.
+    """Return what a network costs for one of the inputs (B, ...), counted by `torch.utils.flop_counter`.
 
     Raises:
         ValueError: no inputs, or not those of the network.

@@ -34,12 +34,12 @@ __all__ = ["best_of", "code_kernel", "energy", "gradient_norm", "naswot", "synfl
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 RECTIFYING = ("relu", "relu6", "leaky_relu")
-"""Modules and functions whose output is positive just where their input is."""
+"""Modules and functions whose output is positive exactly where their input is."""
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 CHUNK = 2**20
-"""Units whose codes are numbers at a time: float32 counts them without error, and memory stays small."""
+"""Units whose codes are held as numbers at a time: float32 counts them without error, and memory stays small."""
 
 
 # ---- NASWOT ----------------------------------------------------------------------------------------------------------
@@ -55,8 +55,8 @@ def code_kernel(model: nn.Module, x: Tensor, *, batch_statistics: bool = True) -
     Its diagonal is N, the number of rectified units. Every use of ReLU, ReLU6 and leaky ReLU counts, as a module or as
     a function; the authors' code sees modules only, and of these the ones that a backward pass reaches.
 
-    Normalisation layers use the statistics of the batch, as in the authors' code, and keep none of it; dropout and the
-    like stay off, so that the kernel depends on nothing but network and batch.
+    Normalisation layers use the statistics of the batch, as in the authors' code, and do not store them; dropout and
+    the like stay off, so that the kernel depends only on network and batch.
 
     Args:
         model: any network of one input; it stays on its device and in its modes.
@@ -75,7 +75,7 @@ def code_kernel(model: nn.Module, x: Tensor, *, batch_statistics: bool = True) -
     def see(place: Place, _use: int, _inputs: tuple, output: object) -> None:
         module = modules[place.path]
         if place.function in RECTIFYING or (not place.function and isinstance(module, RECTIFIERS)):
-            if len(output) != 1:  # else it is no activation of inputs, but of a position bias, say
+            if len(output) != 1:  # otherwise it does not depend on the inputs: a position bias, for example
                 parts.append(_agreement(place, output, len(x)))
         elif place.function or isinstance(module, ACTIVATIONS):
             others.add(f"{place.function}()" if place.function else type(module).__name__)
@@ -119,9 +119,9 @@ def naswot(
 ) -> float:
     """Return NASWOT's score log |det K| of a network for a batch (B, ...), with K as `code_kernel` gives it.
 
-    The larger, the better the network tells the images of the batch apart. It grows with B and with the number of
-    units, and is comparable only between networks that see the same batch. It is -inf where two images have one code,
-    and a warning says which.
+    The larger the score, the better the network tells the images of the batch apart. It grows with B and with the
+    number of units, and is comparable only between networks that see the same batch. It is -inf if two images have the
+    same code, and a warning says which.
 
     Raises:
         ValueError: what `code_kernel` raises.
@@ -154,7 +154,7 @@ def gradient_norm(model: nn.Module, data: Data, *, batch_statistics: bool = True
 
         sum_l |dL / dW_l|_2,   L the mean cross-entropy
 
-    W_l are the parameters of two axes and more: filters and matrices, but no biases and no scales of batch norm.
+    W_l are the parameters with two or more axes: filters and matrices, but not biases and scales of batch norm.
 
     Args:
         model: any network of logits (B, classes); its gradients, statistics and modes stay as they are.
@@ -186,7 +186,7 @@ def synflow(model: nn.Module, shape: tuple[int, ...]) -> float:
         sum_l sum_w  w dR / dw,   R = the sum of the outputs for an input of ones, all parameters replaced by |w|
 
     Normalisation layers are left out, and the sum is over the weights of `gradient_norm`. For a chain of L
-    layers of weights without biases it is L R = L 1^T |W_L| ... |W_1| 1. It is computed in float64, for it grows
+    layers of weights without biases it is L R = L 1^T |W_L| ... |W_1| 1. It is computed in float64, because it grows
     exponentially with depth; compare its logarithms.
 
     Args:
@@ -226,11 +226,11 @@ def _gradients(value: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @checks.typed
 def energy(covariance: Tensor, x: Tensor) -> float:
-    """Return the share of input derivatives along given inputs, times their number of dimensions; 1 is no preference.
+    """Return the share of input derivatives along given inputs, times their number of dimensions; 1: no preference.
 
         e = D sum_n x_n^T C x_n / (tr C  sum_n |x_n|^2)
 
-    Of one direction v it says how much an architecture prefers v; of centred images, how well its preferences are
+    For one direction v it says how much an architecture prefers v; for centred images, how well its preferences are
     aligned with the data.
 
     Args:
@@ -255,15 +255,15 @@ def energy(covariance: Tensor, x: Tensor) -> float:
 
 @checks.typed
 def best_of(scores: Sequence[float], values: Sequence[float], n: int) -> tuple[float, float]:
-    """Return mean and standard deviation of the value of the network that scores highest of n.
+    """Return mean and standard deviation of the value of the network with the highest score among n.
 
     Over all ways to draw n of a pool of P without replacement: the i-th in ascending order of scores is the best with
     probability C(i - 1, n - 1) / C(P, n). Of equal scores, the later in the pool wins.
 
     Args:
         scores: (P,), of which -inf is the lowest.
-        values: (P,), the accuracies say.
-        n: from 1, a random one, to P.
+        values: (P,), such as accuracies.
+        n: from 1, a random network, to P.
 
     Raises:
         ValueError: not one score a value, a score or a value that is not a number, or n out of range.
@@ -277,7 +277,7 @@ def best_of(scores: Sequence[float], values: Sequence[float], n: int) -> tuple[f
         raise ValueError("scores: expected numbers, and values that are finite, got others")
     pool = len(order)
     n = checks.require_integer("n", n, 1, pool)
-    # C(r, n - 1) / C(P, n) from the highest rank down, for the binomials themselves overflow
+    # C(r, n - 1) / C(P, n) from the highest rank down, because the binomials themselves overflow
     below = np.arange(pool - 1, 0, -1)
     chance = n / pool * np.r_[1, np.cumprod(np.clip(below - n + 1, 0, None) / below)][::-1]
     ranked = values[np.argsort(order, kind="stable")]

@@ -1,9 +1,9 @@
 """Learned similarity: convolutions whose inner product W . X is replaced by a bilinear one, W^T M X.
 
-One matrix M (k^2, k^2) a layer weighs the taps of its k x k windows against each other; all filters and all input
+One matrix M (k^2, k^2) per layer weighs the taps of its k x k windows against each other; all filters and all input
 channels share it. A *static* M is learned like a weight; a *dynamic* one is predicted from the input, anew at every
 position. A static M folds into the filters, W_eff = W M, so it does not change what a network can compute: it changes
-which weights are likely at first, Cov(w_eff) ~ M^T M, and how they are trained.
+which weights are likely at initialisation, Cov(w_eff) ~ M^T M, and how they are trained.
 
 Source: Liu, Liu, Rehg and Song 2019, Neural Similarity Learning (arXiv 1910.13003).
 """
@@ -51,7 +51,7 @@ class SimilarityConv2d(nn.Module):
     Args:
         conv: the convolution, whose weight W (O, C / groups, k, k) and bias b are taken over.
         matrix: (k^2, k^2), or its diagonal (k^2,).
-        learned: whether M is trained; else it stays as it is.
+        learned: whether M is trained; otherwise it is fixed.
 
     Raises:
         ValueError: a matrix of another size, or one that is not finite; padding other than with zeros.
@@ -91,9 +91,9 @@ class DynamicConv2d(nn.Module):
         M(X) = I + V_2 relu(V_1 X / |X|)                (whole matrices, 128 maps between)
         M(X) = diag(1 + BN(V_2 relu(BN(V_1 X))))        (diagonals, 64 maps between)
 
-    V_1 is a convolution of the layer's own kernel, V_2 one of kernel 1 (the paper does not say; ours). They begin with
-    normal weights of standard deviation .1 and .001, so that a whole M begins near the identity. A diagonal does not:
-    its batch norm gives what is predicted a variance near one at once.
+    V_1 is a convolution of the layer's own kernel, V_2 one of kernel 1 (our choice; the paper does not say). They begin
+    with normal weights of standard deviation .1 and .001, so that a whole M begins near the identity. A diagonal does
+    not: its batch norm gives the predictions a variance near one from the start.
 
     Args:
         conv: the convolution, whose weight W and bias b are taken over.
@@ -175,11 +175,11 @@ class Stages(Chain):
     """The paper's network for CIFAR: a first convolution, then stages of three, with 2x2 max pooling between.
 
     All are 3x3 with batch norm and ReLU; 32 maps in the first, then 32, 64 and 128. A linear layer reads what is left
-    (the paper does not say what its head is; ours).
+    (our choice; the paper does not say what its head is).
 
     Args:
         width: factor on the numbers of maps.
-        convs: convolutions a stage.
+        convs: convolutions per stage.
 
     Raises:
         ValueError: images smaller than 4x4, a width or a number out of range.
@@ -222,7 +222,8 @@ def with_similarity(
         root: whether the first convolution learns one, too; the paper's does not.
 
     Raises:
-        ValueError: an unknown name; a start of what has none; when a network is made, one without such convolutions.
+        ValueError: an unknown name; a start for a kind that has none; when a network is made, one without such
+            convolutions.
     """
     architectures.factory(architecture)
     if start != "ones" and kind != "static-diagonal":
@@ -239,8 +240,8 @@ def transplanted(architecture: Architecture, given: Mapping[str, Tensor]) -> Cal
         given: (k^2, k^2) by name of the convolution, as `matrices` gives them.
 
     Raises:
-        ValueError: an unknown architecture, no similarity; when a network is made, names that are no convolution of it,
-            or matrices of another size.
+        ValueError: an unknown architecture, no similarity; when a network is made, names that are not convolutions of
+            it, or matrices of another size.
     """
     architectures.factory(architecture)
     checks.require_all("given", given.values(), Tensor)

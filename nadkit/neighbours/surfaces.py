@@ -77,7 +77,7 @@ def torus(n: int = 100, *, seed: int = 0) -> Surfaces:
     Raises:
         ValueError: n is odd or less than 4.
 
-    Source: He and Su 2020; their code takes the difference in t for the distance.
+    Source: He and Su 2020; their code takes the difference in t as the distance.
     """
     half = _half(n)
     generator = seeds.generator(seed, "torus")
@@ -115,7 +115,7 @@ def folded_boxes(n: int = 100, *, seed: int = 0) -> Surfaces:
         seed: of the points.
 
     Raises:
-        ValueError: n is no multiple of 4, or less than 4.
+        ValueError: n is not a multiple of 4, or less than 4.
 
     Source: He and Su 2020, "two folded boxes"; the corners are where their code has them.
     """

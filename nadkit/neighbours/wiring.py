@@ -32,13 +32,13 @@ _ABOUT_SHAPES = {"size", "dim", getattr, len}
 
 @dataclass(frozen=True)
 class Wires:
-    """How the units of a site hang together with a network's weights, by paths of modules.
+    """How the units of a site are connected to a network's weights, by paths of modules.
 
     Attributes:
         layer: makes the units: unit c is row c of its weight.
         norms: batch normalisations on the way from there to the readers: unit c is entry c of their weights.
-        readers: read the units: unit c is one of their inputs, or after flattening one run of them. Empty if the site
-            was only asked where its units come from.
+        readers: read the units: unit c is one of their inputs, or after flattening one run of them. Empty if the
+            readers were not asked for.
     """
 
     layer: str
@@ -58,7 +58,7 @@ def find_wires(model: nn.Module, sites: Sites, *, readers: bool = True) -> dict[
 
     Raises:
         ValueError: the network cannot be traced, or has no such site; units that no single layer makes, or that
-            something else reads than layers with weights.
+            anything but layers with weights reads.
     """
     graph = _Graph(model)
     found = {}
@@ -89,7 +89,7 @@ class _Graph:
         self.name, self.modules = type(model).__name__, dict(model.named_modules())
         try:
             self.nodes = list(_Tracer().trace(model).nodes)
-        except Exception as error:  # what tracing meets in a network may be anything
+        except Exception as error:  # tracing a network may raise any error
             raise ValueError(
                 f"cannot tell which layers make and read the units of {self.name}: torch.fx does not trace it "
                 f"({type(error).__name__}: {error})"

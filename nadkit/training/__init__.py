@@ -1,5 +1,5 @@
 """Training: one network on any data (`fit`), one architecture on many problems (`fit_many`), many networks that differ
-in whatever one likes, with their weights over the training (`fit_networks`)."""
+in any setting, with their weights over the training (`fit_networks`)."""
 
 from nadkit.training.fitting import Data, Diverged, History, Objective, Problem, cross_entropy, evaluate, fit
 from nadkit.training.many import TOGETHER, WORTH_VMAP, Trained, fit_many, fit_networks

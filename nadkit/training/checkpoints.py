@@ -1,4 +1,4 @@
-"""What many trainings have finished: in memory, histories in one JSON file, or networks in a folder of safetensors."""
+"""The finished ones of many trainings: in memory, as histories in one JSON file, or as networks in a folder."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -23,18 +23,18 @@ KIND = "trained network"
 
 
 class Memory:
-    """Finished trainings by their number, which end with the run."""
+    """Finished trainings by their number, kept only until the run ends."""
 
     def __init__(self) -> None:
         self.finished: dict[int, tuple[History, Weights]] = {}
 
     def add(self, results: Iterable[Result]) -> None:
-        """Take up networks that are finished."""
+        """Add networks that are finished."""
         self.finished |= {i: (history, weights) for i, history, weights in results}
 
 
 class HistoryFile(Memory):
-    """Histories in one JSON file, which is written at once: what cannot be written should fail before the training.
+    """Histories in one JSON file, written at once: a file that cannot be written should fail before the training.
 
     Raises:
         ValueError: the path is a folder; the file is damaged or of a run with other settings.
@@ -58,7 +58,7 @@ class HistoryFile(Memory):
         self._write()
 
     def add(self, results: Iterable[Result]) -> None:
-        """Take up networks that are finished, and write all."""
+        """Add networks that are finished, and write all."""
         super().add(results)
         self._write()
 
@@ -91,7 +91,7 @@ class NetworkFolder(Memory):
         return self.folder / f"network-{i}.safetensors"
 
     def add(self, results: Iterable[Result]) -> None:
-        """Take up networks that are finished, and write their files."""
+        """Add networks that are finished, and write their files."""
         results = list(results)
         super().add(results)
         for i, history, weights in results:

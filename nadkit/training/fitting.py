@@ -1,4 +1,4 @@
-"""Training one network: `fit`, what it makes small and measures, and `evaluate`."""
+"""Training one network: `fit`, what it minimises and measures, and `evaluate`."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ Data = tuple[Tensor, Tensor]
 """Inputs (N, C, H, W), uint8 (scaled to [0, 1] batch by batch) or float, and labels (N,) int64."""
 
 Objective = Callable[[nn.Module, Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""What training makes small: (network, inputs (B, C, H, W) float, labels (B,), epoch from 0) -> loss, logits (B, K).
+"""What training minimises: (network, inputs (B, C, H, W) float, labels (B,), epoch from 0) -> loss, logits (B, K).
 
 The loss is a scalar; the accuracy is taken from the logits. Hooks on the network are allowed."""
 
@@ -30,7 +30,7 @@ EVALUATION_BATCH = 1000
 
 @runtime_checkable
 class Problem(Protocol):
-    """What `fit_many` trains on: anything with these four, `nadkit.data.synthetic.Separable` for one."""
+    """What `fit_many` trains on: anything with these four, such as `nadkit.data.synthetic.Separable`."""
 
     @property
     def shape(self) -> Shape:
@@ -44,7 +44,7 @@ class Problem(Protocol):
         """Return a split's inputs and labels on a device, the same ones at each call."""
 
     def checksum(self) -> str:
-        """Return a word that differs between problems with other samples; checkpoints know a problem by it."""
+        """Return a word that differs between problems with other samples; checkpoints identify a problem by it."""
 
 
 class Diverged(RuntimeError):
@@ -61,13 +61,13 @@ class Diverged(RuntimeError):
 
 @dataclass(kw_only=True)
 class History:
-    """What a training run measured, one number an epoch; accuracies from 0 to 1, losses in nats.
+    """What a training run measured, one number per epoch; accuracies from 0 to 1, losses in nats.
 
     Training loss and accuracy are means over the epoch's batches, each taken before its step; the training loss is that
     of the objective, the test loss the cross-entropy. ``steps_to_loss`` is the number of steps after which the recipe's
     ``stop_at_loss`` was reached: the mean loss of the last `STOP_WINDOW` of them was at most that. It is None if that
-    never happened, or was not asked for. ``diverged`` says since when the loss was no finite number, and what to
-    change: the results of that epoch, the history's last, are NaN. It is None where all went well.
+    never happened, or was not asked for. ``diverged`` says since when the loss was not a finite number, and what to
+    change; the results of that epoch, the history's last, are NaN. It is None if all went well.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -83,17 +83,17 @@ class History:
         return len(self.train_loss)
 
     def trained(self, loss: float, accuracy: float) -> None:
-        """Take in an epoch's training."""
+        """Add the results of an epoch's training."""
         self.train_loss.append(loss)
         self.train_accuracy.append(accuracy)
 
     def tested(self, loss: float, accuracy: float) -> None:
-        """Take in a look at the test set."""
+        """Add the results on the test set."""
         self.test_loss.append(loss)
         self.test_accuracy.append(accuracy)
 
     def has_diverged(self, loss: float, epoch: int, recipe: Recipe) -> bool:
-        """Say whether a loss in an epoch, from 0, is no finite number; the history is marked if so."""
+        """Say whether a loss in an epoch, from 0, is not a finite number; the history is marked if so."""
         if not math.isfinite(loss):
             self.diverged = (
                 f"training diverged in epoch {epoch + 1} (loss {loss}); lower the learning rate "
@@ -132,12 +132,12 @@ def fit(
         train: what it is trained on.
         test: what it is tested on.
         recipe: how to train.
-        objective: what to make small, by default the cross-entropy.
+        objective: what to minimise, by default the cross-entropy.
         seed: of the order of the samples and of the dropout masks.
         device: where to train.
-        evaluate_every: the test set is looked at after every such number of epochs, and after the last.
+        evaluate_every: test after every so many epochs, and after the last.
         after_epoch: called with 0 before training and with the number of epochs trained after each; it may look at the
-            model, but draw nothing from torch's global generators.
+            model, but must not draw from torch's global generators.
         progress: show a bar that counts epochs.
 
     Raises:
@@ -245,7 +245,7 @@ def evaluate(model: nn.Module, data: Data, *, batch_size: int = EVALUATION_BATCH
     Args:
         model: any network of logits (B, classes); it is left in eval mode.
         data: inputs (N, ...), uint8 or float, as in training, and labels (N,) int64.
-        batch_size: samples a forward pass.
+        batch_size: samples per forward pass.
 
     Raises:
         ValueError: no data; inputs and labels do not match, hold NaN, or a label has no logit; the network does not
@@ -260,7 +260,7 @@ def evaluate(model: nn.Module, data: Data, *, batch_size: int = EVALUATION_BATCH
 
 @torch.no_grad()
 def loss_and_accuracy(model: nn.Module, data: Data, batch_size: int = EVALUATION_BATCH) -> tuple[float, float]:
-    """Return what `evaluate` does, of data that have been checked and are on the network's device."""
+    """Return what `evaluate` does, for data that have been checked and are on the network's device."""
     (x, y), dtype = data, architectures.dtype_of(model)
     model.eval()
     sums = torch.zeros(2, device=x.device)
@@ -276,7 +276,7 @@ def loss_and_accuracy(model: nn.Module, data: Data, batch_size: int = EVALUATION
 
 @contextmanager
 def told_of_batches(n: int, recipe: Recipe) -> Iterator[None]:
-    """Say in our words that batch normalisation met a batch of one sample: by its mean, nothing is left of it."""
+    """Say in our words that batch normalisation met a batch of one sample: less its own mean, nothing is left of it."""
     try:
         yield
     except ValueError as error:

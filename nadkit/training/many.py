@@ -1,4 +1,4 @@
-"""Training many networks: one architecture on many problems, or networks that differ in whatever one likes."""
+"""Training many networks: one architecture on many problems, or networks that differ in any setting."""
 
 import functools
 import math
@@ -31,14 +31,14 @@ __all__ = ["TOGETHER", "WORTH_VMAP", "Trained", "fit_many", "fit_networks"]
 Strategy = Literal["auto", "loop", "processes", "vmap"]
 
 FEWEST_TOGETHER = 4
-"""So many networks train faster as one; fewer do not."""
+"""So many networks train faster as one than one by one; fewer do not."""
 
 TOGETHER = {"cpu": 8, "cuda": 64, "mps": 8}
 """Networks that `fit_networks` trains as one, by kind of device: larger batches on a CPU gain little, and processes
 would have fewer of them to share."""
 
 ONE_STEP = Recipe(epochs=1, batch_size=16, learning_rate=0.1)
-"""The training whose losses a checkpoint knows networks and objectives by: one step of one batch."""
+"""The training by whose losses a checkpoint identifies networks and objectives: one step of one batch."""
 
 WORTH_VMAP = {"cpu": 200_000, "cuda": math.inf, "mps": 0}
 """Parameters up to which networks without convolutions are trained as one by ``"auto"``: measured on a CPU only."""
@@ -76,7 +76,7 @@ class Trained:
         epoch = max(self.weights) if epoch is None else epoch
         if epoch not in self.weights:
             raise ValueError(f"epoch {epoch!r} was not kept; these were: {kept}" + f" ({diverged})" * bool(diverged))
-        with seeds.seeded(0), torch.device("cpu"):  # the draws are for nothing, and should change no others
+        with seeds.seeded(0), torch.device("cpu"):  # drawn in vain, and should change no other draws
             model = architectures.build(self.architecture, shape=self.shape, classes=self.classes)
         model.load_state_dict(self.weights[epoch])
         return model.eval()
@@ -113,17 +113,17 @@ def fit_many(
         problems: network i is trained on problem i, and has a logit for each of its classes.
         recipe: how to train.
         seed: of the networks and of their training.
-        device: where to train; with an executor, ``"auto"`` is what its first worker to answer has.
+        device: where to train; with an executor, ``"auto"`` is the device of its first worker to answer.
         strategy: see above.
         workers: number of processes.
-        executor: train on its workers instead, one task a network.
+        executor: train on its workers instead, one task per network.
         checkpoint: a file to save to after each network (``"vmap"``: at the end), and to continue from.
         progress: show a bar that counts networks (``"vmap"``: epochs).
 
     Raises:
-        ValueError: an unknown strategy or architecture, an executor with another strategy than ``"auto"``, what is no
-            `Problem`; for ``"vmap"``, networks that torch cannot batch, or a recipe that
-            stops early; a checkpoint that is damaged or of another run.
+        ValueError: an unknown strategy or architecture, an executor with another strategy than ``"auto"``, a problem
+            that is not a `Problem`; for ``"vmap"``, networks that torch cannot batch, or a recipe that stops early; a
+            checkpoint that is damaged or of another run.
         Diverged: the loss of a network became NaN or infinite.
         DataError: the checkpoint cannot be written.
     """
@@ -170,9 +170,9 @@ def fit_networks(
 ) -> list[Trained]:
     """Train one fresh network on each problem and return them with their weights.
 
-    Architecture, recipe, objective and seed are the same for all, or lists of one for each network. With one seed
-    network i begins and sees its samples as `fit_many`'s does; with a list it depends on its own seed, so that networks
-    with equal seeds begin alike and see their samples in the same order, wherever they stand.
+    Architecture, recipe, objective and seed are the same for all, or lists of one for each network. With one seed,
+    network i begins and sees its samples as `fit_many`'s does. With a list, it depends on its own seed, so that
+    networks with equal seeds begin alike and see their samples in the same order, wherever they are in the list.
 
     The strategies agree up to rounding (under ``"vmap"`` dropout masks differ):
 
@@ -185,29 +185,30 @@ def fit_networks(
     convolutions agree and are small (`WORTH_VMAP`), and single networks otherwise; on a CPU in as many processes as
     torch has threads. On a GPU this is unmeasured.
 
-    A network that diverges stops no other. A warning names it, its history says that it ``diverged``, its last results
-    are NaN, and its weights end before.
+    A network that diverges does not stop the others. A warning names it, its history says that it ``diverged``, its
+    last results are NaN, and its weights end before.
 
     Args:
         architecture: a name or a factory (`nadkit.architectures`).
-        problems: network i is trained on problem i, and has a logit for each of its classes; the same may come often.
+        problems: network i is trained on problem i, and has a logit for each of its classes; a problem may occur
+            several times.
         recipe: how to train.
         keep: numbers of epochs trained, after which the weights are kept; by default the last only.
-        objective: what to make small, by default the cross-entropy.
+        objective: what to minimise, by default the cross-entropy.
         seed: of the networks and of their training.
-        device: where to train; with an executor, ``"auto"`` is what its first worker to answer has.
+        device: where to train; with an executor, ``"auto"`` is the device of its first worker to answer.
         strategy: see above.
         workers: number of processes.
-        executor: train on its workers instead, one task a network or batch.
-        checkpoint: a folder to save to, one file a network when it (or its batch) is finished, and to continue from.
-            Networks of a batch whose other files are there already train in another batch: they differ by rounding,
-            with dropout also by the masks.
+        executor: train on its workers instead, one task per network or batch.
+        checkpoint: a folder to save to, one file per network when it (or its batch) is finished, and to continue from.
+            If some files of a batch are already there, its other networks train in another batch: they differ by
+            rounding, with dropout also by the masks.
         progress: show a bar that counts networks, and one that counts epochs where one process trains.
 
     Raises:
         ValueError: lists of other lengths than that of the problems; an epoch to keep that is not trained; an unknown
-            strategy or architecture, what is no `Problem` or objective; for ``"vmap"``, what it cannot batch, or a
-            recipe that stops early; a checkpoint that is damaged or of another run.
+            strategy or architecture, something that is not a `Problem` or an objective; for ``"vmap"``, what it cannot
+            batch, or a recipe that stops early; a checkpoint that is damaged or of another run.
         DataError: the checkpoint cannot be written.
     """
     _require_strategy(strategy, workers)

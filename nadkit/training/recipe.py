@@ -27,8 +27,8 @@ class Recipe:
         weight_decay: added to the gradient, times the weight.
         clip: largest norm of a network's whole gradient, or None.
         bf16: compute forward and backward in bfloat16 (weights stay float32).
-        stop_at_loss: stop after the epoch in which the mean loss of `STOP_WINDOW` consecutive batches was first at
-            most this, which `History.steps_to_loss` dates; or None.
+        stop_at_loss: stop after the epoch in which the mean loss of `STOP_WINDOW` consecutive batches was first at most
+            this (`History.steps_to_loss` says when); or None.
 
     Raises:
         ValueError: a value is out of range, or a name unknown.

@@ -20,7 +20,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class CannotVmap(ValueError):
-    """A network or an objective does what `torch.vmap` cannot: it asks for values, say, or for another library."""
+    """A network or an objective does what `torch.vmap` cannot, such as asking for values or for another library."""
 
 
 def fit_stack(
@@ -52,7 +52,7 @@ def fit_stack(
         ValueError: what `fitting.fit` raises.
         CannotVmap: the networks or the objective cannot be batched.
 
-    A network whose loss becomes NaN or infinite stops no other: its history says that it ``diverged``.
+    A network whose loss becomes NaN or infinite does not stop the others: its history says that it ``diverged``.
     """
     for model, own, other in zip(models, train, test, strict=True):
         require_fit(model, own, other)
