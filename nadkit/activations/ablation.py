@@ -127,7 +127,7 @@ def cumulative_curve(
     Args:
         model: any network of logits (B, classes); it stays on its device and in its modes.
         data: what the scores are taken on, (N, ...) inputs as in training and (N,) labels.
-        sites: of the units; of the last k layers ``sites.last(k)``.
+        sites: those of the units; ``sites.last(k)`` for the last k layers.
         orderings: random orders R of the units.
         steps: number of equal steps from none to all, or the numbers of units to ablate; none and all are added.
         value: what units are clamped to: ``"zero"``, or ``"mean"``, each unit's own.

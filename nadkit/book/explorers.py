@@ -268,7 +268,7 @@ def nad_browser(sources: Sources) -> Explorer | None:
         .properties(width=size, height=size, title=title)
         for name, title in (("pixels", "pixels"), ("spectrum", "magnitude of its Fourier transform"))
     ]
-    # Domains are given: a choice for which nothing was measured has no values, and Vega-Lite would warn.
+    # Domains are given: a choice for which nothing was measured has no values, and that would be a warning.
     heights = [row["eigenvalue"] for row in spectra]
     height = alt.Scale(type="log", domain=[min(heights, default=1), max(heights, default=1)])
     curves = [

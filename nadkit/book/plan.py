@@ -1,8 +1,8 @@
 """The plan of records: the runs wanted, `book/recorded/plan.yml`, and working through it.
 
 A row names a run, for people and by chapter, profile and parameters, and says what it costs. Which claims it decides is
-not written down: it is computed from the claims (`nadkit.book.forecast`). A claim that no record decides yet *waits
-for* the first row that would.
+not written down: it is computed from the claims (`nadkit.book.forecast`). A claim that no record decides yet
+*waits for* the first row that would.
 """
 
 import json
