@@ -309,7 +309,7 @@ def accuracy_by_index(table: pd.DataFrame) -> Figure:
 
     Args:
         table: a row per direction: its ``series`` ("NAD", "NAD again", "random" or "logistic regression"), ``index``,
-            ``eigenvalue`` (over the mean), ``accuracy`` and, where there is one, ``published`` accuracy.
+            ``eigenvalue`` (divided by the mean), ``accuracy`` and, where there is one, ``published`` accuracy.
     """
     figure = _figure(10.5, 5.2)
     grid = figure.add_gridspec(2, 2, height_ratios=(1.7, 1))

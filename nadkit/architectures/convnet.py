@@ -18,9 +18,9 @@ class ConvNet(Chain):
     256, 512, 512 and 512 feature maps; 32x32 images become 16x16, 8x8 and 4x4 in layers 3, 6 and 9, and smaller
     ones, down to a pixel, are possible.
 
-    Convolution weights are N(0, 2 / (9 c_in)), with c_in maps before them (He et al. 2015), and biases zero, with and
-    without batch norm, so that the two differ in batch norm alone. PyTorch's default, variance 1 / (27 c_in), would
-    divide the signal by the square root of 6 in each layer: without batch norm, a fresh network would not see its
+    Convolution weights are N(0, 2 / (9 c_in)), with c_in maps before them (He et al. 2015), with and without batch
+    norm, and biases are zero, so that the two differ in batch norm alone. PyTorch's default, variance 1 / (27 c_in),
+    would divide the signal by the square root of 6 in each layer: without batch norm, a fresh network would not see its
     input and could hardly be trained. The last layer has that default.
 
     With 3 x 32 x 32 inputs and ten classes it has 7,790,794 weights.

@@ -30,7 +30,8 @@ from nadkit.book.witness import Witness, WitnessFailed
 CURRENT, VERIFIED = "current", "verified"
 UNVERIFIED, UNVERIFIABLE = "not verified yet", "not verifiable here"
 VERSION = 2
-# Of several records of one thing, the one whose profile is named first counts; of two with one profile, the later one.
+# Of records with as many training images, the one whose profile is named first counts; of two with one profile, the
+# later one.
 RANKS = {"paper": 0, "gpu": 1, "cpu": 2}
 KEPT = "verified.json"
 

@@ -43,7 +43,7 @@ FLOOR = 2e-5
 """The smallest tolerance, relative: numbers are stored with six digits."""
 ORDER = 1e-9
 """The relative difference that the order of sums in float64 makes; it does not mean another experiment. Secants
-computed in windows, for example, agree with plain ones to this. Networks compute in float32, a hundred times coarser."""
+in windows, for example, agree with plain ones to this. Networks compute in float32, a hundred times coarser."""
 LAST_DIGIT = 1e-12
 ROBUST = 0.02
 """Series that rounding alone moves by more than this say nothing about the code: they are not compared."""

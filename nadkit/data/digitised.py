@@ -64,8 +64,8 @@ def areas(panel: str) -> pd.DataFrame:
     """Return the area under each line of panel 1a, 1b, 1c, 2a, 2b, 3a, 5a or 5b, and where it crosses one half.
 
     A row a line, in the paper's order; its index is the corruption (float) in figures 1 and 2, a name in the others.
-    Columns: ``area`` over the fraction of units ablated, in figure 2 over log10 of the noise, over its range; ``error``
-    of reading it; ``half``, the number of units or the noise at which the accuracy is one half.
+    Columns: ``area`` over the fraction of units ablated, in figure 2 over log10 of the noise, divided by its range;
+    ``error`` of reading it; ``half``, the number of units or the noise at which the accuracy is one half.
 
     Raises:
         ValueError: no such panel.

@@ -214,8 +214,8 @@ def origin(*relative: str | Path) -> str:
 def known_nads(name: str) -> NADs | None:
     """Return what is at hand of a network's published NADs: all 1023, else those that come with nadkit, else None.
 
-    LeNet's first 50 come with nadkit, rounded to half precision; here they are made orthonormal again. Flipping and
-    poisoning want directions that span the input: take `published_nads` for them.
+    LeNet's first 50 come with nadkit, rounded to half precision; here they are made orthonormal again. Flipping, and
+    poisoning along later ones, need all of them: use `published_nads`.
 
     Raises:
         ValueError: the authors published no such network; near misses are suggested.

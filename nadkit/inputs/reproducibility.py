@@ -35,10 +35,11 @@ def expected_overlap(of_halves: float, k: int, dimensions: int) -> "Measured":
         rho = (r - k / D) / (1 - k / D),   sqrt(rho_N) = 2 sqrt(rho) / (1 + sqrt(rho))
 
     The value is the middle of the bounds. The error is half of their distance after the odds r / (1 - r) are divided
-    and multiplied by exp(2 / k), two standard errors of one pair of halves by a rule of thumb. In simulations with flat
-    spectra, power laws, spikes and heavy tails the true overlap was within it in 19 of 20 cases from k = 3 on, and in 4
-    of 5 for k = 1, where a single pair of directions tells little. It errs on the low side where k is more than
-    N / 10, or where all k directions rise from the noise together between N / 2 and N networks.
+    by exp(2 / k) in the lower bound and multiplied by it in the upper one: two standard errors of one pair of halves by
+    a rule of thumb. In simulations with flat spectra, power laws, spikes and heavy tails the true overlap was within it
+    in 19 of 20 cases from k = 3 on, and in 4 of 5 for k = 1, where a single pair of directions tells little. It errs on
+    the low side where k is more than N / 10, or where all k directions rise from the noise together between N / 2 and N
+    networks.
 
     Args:
         of_halves: overlap r of the leading k directions of N / 2 networks with those of the other N / 2.
