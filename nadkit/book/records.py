@@ -445,8 +445,9 @@ def renew(
 ) -> None:
     """Make the witness of a record anew, with the code of the commit that it names, and write the record again.
 
-    It has today's size, so a witness that told too little tells more once the profile is larger. `given` are
-    parameters to run it with; `chapter` is the chapter's name at that commit, if it was another.
+    It has today's size, so a witness that told too little tells more once the profile is larger. Parameters that the
+    chapter no longer has stay as they were. `given` are parameters to run it with; `chapter` is the chapter's name at
+    that commit, if it was another.
 
     Raises:
         BadInput: the commit does not hold all that the record was made with, or is not there.
@@ -455,7 +456,7 @@ def renew(
     if not record.commit or record.commit.endswith("+"):
         raise BadInput(f"{record.key}: no commit holds all that it was made with ({short_commit(record.commit)})")
     content = json.loads(record.path.read_text(encoding="utf-8"))
-    size = witnesses.parameters(load(root, record.chapter))
+    size = {**record.witness.parameters, **witnesses.parameters(load(root, record.chapter))}
     made = witnesses.make_at(record.commit, root, chapter or record.chapter, say, given, size)
     rest = {name: value for name, value in content.items() if name not in ("version", "seal")}
     write(record.path, rest | {"witness": made.to_json()})

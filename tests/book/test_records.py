@@ -363,8 +363,10 @@ def test_a_witness_is_made_anew_at_the_commit_that_the_record_names(tmp_path, tr
     assert verify(root, say=print)[0].validity.state == "differs"
     (root / "book" / "profiles").mkdir()
     (root / "book" / "profiles" / "smoke.yml").write_text("part/one: {n: 4}")  # today's size, not the commit's
-    renew(renewed, root, say=print)
-    assert recorded("one", root)[0].witness.parameters["n"] == 4
+    less = make_notebook(parameters="n: int = 2  # how many [1..]\n", code=(TRAINED,))
+    nbformat.write(less, root / "book" / "part" / "one.ipynb")  # which has no seed any more
+    renew(replace(renewed, witness=replace(renewed.witness, parameters={"seed": 5})), root, say=print)
+    assert recorded("one", root)[0].witness.parameters == {"n": 4, "seed": 5}
     assert (
         subprocess.run([*git, "worktree", "list"], capture_output=True, text=True, check=True).stdout.count("\n") == 1
     )
