@@ -4,7 +4,10 @@ import dataclasses
 import functools
 import json
 import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
@@ -224,6 +227,30 @@ def test_stopping_changes_nothing_before_it():
     (trained,) = fit_many("logreg", problems(1), whole, device="cpu", strategy="loop")
     assert 1 < stopped.epochs < trained.epochs == 40
     assert stopped.train_loss == trained.train_loss[: stopped.epochs]
+
+
+STRIDED = """\
+import torch
+from torch import nn
+from nadkit.training import Recipe, fit
+torch.set_num_threads(1)
+torch.manual_seed(0)
+x, y = torch.randn(64, 4, 32, 32), torch.arange(64) % 2
+model = nn.Sequential(nn.Conv2d(4, 8, 1, stride=2, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+fit(model, (x, y), (x, y), Recipe(epochs=2, batch_size=32))
+print(model[0].weight.flatten().tolist())
+"""
+
+
+def test_a_strided_convolution_of_few_channels_learns_alike_on_all_processors():
+    """On processors with AVX2 alone, oneDNN's gradient of such a convolution in channels_last is wrong or crashes."""
+    weights = []
+    for isa in ("DEFAULT", "AVX2"):
+        environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa}
+        run = subprocess.run([sys.executable, "-c", STRIDED], env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        weights.append(json.loads(run.stdout))
+    assert weights[1] == pytest.approx(weights[0], abs=1e-5)
 
 
 def test_bf16_trains_and_keeps_float32_weights():
