@@ -274,7 +274,7 @@ def loss_and_accuracy(model: nn.Module, data: Data, batch_size: int = EVALUATION
 
 
 def _layout(model: nn.Module) -> torch.memory_format:
-    """Return the layout to train a network in: channels_last halves the time of convolutions with few channels on a CPU.
+    """Return the layout to train a network in: channels_last halves the time of few channels on one CPU thread.
 
     In it, on a CPU with AVX2 but not AVX-512, the gradient of a strided 1x1 convolution of fewer than 8 channels is
     wrong or crashes (oneDNN issue 6035).
