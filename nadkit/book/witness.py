@@ -41,10 +41,8 @@ SAFETY = 3.0
 """How many times the difference between the environments is accepted where versions or the processor differ."""
 FLOOR = 2e-5
 """The smallest tolerance, relative: numbers are stored with six digits."""
-ORDER = 1e-9
-"""The relative difference that the order of sums in float64 makes; it does not mean another experiment. Secants
-in windows, for example, agree with plain ones to this. Networks compute in float32, a hundred times coarser."""
-LAST_DIGIT = 1e-12
+ORDER = 1e-12
+"""The relative difference that the order of a sum in float64 makes; it does not mean another experiment."""
 ROBUST = 0.02
 """Series that rounding alone moves by more than this say nothing about the code: they are not compared."""
 
@@ -104,7 +102,7 @@ class Witness:
 class Comparison:
     """How one run at a witness's size compares to it: the series that differ, and the largest difference of the others.
 
-    `exact` says that only the order of sums may differ: the same versions on the same kind of processor. `of` is the
+    `exact` says that not even the last digit may differ: the same versions on the same kind of processor. `of` is the
     number of series of numbers in the witness that tell, `compared` of those that the other run has as well.
     """
 
@@ -128,7 +126,7 @@ class Comparison:
             return f"{len(self.differing)} of {self.compared} series differ: {named}"
         if not self.compared:
             return f"none of the {self.of} series of numbers in its witness is computed any more"
-        how = "to the last digit" if self.largest <= LAST_DIGIT else f"to {self.largest:.0e}, relative"
+        how = "to the last digit" if self.largest <= ORDER else f"to {self.largest:.0e}, relative"
         rest = "" if self.compared == self.of else f" ({self.of - self.compared} are no longer computed)"
         return f"all {self.compared} series of numbers agree {how}{rest}"
 
@@ -141,8 +139,9 @@ def compare(witness: Witness, other: Witness) -> Comparison:
     """Compare two runs of one size in their common series: robust ones and, in exact comparisons, those that repeat.
 
     The difference of two series is the largest one of their numbers, relative to their largest number. On the same
-    versions and kind of processor it must be zero, up to the order of sums (`ORDER`); else it must lie within the
-    series' tolerance. A series that only one of the two has means more or fewer results, not different ones.
+    versions and kind of processor it must be zero, up to the order of the sums in a claim's measurement (`ORDER`),
+    which alone is kept with all its digits; else it must lie within the series' tolerance. A series that only one of
+    the two has means more or fewer results, not different ones.
     """
     exact = (witness.versions, witness.processor) == (other.versions, other.processor)
     telling = {name: series for name, series in witness.series.items() if series.robust or (exact and series.repeats)}
