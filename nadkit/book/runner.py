@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -216,6 +217,10 @@ def _run(
         return problem, RunFailed
     except RuntimeError as error:
         return f"the kernel did not start: {error}", RunFailed
+    except KeyboardInterrupt:
+        # Python warns of a coroutine that Ctrl-C met before its first step, when the last reference to it goes.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        raise
     return None, RunFailed
 
 

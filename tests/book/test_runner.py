@@ -1,6 +1,8 @@
 """Running chapters: what a run leaves behind, how it fails, and what a build runs again."""
 
+import asyncio
 import errno
+import gc
 import json
 import os
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -313,6 +316,22 @@ def test_a_kernel_that_an_interrupt_met_while_it_started_is_ended(make_book, tmp
     assert other.poll() is None
     other.kill()
     other.wait()
+
+
+def test_what_an_interrupt_cut_off_is_no_news(make_book, tmp_path, monkeypatch):
+    def start(*_: object, **__: object) -> None:
+        step = asyncio.sleep(0)  # which the interrupt meets before it is awaited
+        assert step
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.papermill, "execute_notebook", start)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(make_book(one=make_notebook()), "one", tmp_path / "one.ipynb")
+        del caught  # and with it the last reference
+        gc.collect()
+    assert not said
 
 
 def hear_interrupts() -> None:
