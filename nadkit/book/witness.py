@@ -45,6 +45,12 @@ ORDER = 1e-12
 """The relative difference that the order of a sum in float64 makes; it does not mean another experiment."""
 ROBUST = 0.02
 """Series that rounding alone moves by more than this say nothing about the code: they are not compared."""
+JUMPS = 0.1
+"""The share of the series that may leave their tolerances, but not `ROBUST`, where versions or the processor differ.
+
+Rounding may put one image into another class or swap two ranks. A number that counts images or ranks then jumps, though
+in the other environments it may not have moved at all.
+"""
 
 Values = Sequence[float | str | bool | None]
 
@@ -103,12 +109,14 @@ class Comparison:
     """How one run at a witness's size compares to it: the series that differ, and the largest difference of the others.
 
     `exact` says that not even the last digit may differ: the same versions on the same kind of processor. `of` is the
-    number of series of numbers in the witness that tell, `compared` of those that the other run has as well.
+    number of series of numbers in the witness that tell, `compared` of those that the other run has as well, `jumped`
+    of those that left their tolerances as rounding may let a few (`JUMPS`).
     """
 
     exact: bool
     of: int
     compared: int
+    jumped: int
     differing: Mapping[str, float]
     largest: float
 
@@ -127,8 +135,11 @@ class Comparison:
         if not self.compared:
             return f"none of the {self.of} series of numbers in its witness is computed any more"
         how = "to the last digit" if self.largest <= ORDER else f"to {self.largest:.0e}, relative"
+        jumps = (
+            f", {self.jumped} of them by more than rounding did in the witness's environments" if self.jumped else ""
+        )
         rest = "" if self.compared == self.of else f" ({self.of - self.compared} are no longer computed)"
-        return f"all {self.compared} series of numbers agree {how}{rest}"
+        return f"all {self.compared} series of numbers agree {how}{jumps}{rest}"
 
 
 def _percent(difference: float) -> str:
@@ -140,17 +151,20 @@ def compare(witness: Witness, other: Witness) -> Comparison:
 
     The difference of two series is the largest one of their numbers, relative to their largest number. On the same
     versions and kind of processor it must be zero, up to the order of the sums in a claim's measurement (`ORDER`),
-    which alone is kept with all its digits; else it must lie within the series' tolerance. A series that only one of
-    the two has means more or fewer results, not different ones.
+    which alone is kept with all its digits; else it must lie within the series' tolerance, but for a few that jump
+    (`JUMPS`). A series that only one of the two has means more or fewer results, not different ones.
     """
     exact = (witness.versions, witness.processor) == (other.versions, other.processor)
     telling = {name: series for name, series in witness.series.items() if series.robust or (exact and series.repeats)}
     both = {name: series for name, series in telling.items() if name in other.series}
     found = {name: distance(series.values, other.series[name].values) for name, series in both.items()}
     differing = {name: by for name, by in found.items() if by > (ORDER if exact else both[name].tolerance)}
+    of, compared = (sum(any(map(_is_number, s.values)) for s in some.values()) for some in (telling, both))
+    jumped = 0
+    if not exact and len(differing) <= JUMPS * compared and max(differing.values(), default=0.0) <= ROBUST:
+        jumped, differing = len(differing), {}
     largest = max((by for name, by in found.items() if name not in differing), default=0.0)
-    counted = [sum(any(map(_is_number, s.values)) for s in some.values()) for some in (telling, both)]
-    return Comparison(exact, *counted, differing, largest)
+    return Comparison(exact, of, compared, jumped, differing, largest)
 
 
 def distance(one: Values, other: Values) -> float:

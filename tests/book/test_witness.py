@@ -75,6 +75,27 @@ def test_elsewhere_rounding_is_allowed_as_far_as_it_was_measured(spread, value, 
     assert (not comparison.differing) is agrees
 
 
+@pytest.mark.parametrize(
+    ("processor", "values", "agrees"),
+    [
+        ("another", {"a": 1.01}, True),
+        ("another", {"a": 1.03}, False),  # more than any series may
+        ("another", {"a": 1.01, "b": 1.01}, False),  # more than one in ten
+        ("one", {"a": 1.01}, False),  # where nothing may
+    ],
+)
+def test_elsewhere_one_series_in_ten_may_jump(processor, values, agrees):
+    """Rounding may put one image into another class, in few of the series."""
+    names = "abcdefghij"
+    then = a_witness(**{name: Series([1.0]) for name in names})
+    now = a_witness(processor, **{name: Series([values.get(name, 1.0)]) for name in names})
+    comparison = compare(then, now)
+    assert comparison.agrees is agrees
+    assert set(comparison.differing) == (set() if agrees else set(values))
+    assert comparison.jumped == agrees
+    assert agrees == ("1 of them by more than rounding did" in comparison.words)
+
+
 def test_nothing_to_compare_is_no_agreement():
     words = Series(["x", None])
     comparison = compare(a_witness(a=Series([1.0]), words=words), a_witness(b=Series([1.0]), words=words))
