@@ -14,6 +14,11 @@ gc.set_threshold(*kernel.SELDOM)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Let no search for garbage look again at what the tests imported."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def same_draws():
     """A test that draws without a seed draws the same numbers every time, whatever ran before it."""

@@ -52,6 +52,8 @@ from nadkit.parallel import as_they_end
 # More chapters than this at once compete for memory, or for the only GPU.
 MOST_JOBS = 4
 USUAL_SECONDS = 60.0
+# What chapters took elsewhere: profile -> chapter -> seconds on one core.
+SECONDS = "book/recorded/seconds.yml"
 SCORECARD = "scorecard.json"
 REPOSITORY = "NADKIT_REPOSITORY"
 LAUNCH_BUTTONS = {
@@ -149,8 +151,11 @@ def _run_all(
     """Run chapters side by side, say how far they are, and return what became of each."""
     jobs = max(1, min(jobs or min(joblib.cpu_count(), MOST_JOBS), len(todo)))
     runs, ended = _Runs(root, profile, jobs, say), {}
-    # What each took last time; for a chapter that never ran, a guess.
-    seconds = {name: read_record(place).get("seconds", USUAL_SECONDS) for name, place in todo.items()}
+    # What each took last time; for a chapter that never ran here, what it took elsewhere, or a guess.
+    elsewhere = (read_mapping(root / SECONDS).get(profile) or {}) if (root / SECONDS).exists() else {}
+    seconds = {
+        name: read_record(place).get("seconds") or elsewhere.get(name, USUAL_SECONDS) for name, place in todo.items()
+    }
     with ThreadPoolExecutor(jobs) as pool:
         try:
             # The longest first, so that no core waits for the last one.
@@ -389,8 +394,9 @@ def _heading(page: Path) -> str | None:
 
 def _render(stage: Path, out: Path) -> str | None:
     """Build the pages of the folder `stage` in `out/_build/html` and return what Sphinx complained of, if anything."""
-    # Sphinx keeps nearly every object that it makes: garbage collection finds little and takes long.
-    jupyter_book = "import gc; gc.disable(); from jupyter_book.cli.main import main; main()"
+    # Sphinx keeps nearly every object that it makes: garbage collection finds little and takes long. And Jupyter Book
+    # imports jsonschema, which `nadkit.book` keeps from compiling a grammar.
+    jupyter_book = "import gc; gc.disable(); import nadkit.book; from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", jupyter_book, "build"]
     strict = ["-W", "-n", "--keep-going", "-q"]
     done = subprocess.run(

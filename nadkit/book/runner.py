@@ -23,7 +23,6 @@ import joblib
 import nbformat
 import papermill
 import psutil
-import zmq
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
@@ -278,8 +277,16 @@ def _line_to_kernel() -> Iterator[Config]:
     # A kernel that is killed while it starts may still make a socket while the folder goes.
     with TemporaryDirectory(prefix="nadkit-", ignore_cleanup_errors=True) as folder:
         path = f"{folder}/kernel"
-        fits = hasattr(socket, "AF_UNIX") and len(os.fsencode(path)) + 3 <= zmq.IPC_PATH_MAX_LEN  # "-5" and an end
-        yield Config(KernelManager={"transport": "ipc", "ip": path} if fits else {})
+        yield Config(KernelManager={"transport": "ipc", "ip": path} if _holds_socket(f"{path}-5") else {})
+
+
+def _holds_socket(path: str) -> bool:
+    """Return whether a socket can be at a path: not everywhere, not in every file system, and not if it is too long."""
+    with suppress(AttributeError, OSError), socket.socket(socket.AF_UNIX) as one:
+        one.bind(path)
+        os.unlink(path)
+        return True
+    return False
 
 
 @contextmanager

@@ -84,6 +84,16 @@ def test_a_build_says_how_far_it_is(make_book, tmp_path):
     assert "(2 of 2 chapters)" in ends[1]
 
 
+def test_a_first_build_knows_what_chapters_took_elsewhere(make_book, tmp_path):
+    """The longest chapter first, so that no core waits for the last one."""
+    root, said = make_book(one=make_notebook("One"), two=make_notebook("Two")), []
+    (root / "book" / "recorded").mkdir()
+    (root / builder.SECONDS).write_text("quick: {one: 20, two: 30}\n")
+    build(root, jobs=1, out=tmp_path, say=said.append)
+    assert [message.partition(":")[0] for message in said if "finished" in message] == ["two", "one"]
+    assert any("(1 of 2 chapters, about 20 s left)" in message for message in said)
+
+
 def test_an_interrupt_while_chapters_are_being_started_ends_those_that_run(make_book, tmp_path, monkeypatch):
     class InterruptedPool(ThreadPoolExecutor):
         def submit(self, task, name, out):

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -227,6 +228,19 @@ def test_kernels_share_no_ports(make_book, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(far))
     run(root, "one", tmp_path / "one.ipynb")
     assert "by tcp" in printed(tmp_path / "one.ipynb")
+
+
+def test_a_file_system_may_refuse_sockets(tmp_path, monkeypatch):
+    path = tmp_path / "kernel-5"
+    assert runner._holds_socket(str(path))
+    assert not path.exists()
+
+    class Refused(socket.socket):
+        def bind(self, address: str) -> None:
+            raise PermissionError(address)
+
+    monkeypatch.setattr(runner.socket, "socket", Refused)
+    assert not runner._holds_socket(str(path))
 
 
 def test_a_missing_kernel_is_named_with_those_there_are(make_book, tmp_path):
