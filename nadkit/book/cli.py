@@ -130,7 +130,7 @@ def _check(options: argparse.Namespace) -> Answer:
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    chapter = chapters.load(_root(options), options.chapter)
+    chapter = chapters.load(_own_root(options), options.chapter)
     values = chapters.validate(chapter, options.profile, _overrides(options))
 
     from nadkit.book import claims, runner
@@ -231,7 +231,7 @@ def _record(options: argparse.Namespace) -> Answer:
         raise BadInput("expected a CHAPTER to record a run of, or --plan for all runs wanted")
     if options.device or options.minutes or options.threads or options.dry_run:
         raise BadInput("--device, --minutes, --threads and --dry-run are for --plan")
-    root = _root(options)
+    root = _own_root(options)
     chapter = chapters.load(root, options.chapter)
     if options.run_file:
         if options.p or options.params or options.profile or options.cluster or options.workers or options.gpus:
@@ -275,7 +275,7 @@ def _record_plan(options: argparse.Namespace) -> Answer:
             "--plan: a run goes to 'runs', one at a time on this machine; expected no --workers, --gpus, "
             "--cluster and --out"
         )
-    root = _root(options)
+    root = _own_root(options)
     devices, ended = ([options.device] if options.device else plan.DEVICES), []
     if not options.dry_run:
         here = [device for device in devices if device in plan.at_hand()]
@@ -312,7 +312,7 @@ def _plan_text(data: Mapping[str, Any], rows: Sequence["Row"], left: Sequence["R
 def _verify(options: argparse.Namespace) -> Answer:
     from nadkit.book import records, witness
 
-    root = _root(options)
+    root = _own_root(options)
     if options.p and not options.renew:
         raise BadInput("-p: parameters are for --renew; a witness runs with those that it was made with")
     failed = []
@@ -335,7 +335,8 @@ def _verify(options: argparse.Namespace) -> Answer:
 def _build(options: argparse.Namespace) -> Answer:
     from nadkit.book import builder
 
-    data = builder.build(_root(options), options.profile, options.jobs, options.out, say=_say, only=options.chapters)
+    root, only = _own_root(options), options.chapters
+    data = builder.build(root, options.profile, options.jobs, options.out, say=_say, only=only)
     if data["error"]:
         return _problem(data["error"], FAILED, **{k: v for k, v in data.items() if k != "error"})
     return Answer(f"the book is at {data['html']}", data)
@@ -368,7 +369,7 @@ def _plan(options: argparse.Namespace) -> "Plan":
     """Return the sweep that the options ask for: axes by -p with several values and by --zip, the rest fixed."""
     from nadkit.book import sweep
 
-    chapter = chapters.load(_root(options), options.chapter)
+    chapter = chapters.load(_own_root(options), options.chapter)
     names = [name for name, _ in options.p + options.zip]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"{twice[0]}: given twice")
@@ -454,6 +455,15 @@ def _notebooks(options: argparse.Namespace) -> Answer:
 
 def _root(options: argparse.Namespace) -> Path:
     return chapters.find_root(options.root or Path.cwd())
+
+
+def _own_root(options: argparse.Namespace) -> Path:
+    """Return the folder of a book whose chapters are to run, or to be held against the code."""
+    from nadkit.book import prints
+
+    root = _root(options)
+    prints.require_own_library(root)
+    return root
 
 
 def _words(value: object) -> str:

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import nadkit
 from nadkit import files
 from nadkit.book import outside
-from nadkit.book.chapters import Chapter, cell_source, cell_tags, load
+from nadkit.book.chapters import BadInput, Chapter, cell_source, cell_tags, load
 from nadkit.book.parameters import Value
 from nadkit.book.sources import bare, imported
 
@@ -28,6 +29,19 @@ PACKAGE = Path(__file__).parents[1]
 MACHINE, SHOWING = "book/", {"book/claims.py", "book/pages.py", "book/records.py", "book/results.py"}
 # Code that draws, names and stores results does not change their numbers.
 PRESENTATION = {"files.py", "names.py", "plots.py", "storage.py"}
+
+
+def require_own_library(root: Path) -> None:
+    """Raise BadInput where the book at `root`, or the current folder, has a library that is not the one that runs.
+
+    Kernels and other processes that a command starts would import it, and checksums would be those of this one.
+    """
+    for folder in (root, Path.cwd()):
+        if (folder / "nadkit" / "__init__.py").exists() and (folder / "nadkit").resolve() != PACKAGE.resolve():
+            raise BadInput(
+                f"expected the library {folder / 'nadkit'}, but the one that runs is {PACKAGE}: "
+                f"go to {root}, and type {sys.executable} -m nadkit in place of nadkit"
+            )
 
 
 def fingerprint(

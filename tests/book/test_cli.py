@@ -11,6 +11,7 @@ import pytest
 from toy import CODE, make_notebook, printed
 
 from nadkit.book.cli import main
+from nadkit.book.prints import PACKAGE
 
 CLAIM = """\
 from nadkit.book.claims import Claim, show
@@ -206,6 +207,20 @@ def test_bad_input_runs_nothing_and_says_what_to_do(book, capsys, argv, message)
     assert message in err
     assert not (book / "runs").exists()
     assert not (book / "_build").exists()
+
+
+@pytest.mark.parametrize("command", ["run one", "record one", "record --plan", "sweep one", "build", "verify"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_clone_is_run_by_its_own_library_alone(book, tmp_path, capsys, monkeypatch, command, inside):
+    """Kernels would import its library, while checksums would be those of the one that runs."""
+    clone = book if inside else tmp_path / "clone"
+    (clone / "nadkit").mkdir(parents=True)
+    (clone / "nadkit" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path if inside else clone)
+    code, data, _ = ask(capsys, *command.split(), "--root", str(book))
+    assert code == 2
+    assert f"expected the library {clone / 'nadkit'}, but the one that runs is {PACKAGE}" in data["error"]
+    assert f"go to {book}, and type {sys.executable} -m nadkit" in data["error"]
 
 
 def test_complaints_for_people_leave_stdout_empty(book, capsys):
