@@ -38,6 +38,11 @@ def test_readme_names_two_set_up_commands_and_ci_runs_the_second():
     assert {"book", "test"} <= set(targets)
 
 
+def test_make_clean_removes_what_make_book_made_and_nothing_else():
+    rule = re.search(r"^clean:\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert rule[1] == "\trm -rf _build\n"
+
+
 def test_version_is_one():
     namespace = {}
     exec((ROOT / "nadkit" / "__init__.py").read_text(), namespace)
