@@ -194,6 +194,12 @@ def test_a_faulty_plan_is_refused_and_nothing_is_written(planned, capsys, rows, 
     assert [path.name for path in (root / "book" / "recorded").iterdir()] == ["plan.yml"]
 
 
+def test_a_draft_that_cannot_be_read_yet_is_passed_over(planned):
+    root = planned(*ROWS)
+    (root / "book" / "draft.ipynb").write_text("{")
+    assert [row.name for row in plan.read(root).rows] == ["the small one", "the big one"]
+
+
 @pytest.mark.parametrize("text", ["a: 1", "- [", "one"])
 def test_a_damaged_plan_is_refused(planned, text):
     root = planned()
