@@ -80,6 +80,11 @@ class Known:
                 getattr(importlib.import_module(module), function)(value)
             except files.DataError as error:
                 raise ValueError(str(error)) from None
+            except SystemExit as error:  # the user's own module, while it was imported
+                raise ValueError(
+                    f"importing {value.partition(':')[0]!r} ended in sys.exit({error.code!r}); expected MODULE:FUNCTION"
+                    " with a module that can be imported: put what a script does below if __name__ == '__main__'"
+                ) from None
 
     def locate(self, value: str) -> str:
         """Return `value` so that it means the same in any folder: `folder:PATH` with an absolute path.

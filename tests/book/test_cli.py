@@ -120,6 +120,7 @@ def test_claims_say_why_a_run_of_other_settings_decides_nothing(make_book, monke
         (None, "No module named 'my_own_networks'"),
         ("1 / 0", "division by zero"),
         ("raise ValueError('of mine')", "of mine"),
+        ("raise SystemExit(0)", "network: importing 'my_own_networks' ended in sys.exit(0); expected MODULE:FUNCTION"),
         ("tiny = 3", "expected a callable"),
         ("def tiny(): ...", None),
     ],
