@@ -187,7 +187,7 @@ def _collect(options: argparse.Namespace) -> Answer:
         text = f"{len(table)} runs with {len(table.columns)} columns: {options.out}"
     else:
         text = table.to_csv(index=False).strip()
-    return Answer(text, json.loads(table.to_json(orient="records")))
+    return Answer(text, collect.to_json(table))
 
 
 def _figures(options: argparse.Namespace) -> Answer:

@@ -263,7 +263,8 @@ def test_a_text_that_is_not_utf8_is_named(book, capsys):
 
 
 def test_collect_makes_one_table(book, capsys):
-    assert main(["sweep", "one", "-p", "n=2,10", "--workers", "1", "--json"]) == 0
+    words = ["sweep", "one", "-p", "n=2,10", "-p", "scale=3e-12", "--workers", "1", "--json"]
+    assert main(words) == 0
     capsys.readouterr()
     assert main(["collect", "sweeps"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -272,6 +273,7 @@ def test_collect_makes_one_table(book, capsys):
     code, data, _ = ask(capsys, "collect", "sweeps", "-o", "table.parquet")
     assert code == 0
     assert [(row["n"], row["verdict.one-n"]) for row in data] == [(2, "fails"), (10, "holds")]
+    assert [row["scale"] for row in data] == [3e-12, 3e-12]
     assert pd.read_parquet("table.parquet")["claim.one-n"].tolist() == [2, 10]
     for words, message in [
         (["collect", "sweeps", "-o", "table.xls"], "expected a file called NAME.csv or NAME.parquet"),
