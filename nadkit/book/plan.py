@@ -342,8 +342,6 @@ def work(
         row = min(todo, key=lambda row: row.minutes > left)
         tried.add(row.name)
         say(f"{row.name}: {row.state} ({row.cost})")
-        if row.state == LACKING:  # the run behind the record has the same experiment, and would be taken again
-            (root / "runs" / f"{row.file}.ipynb").unlink(missing_ok=True)
         yield row, _record(row, 60 * left, threads)
 
 

@@ -263,6 +263,16 @@ def test_a_record_without_a_later_claim_is_made_again(planned):
     assert not row.is_open
 
 
+def test_a_run_stays_until_its_successor_is_there(planned, stand_in, monkeypatch):
+    root = planned(ROWS[0])
+    monkeypatch.setattr(plan.Row, "state", plan.LACKING)
+    run = root / "runs" / "one" / "quick,n=10.ipynb"
+    run.parent.mkdir(parents=True)
+    run.touch()
+    assert len(list(plan.work(root, ["cpu"], say=str))) == 1
+    assert run.exists()
+
+
 def test_a_folder_with_changes_is_refused(planned):
     root = planned(*ROWS)
     (root / "book" / "intro.md").write_text("# Other words\n")
