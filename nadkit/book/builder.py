@@ -381,10 +381,10 @@ def _stage(root: Path, made: Mapping[str, Path], stage: Path) -> bool:
     return sidebar
 
 
-def _heading(page: Path) -> str | None:
-    """Return the first heading of a Markdown file or notebook, as it stands in the file."""
+def _heading(page: Path) -> bytes | None:
+    """Return the first heading of a Markdown file or notebook, as it stands there; a picture may seem to have one."""
     found = re.search(rb"^\W*# .*$", page.read_bytes(), flags=re.MULTILINE)
-    return found and found[0].decode()
+    return found and found[0]
 
 
 def _render(stage: Path, out: Path) -> str | None:

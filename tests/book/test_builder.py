@@ -201,6 +201,14 @@ def test_a_build_interrupted_while_it_copies_draws_every_sidebar_again(make_book
     assert "Un" in (tmp_path / "_build" / "html" / "book" / "two.html").read_text()
 
 
+def test_a_picture_that_changed_may_hold_what_looks_like_a_heading(make_book, tmp_path):
+    picture = make_book() / "book" / "one.png"
+    for content in (b"\x89PNG\n# \xff\n", b"\x89PNG\n# \xfe\n"):
+        picture.write_bytes(content)
+        builder._stage(picture.parents[1], {}, tmp_path / "stage")
+    assert (tmp_path / "stage" / "book" / "one.png").read_bytes() == content
+
+
 def test_the_page_of_a_chapter_that_is_gone_goes_too(make_book, tmp_path):
     build(make_book(one=make_notebook("One"), two=make_notebook("Two")), out=tmp_path)
     root = make_book(one=make_notebook("One"))
