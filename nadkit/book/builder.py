@@ -278,7 +278,7 @@ def _make_scorecard(
     data = json.dumps(scorecard.to_json(rows), indent=1) + "\n"
     for path, text in ((folder / SCORECARD, data), (included, scorecard.markdown(rows, cited))):
         with files.atomic_write(path) as part:
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
     return {"book/practice/_generated/scorecard.md": included}
 
 

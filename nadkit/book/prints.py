@@ -98,7 +98,7 @@ def experiment(chapter: Chapter, *, shown: bool = False) -> str:
         for cell in part.notebook["cells"]
         if cell["cell_type"] == "code" and not left_out & set(cell_tags(cell))
     ]
-    library = {_name(path): bare(path.read_text()) for path in _science(sources)}
+    library = {_name(path): bare(path.read_text(encoding="utf-8")) for path in _science(sources)}
     return _checksum([[bare(source) for source in sources], library])
 
 
@@ -205,7 +205,7 @@ def _science(sources: Iterable[str]) -> list[Path]:
     left = {path for source in sources for path in _imported(source)}
     while left := {path for path in left - found if _counts(_name(path))}:
         found |= left
-        left = {more for path in left for more in _imported(path.read_text())}
+        left = {more for path in left for more in _imported(path.read_text(encoding="utf-8"))}
     return sorted(found)
 
 
