@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A batch system ends its jobs by SIGTERM: shut kernels down then, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.set_threshold(*kernel.SELDOM)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal may not know every letter
+        sys.stdout.reconfigure(errors="replace")
     try:
         options = _parse(argv)
         with redirect_stdout(sys.stderr):  # what the user's own module prints must not mix with the answer

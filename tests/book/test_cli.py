@@ -1,6 +1,7 @@
 """The command: answers, exit codes, and complaints that help."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -235,6 +236,14 @@ def test_a_reader_that_stops_reading_is_no_error(book):
     command = f"{sys.executable} -m nadkit show one --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_a_terminal_without_a_letter_shows_another(make_book):
+    root = make_book(one=make_notebook(parameters="n: int = 3  # how often ± 1 [1..100]"))
+    command = [sys.executable, "-m", "nadkit", "show", "one", "--root", str(root)]
+    ascii = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=ascii, capture_output=True, text=True)
+    assert "how often ? 1" in done.stdout, done.stderr
 
 
 def test_an_answer_that_cannot_be_written_is_a_failure(book):
