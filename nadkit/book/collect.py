@@ -129,7 +129,7 @@ def write_drawings(path: Path, folder: Path) -> list[Drawing]:
 
 def _parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of a run in the order in which its chapter declares them: JSON does not keep it."""
-    values = notebook.get("metadata", {}).get("nadkit", {}).get("parameters", {})
+    values = notebook["metadata"].get("nadkit", {}).get("parameters", {})
     declared: list[str] = []
     for cell in notebook["cells"]:
         if "parameters" in cell_tags(cell):

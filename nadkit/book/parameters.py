@@ -137,7 +137,7 @@ class Parameter:
             if kind["scalar"]:
                 return _CONVERT[kind["scalar"]](value)
             return [_CONVERT[kind["item"]](item) for item in _items(value)]
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError, KeyError, OverflowError):
             finite = " (finite)" if "float" in self.type else ""
             flag = "; write true or false" if "bool" in self.type else ""
             raise ValueError(f"expected {self.type}{finite}, got {value!r}{flag}") from None

@@ -257,7 +257,7 @@ def _given(chapter: Chapter, values: object) -> dict[str, Any]:
     folders = {name: v for name, v in values.items() if isinstance(v, str) and v.startswith("folder:")}
     for name in folders:
         if name not in chapter.parameters:
-            raise BadInput(f"{chapter.name}: {name}: no such parameter; {did_you_mean(name, chapter.parameters)}")
+            raise BadInput(f"{chapter.name}: {name}: no such parameter; {did_you_mean(str(name), chapter.parameters)}")
     return convert(chapter, {name: v for name, v in values.items() if name not in folders}) | folders
 
 

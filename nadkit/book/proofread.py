@@ -148,7 +148,7 @@ def _of_profiles(root: Path) -> list[Problem]:
 
 def _of_form(chapter: Chapter) -> list[Problem]:
     name, notebook, said = chapter.name, chapter.notebook, []
-    kernel = notebook.get("metadata", {}).get("kernelspec", {}).get("name", "python3")
+    kernel = notebook["metadata"].get("kernelspec", {}).get("name", "python3")
     if kernel != "python3":
         said.append(f"{name}: expected the Jupyter kernel 'python3', which every installation has, got {kernel!r}")
     said += [
