@@ -43,6 +43,7 @@ from nadkit.book.chapters import (
     require_outside,
     validate,
 )
+from nadkit.book.children import Child
 from nadkit.book.pages import duration
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
@@ -177,48 +178,32 @@ class _Runs:
     """
 
     def __init__(self, root: Path, profile: str, jobs: int, say: Callable[[str], None]) -> None:
-        self._options = ["--profile", profile, "--json", "--root", str(root)]
+        self._options = ["--profile", profile, "--root", str(root)]
         # More threads than cores is slower than one thread each.
         self._threads = {"OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // jobs))} if jobs > 1 else {}
         # On the terminal, the progress bars of one chapter are useful; those of several would mix.
-        self._stderr = None if jobs == 1 else subprocess.PIPE
+        self._silent = jobs > 1
         self._say = say
-        self._children: list[subprocess.Popen[str]] = []
+        self._children: list[Child] = []
         self._ended, self._starting = False, threading.Lock()
 
     def run(self, name: str, out: Path) -> dict[str, Any]:
         """Run a chapter and return what its command printed: its record, or what went wrong."""
+        options, environment = ["--out", str(out), *self._options], self._threads | os.environ
         with self._starting:
             if self._ended:
                 raise CancelledError
             self._say(f"{name}: running")
-            child = self._start(name, out)
+            child = Child("run", name, *options, environment=environment, silent=self._silent)
             self._children.append(child)
-        output, errors = child.communicate()
-        try:
-            return json.loads(output)
-        except ValueError:
-            tail = "\n".join((errors or "").splitlines()[-TRACEBACK_LINES:])
-            error = f"{name}: its process ended with code {child.returncode}\n{tail}".strip()
-            return {"status": FAILED, "notebook": None, "error": error}
-
-    def _start(self, name: str, out: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "nadkit", "run", name, "--out", str(out), *self._options],
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            env=self._threads | os.environ,
-            # Only this process receives Ctrl-C, and passes it on once.
-            start_new_session=True,
-        )
+        return child.answer()
 
     def end(self) -> None:
         """End the chapters that run, and let no other start."""
         with self._starting:
             self._ended = True
         for child in self._children:
-            child.terminate()  # a shell's background jobs ignore SIGINT
+            child.end()
 
 
 def _typeset(

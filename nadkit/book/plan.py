@@ -9,7 +9,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from nadkit.book.chapters import (
     read_profile,
     read_yaml,
 )
+from nadkit.book.children import Child
 from nadkit.book.claims import FAILS, HOLDS, Claim
 from nadkit.book.forecast import Expected
 from nadkit.book.pages import duration
@@ -47,9 +47,6 @@ NEEDED = ("name", "chapter", "profile", "device")
 MORE = (MEASURED, ESTIMATED, "parameters", "leaves")
 TO_RUN, BEGUN, OTHER, LACKING = "to run", "begun", "of other parameters", "without later claims"
 STOPPED = "stopped, for the time is over; the next call goes on from its checkpoints"
-NADKIT = [sys.executable, "-m", "nadkit"]
-GRACE = 120.0
-"""Seconds that a run has to save its work when the time is over."""
 NICE = 10
 
 
@@ -369,37 +366,10 @@ def _record(row: Row, seconds: float, threads: int | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "parameters.json"
         given.write_text(json.dumps(dict(row.changed)))
-        command = [*NADKIT, "record", row.chapter.name, "--json", "--root", str(row.chapter.root)]
-        command += ["--profile", row.profile, "--params", str(given)]
-        # Only this process receives Ctrl-C, and passes it on once.
-        child = subprocess.Popen(
-            command,
-            cwd=row.chapter.root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: os.nice(NICE),
-        )
+        root, options = row.chapter.root, ["--profile", row.profile, "--params", str(given)]
+        options += ["--root", str(root)]
+        child = Child("record", row.chapter.name, *options, folder=root, environment=environment, nice=NICE)
         try:
-            output, _ = child.communicate(timeout=None if math.isinf(seconds) else seconds)
+            return child.answer(None if math.isinf(seconds) else seconds).get("error", "")
         except subprocess.TimeoutExpired:
-            _stop(child)
             return STOPPED
-        except BaseException:
-            _stop(child)
-            raise
-    try:
-        return json.loads(output).get("error", "")
-    except ValueError:
-        return f"its process ended with code {child.returncode}"
-
-
-def _stop(child: subprocess.Popen) -> None:
-    """Let a run end as after Ctrl-C, which leaves its checkpoints."""
-    child.terminate()
-    try:
-        child.communicate(timeout=GRACE)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()

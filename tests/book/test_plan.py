@@ -11,7 +11,7 @@ import pytest
 import yaml
 from toy import make_notebook
 
-from nadkit.book import plan, records
+from nadkit.book import children, plan, records
 from nadkit.book.chapters import BadInput
 from nadkit.book.cli import main
 
@@ -101,7 +101,7 @@ print(json.dumps({"error": json.dumps(found)}))
 @pytest.fixture
 def stand_in(monkeypatch):
     """In place of `nadkit record` a script that tells how it was called, or waits until it is stopped."""
-    monkeypatch.setattr(plan, "NADKIT", [sys.executable, "-c", STAND_IN])
+    monkeypatch.setattr(children, "NADKIT", [sys.executable, "-c", STAND_IN])
 
 
 def test_a_run_has_its_parameters_and_threads_and_a_low_priority(planned, stand_in):
