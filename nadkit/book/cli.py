@@ -508,7 +508,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         )
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        hint = did_you_mean(unknown[0].partition("=")[0], options.parser.flags)
+        flag, flags = unknown[0].partition("=")[0], options.parser.flags
+        hint = f"put it after the command, {options.parser.prog!r}" if flag in flags else did_you_mean(flag, flags)
         raise BadInput(f"unknown argument {unknown[0]!r}: {hint}")
     return options
 

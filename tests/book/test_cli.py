@@ -169,6 +169,7 @@ def test_build(book, capsys):
         ([], "the following arguments are required: COMMAND"),
         (["lst"], "no command is called 'lst': did you mean 'list'?"),
         (["list", "--jsn"], "unknown argument '--jsn': did you mean '--json'?"),
+        (["--json", "list"], "unknown argument '--json': put it after the command, 'nadkit list'"),
         (["run", "one", "--profle=smoke"], "unknown argument '--profle=smoke': did you mean"),
         (["run", "one", "--prof", "smoke"], "unknown argument '--prof': did you mean '--profile'?"),
         (["show", "onne"], "no chapter is called 'onne': did you mean part/one?"),
