@@ -163,7 +163,9 @@ def _run_all(
                 took = f" in {result['seconds']:.0f} s" if "seconds" in result else ""
                 left = sum(seconds[name] for name in todo if name not in ended) / jobs
                 far = f"{len(ended)} of {len(todo)} chapters" + (f", about {duration(left)} left" if left else "")
-                say(f"{result.get('error') or name + ': ' + result['status'] + took} ({far})")
+                told = jobs == 1 and "code" not in result  # by its own process
+                error = None if told else result.get("error")
+                say(f"{error or name + ': ' + result['status'] + took} ({far})")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             runs.end()

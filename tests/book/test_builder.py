@@ -117,6 +117,13 @@ def test_a_failed_chapter_lets_the_others_finish_and_keeps_the_pages(make_book, 
     assert not (tmp_path / "_build" / "html").exists()
 
 
+def test_one_job_says_an_error_once(make_book, tmp_path, capfd):
+    root, said = make_book(bad=make_notebook(code=("1 / 0",))), []
+    build(root, jobs=1, out=tmp_path, say=said.append)
+    assert said[-1] == "bad: failed (1 of 1 chapters)"
+    assert capfd.readouterr().err.count("failed: ZeroDivisionError") == 1  # by its own process
+
+
 def test_a_chapter_that_kills_its_process_fails_alone(make_book, tmp_path):
     kill = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
     root = make_book(bad=make_notebook(code=(kill,)), good=make_notebook())
