@@ -255,11 +255,12 @@ def _record(options: argparse.Namespace) -> Answer:
                 return _problem(str(error), FAILED, chapter=chapter.name)
             except KeyboardInterrupt:
                 return _problem("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
-    records.recordable(notebook, root)  # first, or the witness might run in vain
     try:
+        records.recordable(notebook, root)  # first, or the witness might run in vain
         path = records.record(notebook, root, witness.make(chapter, _say))
-    except witness.WitnessFailed as error:
-        return _problem(str(error), FAILED, chapter=chapter.name, notebook=str(notebook))
+    except (BadInput, witness.WitnessFailed) as error:
+        code = BAD_INPUT if options.run_file and isinstance(error, BadInput) else FAILED
+        return _problem(str(error), code, chapter=chapter.name, notebook=str(notebook))
     text = f"recorded in {path}"
     if (runner.read_record(notebook).get("commit") or "+").endswith("+"):
         text += "\nit names no commit that holds all it was made with: commit first to record where it came from"

@@ -374,6 +374,13 @@ def test_record_runs_again_what_measured_other_claims(make_book, monkeypatch, ca
     assert json.loads(record.read_text())["claims"][0]["measured"] == -0.5
 
 
+def test_a_run_that_stored_nothing_is_a_failure_and_as_a_given_file_bad_input(make_book, monkeypatch, capsys):
+    monkeypatch.chdir(make_book(one=make_notebook()))
+    for words, code in ((["--out", "one.ipynb"], 1), (["--from", "one.ipynb"], 2)):
+        assert main(["record", "one", *words]) == code
+        assert "one.ipynb: nothing to record" in capsys.readouterr().err
+
+
 def test_a_failed_run_is_not_recorded(make_book, monkeypatch, capsys):
     root = make_book(one=make_notebook(code=("1 / 0",)))
     monkeypatch.chdir(root)
