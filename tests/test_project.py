@@ -26,7 +26,8 @@ def test_conda_environment_is_that_of_pyproject():
     (line,) = pip
     extras = re.fullmatch(r"--editable \.\[([a-z,]+)\]", line)[1].split(",")
     assert set(extras) <= set(PROJECT["optional-dependencies"])
-    assert {"book", "lab"} <= set(extras)
+    tested = re.search(r"\.\[([a-z,]+,dev)\]", (ROOT / "Makefile").read_text())[1].split(",")
+    assert {"lab", *tested} <= set(extras)
 
 
 def test_readme_names_two_set_up_commands_and_ci_runs_the_second():
