@@ -21,14 +21,11 @@ import joblib
 
 from nadkit.book import forecast, records, scorecard
 from nadkit.book.chapters import (
-    QUICK,
     BadInput,
     Chapter,
     convert,
     find_chapters,
-    find_profiles,
     load,
-    profile_values,
     read_profile,
     read_yaml,
 )
@@ -145,13 +142,6 @@ class Plan:
             for claim in self.undecided(row):
                 found.setdefault(claim, f"waits for the run “{row.name}” ({row.cost})")
         return found
-
-    @property
-    def uncovered(self) -> list[str]:
-        """The claims of papers that neither a record nor a run still to come decides."""
-        wait = self.waits_for()
-        made = [claim for name in find_chapters(self.root) for claim in claims_of(load(self.root, name))]
-        return [c.id for c in made if c.paper and c.id not in self.decided and c.id not in wait]
 
     def todo(self, devices: Sequence[str]) -> list[Row]:
         """Return the rows to run, in order: those for the CPU as listed, those for the GPU by claims per minute."""
@@ -297,12 +287,6 @@ def _decided(root: Path, found: Mapping[str, Sequence[Record]]) -> dict[str, str
         counts = {id: scorecard.best(pairs) for id, pairs in said.items()}
         verdicts |= {id: best[1].word for id, best in counts.items() if best and best[1].verdict in (HOLDS, FAILS)}
     return verdicts
-
-
-def claims_of(chapter: Chapter) -> list[Expected]:
-    """Return the claims of a chapter as it makes them in its largest profile."""
-    profile = next((name for name in ("paper", GPU, CPU) if name in find_profiles(chapter.root)), QUICK)
-    return forecast.expected(chapter, profile_values(chapter, profile))
 
 
 # ---- working through it --------------------------------------------------------------------------
