@@ -8,6 +8,7 @@ points again, and a recorded result must be verified by its witness.
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -32,15 +33,17 @@ PRESENTATION = {"files.py", "names.py", "plots.py", "storage.py"}
 
 
 def require_own_library(root: Path) -> None:
-    """Raise BadInput where the book at `root`, or the current folder, has a library that is not the one that runs.
+    """Raise BadInput where the book at `root`, the current folder or PYTHONPATH has another library than runs here.
 
     Kernels and other processes that a command starts would import it, and checksums would be those of this one.
     """
-    for folder in (root, Path.cwd()):
+    named = [Path(folder) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    first = [folder for folder in named if (folder / "nadkit" / "__init__.py").exists()][:1]
+    for folder in (root, Path.cwd(), *first):
         if (folder / "nadkit" / "__init__.py").exists() and (folder / "nadkit").resolve() != PACKAGE.resolve():
             raise BadInput(
-                f"expected the library {folder / 'nadkit'}, but the one that runs is {PACKAGE}: "
-                f"go to {root}, and type {sys.executable} -m nadkit in place of nadkit"
+                f"expected the library {folder / 'nadkit'}, but the one that runs is {PACKAGE}: go to {root}, "
+                f"and type {sys.executable} -m nadkit in place of nadkit, with no other library in PYTHONPATH"
             )
 
 

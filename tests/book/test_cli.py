@@ -213,13 +213,15 @@ def test_bad_input_runs_nothing_and_says_what_to_do(book, capsys, argv, message)
 
 
 @pytest.mark.parametrize("command", ["run one", "record one", "record --plan", "sweep one", "build", "verify"])
-@pytest.mark.parametrize("inside", [True, False])
-def test_a_clone_is_run_by_its_own_library_alone(book, tmp_path, capsys, monkeypatch, command, inside):
+@pytest.mark.parametrize("where", ["book", "current", "path"])
+def test_a_clone_is_run_by_its_own_library_alone(book, tmp_path, capsys, monkeypatch, command, where):
     """Kernels would import its library, while checksums would be those of the one that runs."""
-    clone = book if inside else tmp_path / "clone"
+    clone = book if where == "book" else tmp_path / "clone"
     (clone / "nadkit").mkdir(parents=True)
     (clone / "nadkit" / "__init__.py").touch()
-    monkeypatch.chdir(tmp_path if inside else clone)
+    monkeypatch.chdir(clone if where == "current" else tmp_path)
+    if where == "path":
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(clone), str(PACKAGE.parent)]))
     code, data, _ = ask(capsys, *command.split(), "--root", str(book))
     assert code == 2
     assert f"expected the library {clone / 'nadkit'}, but the one that runs is {PACKAGE}" in data["error"]
