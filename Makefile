@@ -2,7 +2,7 @@
 # make test   check the code and run the tests
 # make lab    open the chapters in JupyterLab
 # make links  check the book's links to other sites, which needs a network
-# make clean  remove what make book made, but not the environment
+# make clean  remove what make book made: _build, but neither the environment nor your own runs
 # PROFILE=gpu, JOBS=4 and PYTHON=python3.12 choose other than the defaults.
 
 PYTHON ?= python3
@@ -30,7 +30,7 @@ links: book
 	$(BIN)/jupyter-book build _build/stage --path-output _build/links --builder custom --custom-builder linkcheck
 
 clean:
-	rm -rf _build runs
+	rm -rf _build
 
 .venv/installed-book: pyproject.toml | $(BIN)/python
 	@echo 'installing what the book needs into .venv (PyTorch is large: this takes minutes)'

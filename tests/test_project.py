@@ -26,7 +26,8 @@ def test_conda_environment_is_that_of_pyproject():
     (line,) = pip
     extras = re.fullmatch(r"--editable \.\[([a-z,]+)\]", line)[1].split(",")
     assert set(extras) <= set(PROJECT["optional-dependencies"])
-    assert {"book", "lab"} <= set(extras)
+    tested = re.search(r"\.\[([a-z,]+,dev)\]", (ROOT / "Makefile").read_text())[1].split(",")
+    assert {"lab", *tested} <= set(extras)
 
 
 def test_readme_names_two_set_up_commands_and_ci_runs_the_second():
@@ -36,6 +37,11 @@ def test_readme_names_two_set_up_commands_and_ci_runs_the_second():
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"book", "test"} <= set(targets)
+
+
+def test_make_clean_removes_what_make_book_made_and_nothing_else():
+    rule = re.search(r"^clean:\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert rule[1] == "\trm -rf _build\n"
 
 
 def test_version_is_one():

@@ -43,6 +43,7 @@ from nadkit.book.chapters import (
     require_outside,
     validate,
 )
+from nadkit.book.children import Child
 from nadkit.book.pages import duration
 from nadkit.book.prints import fingerprint, records_print
 from nadkit.book.runner import FAILED, FINISHED, TRACEBACK_LINES, UNCHANGED, read_record, up_to_date
@@ -167,7 +168,9 @@ def _run_all(
                 took = f" in {result['seconds']:.0f} s" if "seconds" in result else ""
                 left = sum(seconds[name] for name in todo if name not in ended) / jobs
                 far = f"{len(ended)} of {len(todo)} chapters" + (f", about {duration(left)} left" if left else "")
-                say(f"{result.get('error') or name + ': ' + result['status'] + took} ({far})")
+                told = jobs == 1 and "code" not in result  # by its own process
+                error = None if told else result.get("error")
+                say(f"{error or name + ': ' + result['status'] + took} ({far})")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             runs.end()
@@ -182,48 +185,32 @@ class _Runs:
     """
 
     def __init__(self, root: Path, profile: str, jobs: int, say: Callable[[str], None]) -> None:
-        self._options = ["--profile", profile, "--json", "--root", str(root)]
+        self._options = ["--profile", profile, "--root", str(root)]
         # More threads than cores is slower than one thread each.
         self._threads = {"OMP_NUM_THREADS": str(max(1, joblib.cpu_count() // jobs))} if jobs > 1 else {}
         # On the terminal, the progress bars of one chapter are useful; those of several would mix.
-        self._stderr = None if jobs == 1 else subprocess.PIPE
+        self._silent = jobs > 1
         self._say = say
-        self._children: list[subprocess.Popen[str]] = []
+        self._children: list[Child] = []
         self._ended, self._starting = False, threading.Lock()
 
     def run(self, name: str, out: Path) -> dict[str, Any]:
         """Run a chapter and return what its command printed: its record, or what went wrong."""
+        options, environment = ["--out", str(out), *self._options], self._threads | os.environ
         with self._starting:
             if self._ended:
                 raise CancelledError
             self._say(f"{name}: running")
-            child = self._start(name, out)
+            child = Child("run", name, *options, environment=environment, silent=self._silent)
             self._children.append(child)
-        output, errors = child.communicate()
-        try:
-            return json.loads(output)
-        except ValueError:
-            tail = "\n".join((errors or "").splitlines()[-TRACEBACK_LINES:])
-            error = f"{name}: its process ended with code {child.returncode}\n{tail}".strip()
-            return {"status": FAILED, "notebook": None, "error": error}
-
-    def _start(self, name: str, out: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "nadkit", "run", name, "--out", str(out), *self._options],
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            env=self._threads | os.environ,
-            # Only this process receives Ctrl-C, and passes it on once.
-            start_new_session=True,
-        )
+        return child.answer()
 
     def end(self) -> None:
         """End the chapters that run, and let no other start."""
         with self._starting:
             self._ended = True
         for child in self._children:
-            child.terminate()  # a shell's background jobs ignore SIGINT
+            child.end()
 
 
 def _typeset(
@@ -283,7 +270,7 @@ def _make_scorecard(
     data = json.dumps(scorecard.to_json(rows), indent=1) + "\n"
     for path, text in ((folder / SCORECARD, data), (included, scorecard.markdown(rows, cited))):
         with files.atomic_write(path) as part:
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
     return {"book/practice/_generated/scorecard.md": included}
 
 
@@ -386,10 +373,10 @@ def _stage(root: Path, made: Mapping[str, Path], stage: Path) -> bool:
     return sidebar
 
 
-def _heading(page: Path) -> str | None:
-    """Return the first heading of a Markdown file or notebook, as it stands in the file."""
+def _heading(page: Path) -> bytes | None:
+    """Return the first heading of a Markdown file or notebook, as it stands there; a picture may seem to have one."""
     found = re.search(rb"^\W*# .*$", page.read_bytes(), flags=re.MULTILINE)
-    return found and found[0].decode()
+    return found and found[0]
 
 
 def _render(stage: Path, out: Path) -> str | None:

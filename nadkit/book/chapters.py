@@ -225,7 +225,7 @@ def read_notebook(path: Path) -> dict[str, Any]:
 
 def _fault(notebook: object) -> str | None:
     """Say what of a notebook's form, as far as we rely on it, is wrong; or return None."""
-    if not isinstance(notebook, dict) or not isinstance(notebook.get("metadata", {}), dict):
+    if not isinstance(notebook, dict) or not isinstance(notebook.get("metadata"), dict):
         return "expected a mapping, with a mapping 'metadata' in it"
     if not isinstance(cells := notebook.get("cells"), list):
         return f"expected a list of 'cells', got {cells!r:.40}"
@@ -383,7 +383,7 @@ def _convert(chapter: Chapter, values: Mapping[str, Value], known: bool = False)
     for name, value in values.items():
         try:
             if name not in chapter.parameters:
-                raise ValueError(f"no such parameter; {did_you_mean(name, chapter.parameters)}")
+                raise ValueError(f"no such parameter; {did_you_mean(str(name), chapter.parameters)}")
             parameter = chapter.parameters[name]
             converted[name] = parameter.convert(value)
             # `nadkit check` tells whether the library knows a default; here, that would mean importing PyTorch.

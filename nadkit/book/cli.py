@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A batch system ends its jobs by SIGTERM: shut kernels down then, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.set_threshold(*kernel.SELDOM)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal may not know every letter
+        sys.stdout.reconfigure(errors="replace")
     try:
         options = _parse(argv)
         with redirect_stdout(sys.stderr):  # what the user's own module prints must not mix with the answer
@@ -130,7 +132,7 @@ def _check(options: argparse.Namespace) -> Answer:
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    chapter = chapters.load(_root(options), options.chapter)
+    chapter = chapters.load(_own_root(options), options.chapter)
     values = chapters.validate(chapter, options.profile, _overrides(options))
 
     from nadkit.book import claims, runner
@@ -187,7 +189,7 @@ def _collect(options: argparse.Namespace) -> Answer:
         text = f"{len(table)} runs with {len(table.columns)} columns: {options.out}"
     else:
         text = table.to_csv(index=False).strip()
-    return Answer(text, json.loads(table.to_json(orient="records")))
+    return Answer(text, collect.to_json(table))
 
 
 def _figures(options: argparse.Namespace) -> Answer:
@@ -231,7 +233,7 @@ def _record(options: argparse.Namespace) -> Answer:
         raise BadInput("expected a CHAPTER to record a run of, or --plan for all runs wanted")
     if options.device or options.minutes or options.threads or options.dry_run:
         raise BadInput("--device, --minutes, --threads and --dry-run are for --plan")
-    root = _root(options)
+    root = _own_root(options)
     chapter = chapters.load(root, options.chapter)
     if options.run_file:
         if options.p or options.params or options.profile or options.cluster or options.workers or options.gpus:
@@ -253,11 +255,12 @@ def _record(options: argparse.Namespace) -> Answer:
                 return _problem(str(error), FAILED, chapter=chapter.name)
             except KeyboardInterrupt:
                 return _problem("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
-    records.recordable(notebook, root)  # first, or the witness might run in vain
     try:
+        records.recordable(notebook, root)  # first, or the witness might run in vain
         path = records.record(notebook, root, witness.make(chapter, _say))
-    except witness.WitnessFailed as error:
-        return _problem(str(error), FAILED, chapter=chapter.name, notebook=str(notebook))
+    except (BadInput, witness.WitnessFailed) as error:
+        code = BAD_INPUT if options.run_file and isinstance(error, BadInput) else FAILED
+        return _problem(str(error), code, chapter=chapter.name, notebook=str(notebook))
     text = f"recorded in {path}"
     if (runner.read_record(notebook).get("commit") or "+").endswith("+"):
         text += "\nit names no commit that holds all it was made with: commit first to record where it came from"
@@ -275,7 +278,7 @@ def _record_plan(options: argparse.Namespace) -> Answer:
             "--plan: a run goes to 'runs', one at a time on this machine; expected no --workers, --gpus, "
             "--cluster and --out"
         )
-    root = _root(options)
+    root = _own_root(options)
     devices, ended = ([options.device] if options.device else plan.DEVICES), []
     if not options.dry_run:
         here = [device for device in devices if device in plan.at_hand()]
@@ -312,7 +315,7 @@ def _plan_text(data: Mapping[str, Any], rows: Sequence["Row"], left: Sequence["R
 def _verify(options: argparse.Namespace) -> Answer:
     from nadkit.book import records, witness
 
-    root = _root(options)
+    root = _own_root(options)
     if options.p and not options.renew:
         raise BadInput("-p: parameters are for --renew; a witness runs with those that it was made with")
     failed = []
@@ -335,7 +338,8 @@ def _verify(options: argparse.Namespace) -> Answer:
 def _build(options: argparse.Namespace) -> Answer:
     from nadkit.book import builder
 
-    data = builder.build(_root(options), options.profile, options.jobs, options.out, say=_say, only=options.chapters)
+    root, only = _own_root(options), options.chapters
+    data = builder.build(root, options.profile, options.jobs, options.out, say=_say, only=only)
     if data["error"]:
         return _problem(data["error"], FAILED, **{k: v for k, v in data.items() if k != "error"})
     return Answer(f"the book is at {data['html']}", data)
@@ -368,7 +372,7 @@ def _plan(options: argparse.Namespace) -> "Plan":
     """Return the sweep that the options ask for: axes by -p with several values and by --zip, the rest fixed."""
     from nadkit.book import sweep
 
-    chapter = chapters.load(_root(options), options.chapter)
+    chapter = chapters.load(_own_root(options), options.chapter)
     names = [name for name, _ in options.p + options.zip]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"{twice[0]}: given twice")
@@ -456,6 +460,15 @@ def _root(options: argparse.Namespace) -> Path:
     return chapters.find_root(options.root or Path.cwd())
 
 
+def _own_root(options: argparse.Namespace) -> Path:
+    """Return the folder of a book whose chapters are to run, or to be held against the code."""
+    from nadkit.book import prints
+
+    root = _root(options)
+    prints.require_own_library(root)
+    return root
+
+
 def _words(value: object) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -496,7 +509,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         )
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        hint = did_you_mean(unknown[0].partition("=")[0], options.parser.flags)
+        flag, flags = unknown[0].partition("=")[0], options.parser.flags
+        hint = f"put it after the command, {options.parser.prog!r}" if flag in flags else did_you_mean(flag, flags)
         raise BadInput(f"unknown argument {unknown[0]!r}: {hint}")
     return options
 

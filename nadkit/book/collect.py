@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -128,7 +129,7 @@ def write_drawings(path: Path, folder: Path) -> list[Drawing]:
 
 def _parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of a run in the order in which its chapter declares them: JSON does not keep it."""
-    values = notebook.get("metadata", {}).get("nadkit", {}).get("parameters", {})
+    values = notebook["metadata"].get("nadkit", {}).get("parameters", {})
     declared: list[str] = []
     for cell in notebook["cells"]:
         if "parameters" in cell_tags(cell):
@@ -171,6 +172,12 @@ def collect(folder: Path) -> "pd.DataFrame":
         [_renamed(row, "run", asked) for row in facts],
     ]
     return pd.concat([pd.DataFrame(part, index=range(len(runs))) for part in parts], axis=1)
+
+
+def to_json(table: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Return the rows of a table as plain data, with all digits; what is missing or not finite is None."""
+    finite = table.notna() & ~table.isin([math.inf, -math.inf])
+    return table.astype(object).where(finite, None).to_dict("records")
 
 
 def write(table: "pd.DataFrame", path: Path) -> None:

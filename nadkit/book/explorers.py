@@ -99,19 +99,16 @@ def _written(path: Path, text: str) -> Path:
     return path
 
 
-def link(notebook: Mapping[str, Any], chapter: str, start: str) -> bool:
-    """Add links from an executed notebook's tables to the explorers that show them, and return whether there are any.
+def link(notebook: Mapping[str, Any], chapter: str, start: str) -> None:
+    """Add links from an executed notebook's tables to the explorers that show them.
 
     `start` is the path from the notebook's page to `html/book/`.
     """
-    changed = False
     for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
         for table in output.get("metadata", {}).get(MIME, {}).get("tables", {}):
             if name := SHOWN.get((chapter, table)):
                 to = f'<p><a href="{start}explore.html#explorer-{name}">Explore this figure</a></p>'
                 output["data"]["text/html"] = "".join(output["data"].get("text/html", "")) + to
-                changed = True
-    return changed
 
 
 def _values(frame: "pd.DataFrame") -> list[Row]:

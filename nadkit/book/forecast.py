@@ -23,7 +23,7 @@ from nadkit.book import claims
 from nadkit.book.chapters import Chapter, cell_source, cell_tags
 from nadkit.book.claims import Claim
 from nadkit.book.parameters import Known
-from nadkit.book.sources import without_commands
+from nadkit.book.sources import tree
 
 ENDLESS = 10_000
 """How often one statement may ask whether something unknown is true; a loop that waits for it would never end."""
@@ -330,7 +330,7 @@ def _code(statement: ast.stmt) -> CodeType | None:
 
 def _statements(source: str) -> Iterator[ast.stmt]:
     """Give the statements of a cell in order; where a list of claims is shown, each claim on its own."""
-    for statement in ast.parse(without_commands(source)).body:
+    for statement in tree(source).body:
         match statement:
             case ast.Expr(ast.Call(ast.Name("show") as show, [ast.List(items)])):
                 for item in items:

@@ -80,6 +80,11 @@ class Known:
                 getattr(importlib.import_module(module), function)(value)
             except files.DataError as error:
                 raise ValueError(str(error)) from None
+            except SystemExit as error:  # the user's own module, while it was imported
+                raise ValueError(
+                    f"importing {value.partition(':')[0]!r} ended in sys.exit({error.code!r}); expected MODULE:FUNCTION"
+                    " with a module that can be imported: put what a script does below if __name__ == '__main__'"
+                ) from None
 
     def locate(self, value: str) -> str:
         """Return `value` so that it means the same in any folder: `folder:PATH` with an absolute path.
@@ -132,7 +137,7 @@ class Parameter:
             if kind["scalar"]:
                 return _CONVERT[kind["scalar"]](value)
             return [_CONVERT[kind["item"]](item) for item in _items(value)]
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError, KeyError, OverflowError):
             finite = " (finite)" if "float" in self.type else ""
             flag = "; write true or false" if "bool" in self.type else ""
             raise ValueError(f"expected {self.type}{finite}, got {value!r}{flag}") from None

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,17 +21,15 @@ import joblib
 
 from nadkit.book import forecast, records, scorecard
 from nadkit.book.chapters import (
-    QUICK,
     BadInput,
     Chapter,
     convert,
     find_chapters,
-    find_profiles,
     load,
-    profile_values,
     read_profile,
     read_yaml,
 )
+from nadkit.book.children import Child
 from nadkit.book.claims import FAILS, HOLDS, Claim
 from nadkit.book.forecast import Expected
 from nadkit.book.pages import duration
@@ -47,9 +44,6 @@ NEEDED = ("name", "chapter", "profile", "device")
 MORE = (MEASURED, ESTIMATED, "parameters", "leaves")
 TO_RUN, BEGUN, OTHER, LACKING = "to run", "begun", "of other parameters", "without later claims"
 STOPPED = "stopped, for the time is over; the next call goes on from its checkpoints"
-NADKIT = [sys.executable, "-m", "nadkit"]
-GRACE = 120.0
-"""Seconds that a run has to save its work when the time is over."""
 NICE = 10
 
 
@@ -148,13 +142,6 @@ class Plan:
             for claim in self.undecided(row):
                 found.setdefault(claim, f"waits for the run “{row.name}” ({row.cost})")
         return found
-
-    @property
-    def uncovered(self) -> list[str]:
-        """The claims of papers that neither a record nor a run still to come decides."""
-        wait = self.waits_for()
-        made = [claim for name in find_chapters(self.root) for claim in claims_of(load(self.root, name))]
-        return [c.id for c in made if c.paper and c.id not in self.decided and c.id not in wait]
 
     def todo(self, devices: Sequence[str]) -> list[Row]:
         """Return the rows to run, in order: those for the CPU as listed, those for the GPU by claims per minute."""
@@ -257,7 +244,7 @@ def _given(chapter: Chapter, values: object) -> dict[str, Any]:
     folders = {name: v for name, v in values.items() if isinstance(v, str) and v.startswith("folder:")}
     for name in folders:
         if name not in chapter.parameters:
-            raise BadInput(f"{chapter.name}: {name}: no such parameter; {did_you_mean(name, chapter.parameters)}")
+            raise BadInput(f"{chapter.name}: {name}: no such parameter; {did_you_mean(str(name), chapter.parameters)}")
     return convert(chapter, {name: v for name, v in values.items() if name not in folders}) | folders
 
 
@@ -302,12 +289,6 @@ def _decided(root: Path, found: Mapping[str, Sequence[Record]]) -> dict[str, str
     return verdicts
 
 
-def claims_of(chapter: Chapter) -> list[Expected]:
-    """Return the claims of a chapter as it makes them in its largest profile."""
-    profile = next((name for name in ("paper", GPU, CPU) if name in find_profiles(chapter.root)), QUICK)
-    return forecast.expected(chapter, profile_values(chapter, profile))
-
-
 # ---- working through it --------------------------------------------------------------------------
 
 
@@ -342,8 +323,6 @@ def work(
         row = min(todo, key=lambda row: row.minutes > left)
         tried.add(row.name)
         say(f"{row.name}: {row.state} ({row.cost})")
-        if row.state == LACKING:  # the run behind the record has the same experiment, and would be taken again
-            (root / "runs" / f"{row.file}.ipynb").unlink(missing_ok=True)
         yield row, _record(row, 60 * left, threads)
 
 
@@ -371,37 +350,10 @@ def _record(row: Row, seconds: float, threads: int | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "parameters.json"
         given.write_text(json.dumps(dict(row.changed)))
-        command = [*NADKIT, "record", row.chapter.name, "--json", "--root", str(row.chapter.root)]
-        command += ["--profile", row.profile, "--params", str(given)]
-        # Only this process receives Ctrl-C, and passes it on once.
-        child = subprocess.Popen(
-            command,
-            cwd=row.chapter.root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: os.nice(NICE),
-        )
+        root, options = row.chapter.root, ["--profile", row.profile, "--params", str(given)]
+        options += ["--root", str(root)]
+        child = Child("record", row.chapter.name, *options, folder=root, environment=environment, nice=NICE)
         try:
-            output, _ = child.communicate(timeout=None if math.isinf(seconds) else seconds)
+            return child.answer(None if math.isinf(seconds) else seconds).get("error", "")
         except subprocess.TimeoutExpired:
-            _stop(child)
             return STOPPED
-        except BaseException:
-            _stop(child)
-            raise
-    try:
-        return json.loads(output).get("error", "")
-    except ValueError:
-        return f"its process ended with code {child.returncode}"
-
-
-def _stop(child: subprocess.Popen) -> None:
-    """Let a run end as after Ctrl-C, which leaves its checkpoints."""
-    child.terminate()
-    try:
-        child.communicate(timeout=GRACE)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()

@@ -8,8 +8,10 @@ points again, and a recorded result must be verified by its witness.
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import nadkit
 from nadkit import files
 from nadkit.book import outside
-from nadkit.book.chapters import Chapter, cell_source, cell_tags, load
+from nadkit.book.chapters import BadInput, Chapter, cell_source, cell_tags, load
 from nadkit.book.parameters import Value
 from nadkit.book.sources import bare, imported
 
@@ -28,6 +30,21 @@ PACKAGE = Path(__file__).parents[1]
 MACHINE, SHOWING = "book/", {"book/claims.py", "book/pages.py", "book/records.py", "book/results.py"}
 # Code that draws, names and stores results does not change their numbers.
 PRESENTATION = {"files.py", "names.py", "plots.py", "storage.py"}
+
+
+def require_own_library(root: Path) -> None:
+    """Raise BadInput where the book at `root`, the current folder or PYTHONPATH has another library than runs here.
+
+    Kernels and other processes that a command starts would import it, and checksums would be those of this one.
+    """
+    named = [Path(folder) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    first = [folder for folder in named if (folder / "nadkit" / "__init__.py").exists()][:1]
+    for folder in (root, Path.cwd(), *first):
+        if (folder / "nadkit" / "__init__.py").exists() and (folder / "nadkit").resolve() != PACKAGE.resolve():
+            raise BadInput(
+                f"expected the library {folder / 'nadkit'}, but the one that runs is {PACKAGE}: go to {root}, "
+                f"and type {sys.executable} -m nadkit in place of nadkit, with no other library in PYTHONPATH"
+            )
 
 
 def fingerprint(
@@ -84,7 +101,7 @@ def experiment(chapter: Chapter, *, shown: bool = False) -> str:
         for cell in part.notebook["cells"]
         if cell["cell_type"] == "code" and not left_out & set(cell_tags(cell))
     ]
-    library = {_name(path): bare(path.read_text()) for path in _science(sources)}
+    library = {_name(path): bare(path.read_text(encoding="utf-8")) for path in _science(sources)}
     return _checksum([[bare(source) for source in sources], library])
 
 
@@ -191,7 +208,7 @@ def _science(sources: Iterable[str]) -> list[Path]:
     left = {path for source in sources for path in _imported(source)}
     while left := {path for path in left - found if _counts(_name(path))}:
         found |= left
-        left = {more for path in left for more in _imported(path.read_text())}
+        left = {more for path in left for more in _imported(path.read_text(encoding="utf-8"))}
     return sorted(found)
 
 

@@ -31,6 +31,7 @@ from nadkit.book.chapters import (
     resolve,
 )
 from nadkit.book.parameters import Parameter
+from nadkit.book.sources import tree, without_commands
 from nadkit.names import hint
 
 LIST = "Claims tested here"
@@ -74,11 +75,8 @@ class Passage:
 
     @functools.cached_property
     def code(self) -> ast.Module:
-        """The syntax tree of a code cell; of another, and of one with a magic command, an empty one."""
-        with contextlib.suppress(SyntaxError):
-            if self.cell["cell_type"] == "code":
-                return ast.parse(cell_source(self.cell))
-        return ast.Module([], [])
+        """The syntax tree of a code cell; of another, and of one that is not Python, an empty one."""
+        return tree(cell_source(self.cell) if self.cell["cell_type"] == "code" else "")
 
     @functools.cached_property
     def nodes(self) -> list[ast.AST]:
@@ -118,7 +116,7 @@ def problems(root: Path, only: Sequence[str] = ()) -> list[str]:
     if not found:  # otherwise they would be found again
         found += _of_profiles(root)
     for cells in passages.values():
-        found += _of_claims(cells) + _of_figures(cells)
+        found += _of_code(cells) + _of_claims(cells) + _of_figures(cells)
     found += _of_ids(passages)
     if len(passages) == len(names):  # otherwise references to what cannot be read would seem wrong
         found += _of_labels([*itertools.chain(*passages.values()), *_text_pages(root, pages)])
@@ -150,7 +148,7 @@ def _of_profiles(root: Path) -> list[Problem]:
 
 def _of_form(chapter: Chapter) -> list[Problem]:
     name, notebook, said = chapter.name, chapter.notebook, []
-    kernel = notebook.get("metadata", {}).get("kernelspec", {}).get("name", "python3")
+    kernel = notebook["metadata"].get("kernelspec", {}).get("name", "python3")
     if kernel != "python3":
         said.append(f"{name}: expected the Jupyter kernel 'python3', which every installation has, got {kernel!r}")
     said += [
@@ -174,6 +172,21 @@ def _unknown(parameter: Parameter) -> str:
 def _twice(items: Iterable[str]) -> list[str]:
     items = list(items)
     return sorted({item for item in items if items.count(item) > 1})
+
+
+def _of_code(passages: Iterable[Passage]) -> list[Problem]:
+    """Find cells that are not Python; what they claim, or what they use of other cells, cannot be told."""
+    found = []
+    for passage in passages:
+        if passage.cell["cell_type"] != "code" or "parameters" in cell_tags(passage.cell):  # `load` reads these
+            continue
+        try:
+            ast.parse(without_commands(cell_source(passage.cell)))
+        except SyntaxError as error:
+            got = f"{(error.text or '').strip()!r} ({error.msg})"
+            text = f"{passage.where}: expected Python, and commands only as lines that begin with % or !, got {got}"
+            found.append(Problem({passage.chapter}, text))
+    return found
 
 
 # ---- claims ----------------------------------------------------------------------------------------------------------

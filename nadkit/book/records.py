@@ -19,7 +19,7 @@ from typing import Any
 from nadkit import files
 from nadkit.book import claims, prints
 from nadkit.book import witness as witnesses
-from nadkit.book.chapters import BadInput, Chapter, find_chapters, find_root, load
+from nadkit.book.chapters import BadInput, Chapter, find_chapters, find_root, load, resolve
 from nadkit.book.claims import Claims
 from nadkit.book.collect import stored
 from nadkit.book.pages import duration
@@ -162,11 +162,11 @@ def recorded(chapter: str, root: Path | None = None) -> list[Record]:
             root = find_root(Path.cwd())
         except BadInput:
             return []
-    found = load(root, chapter)
-    paths = sorted(_folder(root, found.name).glob("[!.]*.json"))  # a name that begins with a dot is still being written
-    if not paths:
+    name, _ = resolve(chapter, find_chapters(root))
+    paths = sorted(_folder(root, name).glob("[!.]*.json"))  # a name that begins with a dot is still being written
+    if not paths:  # also a draft that cannot be read yet
         return []
-    experiment, kept = prints.experiment(found, shown=True), _kept(root)
+    experiment, kept = prints.experiment(load(root, name), shown=True), _kept(root)
     records = (read(path) for path in paths)
     return [replace(record, validity=_validity(record, experiment, kept)) for record in records]
 

@@ -246,7 +246,7 @@ def _execute(chapter: Chapter, values: Mapping[str, Any], part: Path, live: bool
 
     On a busy machine it may not, and none of the chapter has run then.
     """
-    spec = chapter.notebook.get("metadata", {}).get("kernelspec", {})
+    spec = chapter.notebook["metadata"].get("kernelspec", {})
     try:
         papermill.execute_notebook(
             _readable(chapter.path),

@@ -387,14 +387,13 @@ def _link(words: str, papers: Mapping[str, Paper], paper: str) -> str:
     return _escape(words)
 
 
-def link(notebook: Mapping[str, Any], start: str, papers: Mapping[str, Paper] = NO_PAPERS) -> bool:
-    """Add links from an executed notebook's claims to the scorecard and to papers, and return whether there are any.
+def link(notebook: Mapping[str, Any], start: str, papers: Mapping[str, Paper] = NO_PAPERS) -> None:
+    """Add links from an executed notebook's claims to the scorecard and to papers.
 
     `start` is the path from the notebook's page to `html/book/`.
     """
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    shown = [output for output in outputs if MIME in output.get("metadata", {})]
-    for output in shown:
+    for output in (output for output in outputs if MIME in output.get("metadata", {})):
         page = "".join(output["data"]["text/html"])
         for claim in Claims.from_json(output["metadata"][MIME]["claims"]):
             before = re.search(rf'<tr id="claim-{re.escape(claim.id)}">.*?</tr>', page, flags=re.DOTALL)[0]
@@ -405,7 +404,6 @@ def link(notebook: Mapping[str, Any], start: str, papers: Mapping[str, Paper] = 
             after = after.replace(f"<small>{source}</small>", f"<small>{linked}</small>", 1)
             page = page.replace(before, after, 1)
         output["data"]["text/html"] = page
-    return bool(shown)
 
 
 def lines(rows: Iterable[Row], start: str) -> str:

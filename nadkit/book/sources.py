@@ -55,14 +55,18 @@ def without_commands(source: str) -> str:
     return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
 
 
+def tree(source: str) -> ast.Module:
+    """Return the syntax tree of a cell without IPython's commands; of a cell that is not Python, an empty one."""
+    try:
+        return ast.parse(without_commands(source))
+    except SyntaxError:  # `nadkit check` says so, and so will the run
+        return ast.Module([], [])
+
+
 @cache
 def imported(source: str, package: str = "") -> tuple[str, ...]:
     """Return the dotted names that Python code imports; relative ones are those of its package."""
-    try:
-        tree = ast.parse(without_commands(source))
-    except SyntaxError:  # the run will say so
-        return ()
-    return tuple(_names(tree, package))
+    return tuple(_names(tree(source), package))
 
 
 def _names(tree: ast.AST, package: str) -> Iterator[str]:

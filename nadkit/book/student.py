@@ -36,7 +36,7 @@ from nadkit.book.chapters import (
 )
 from nadkit.book.parameters import Value
 from nadkit.book.plain import BLOCK, OPTIONS, Plain
-from nadkit.book.sources import without_commands
+from nadkit.book.sources import tree
 
 SIZE = "smoke"
 """The profile whose values the notebooks have."""
@@ -219,7 +219,7 @@ def _names(cell: Mapping[str, Any], how: type[ast.expr_context]) -> set[str]:
     """Return the names that a code cell uses (ast.Load) or makes (ast.Store)."""
     if cell["cell_type"] != "code":
         return set()
-    nodes = list(ast.walk(ast.parse(without_commands(cell_source(cell)))))
+    nodes = list(ast.walk(tree(cell_source(cell))))
     names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, how)}
     if how is ast.Store:
         names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}

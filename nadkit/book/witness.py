@@ -13,16 +13,16 @@ import json
 import math
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from nadkit.book import claims, prints
 from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values
+from nadkit.book.children import Child
 from nadkit.book.claims import Claim
 from nadkit.book.collect import stored
 from nadkit.book.results import ANSWERS
@@ -300,24 +300,12 @@ def observe(
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder) / "parameters.json", Path(folder) / "witness.ipynb"
         given.write_text(json.dumps(dict(values)))
-        command = [sys.executable, "-m", "nadkit", "run", chapter.name, "--json", "--root", str(chapter.root)]
-        done = subprocess.run(
-            [*command, "--params", str(given), "--out", str(out)],
-            env=variables,
-            cwd=library,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise WitnessFailed(f"{chapter.name} does not run at the size of the witness: {_cause(done)}")
+        options = ["--params", str(given), "--out", str(out), "--root", str(chapter.root)]
+        child = Child("run", chapter.name, *options, folder=library, environment=variables, silent=True)
+        if error := child.answer().get("error"):
+            lines = [line for line in error.splitlines() if line.strip()]
+            raise WitnessFailed(f"{chapter.name} does not run at the size of the witness: {' '.join(lines[:2])}")
         return seen(out, values)
-
-
-def _cause(done: subprocess.CompletedProcess[str]) -> str:
-    """Return in a line or two what a run said of its failure; libraries may have written to stderr before."""
-    with suppress(ValueError, KeyError, TypeError):
-        return " ".join([line for line in json.loads(done.stdout)["error"].splitlines() if line.strip()][:2])
-    return " ".join(done.stderr.splitlines()[-2:])
 
 
 def seen(notebook: Path, values: Mapping[str, Any]) -> Witness:

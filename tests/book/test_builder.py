@@ -1,6 +1,9 @@
 """Builds: what runs again, what stays, and what becomes of the pages."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +18,7 @@ from nadkit import files
 from nadkit.book import builder, records, runner, witness
 from nadkit.book.builder import build
 from nadkit.book.chapters import BadInput, load, validate
+from nadkit.book.prints import experiment
 from nadkit.book.runner import execute
 
 
@@ -123,6 +127,13 @@ def test_a_failed_chapter_lets_the_others_finish_and_keeps_the_pages(make_book, 
     assert not (tmp_path / "_build" / "html").exists()
 
 
+def test_one_job_says_an_error_once(make_book, tmp_path, capfd):
+    root, said = make_book(bad=make_notebook(code=("1 / 0",))), []
+    build(root, jobs=1, out=tmp_path, say=said.append)
+    assert said[-1] == "bad: failed (1 of 1 chapters)"
+    assert capfd.readouterr().err.count("failed: ZeroDivisionError") == 1  # by its own process
+
+
 def test_a_chapter_that_kills_its_process_fails_alone(make_book, tmp_path):
     kill = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
     root = make_book(bad=make_notebook(code=(kill,)), good=make_notebook())
@@ -209,6 +220,35 @@ def test_a_build_interrupted_while_it_copies_draws_every_sidebar_again(make_book
             build(root, out=tmp_path)
     build(root, out=tmp_path)
     assert "Un" in (tmp_path / "_build" / "html" / "book" / "two.html").read_text()
+
+
+ASCII = """
+import sys
+from pathlib import Path
+from nadkit.book import builder, prints, scorecard
+from nadkit.book.chapters import load
+scorecard.markdown = lambda *_: chr(177)
+builder._make_scorecard(Path.cwd(), [], Path.cwd() / "out", {})
+sys.stdout.write(prints.experiment(load(Path.cwd(), "one")))
+"""
+
+
+def test_checksums_and_pages_do_not_depend_on_the_locale(make_book, tmp_path):
+    root = make_book(one=make_notebook(code=("from nadkit.inputs import basis",)))  # its source is not ASCII
+    (root / "book" / "practice").mkdir()
+    (root / "book" / "practice" / "scorecard.md").touch()
+    locale = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", ASCII], cwd=root, env=locale, capture_output=True, text=True)
+    assert done.stdout == experiment(load(root, "one")), done.stderr
+    assert (root / "out" / "scorecard.md").read_text(encoding="utf-8") == "±"
+
+
+def test_a_picture_that_changed_may_hold_what_looks_like_a_heading(make_book, tmp_path):
+    picture = make_book() / "book" / "one.png"
+    for content in (b"\x89PNG\n# \xff\n", b"\x89PNG\n# \xfe\n"):
+        picture.write_bytes(content)
+        builder._stage(picture.parents[1], {}, tmp_path / "stage")
+    assert (tmp_path / "stage" / "book" / "one.png").read_bytes() == content
 
 
 def test_the_page_of_a_chapter_that_is_gone_goes_too(make_book, tmp_path):

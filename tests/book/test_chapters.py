@@ -110,12 +110,16 @@ def test_a_byte_order_mark_is_no_damage(book):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"cells": {"a": 1}}, r"expected a list of 'cells', got \{'a': 1\}"),
+        ({"cells": {"a": 1}, "metadata": {}}, r"expected a list of 'cells', got \{'a': 1\}"),
         ({"metadata": {}}, "expected a list of 'cells', got None"),
         ({"cells": [], "metadata": None}, "expected a mapping, with a mapping 'metadata'"),
-        ({"cells": ["cell_type"]}, "cell 1: expected a mapping with a 'cell_type'"),
-        ({"cells": [{"cell_type": "code", "metadata": {}}, {"cell_type": "code"}]}, "cell 2: .*'metadata'"),
-        ({"cells": [{"cell_type": "code", "metadata": None}]}, "cell 1: .*'metadata'"),
+        ({"cells": []}, "expected a mapping, with a mapping 'metadata'"),
+        ({"cells": ["cell_type"], "metadata": {}}, "cell 1: expected a mapping with a 'cell_type'"),
+        (
+            {"cells": [{"cell_type": "code", "metadata": {}}, {"cell_type": "code"}], "metadata": {}},
+            "cell 2: .*'metadata'",
+        ),
+        ({"cells": [{"cell_type": "code", "metadata": None}], "metadata": {}}, "cell 1: .*'metadata'"),
     ],
 )
 def test_a_malformed_chapter_is_named_with_its_fault(book, content, message):
@@ -177,6 +181,7 @@ def test_profiles_start_with_quick(book):
     [
         ("inputs/nad: {n: 1}", "no chapter is called 'inputs/nad': did you mean"),
         ("inputs/nads: {m: 1}", "inputs/nads: m: no such parameter"),
+        ("inputs/nads: {3: 1}", "inputs/nads: 3: no such parameter"),
         ("inputs/nads: {n: 1.5}", "inputs/nads: n: expected int, got 1.5"),
         ("inputs/nads: {n: 101}", "inputs/nads: n: expected a value in the range"),
         ("inputs/nads: [n]", "expected 'parameter: value' lines"),

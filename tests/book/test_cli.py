@@ -1,6 +1,7 @@
 """The command: answers, exit codes, and complaints that help."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 from toy import CODE, make_notebook, printed
 
 from nadkit.book.cli import main
+from nadkit.book.prints import PACKAGE
 
 CLAIM = """\
 from nadkit.book.claims import Claim, show
@@ -119,6 +121,7 @@ def test_claims_say_why_a_run_of_other_settings_decides_nothing(make_book, monke
         (None, "No module named 'my_own_networks'"),
         ("1 / 0", "division by zero"),
         ("raise ValueError('of mine')", "of mine"),
+        ("raise SystemExit(0)", "network: importing 'my_own_networks' ended in sys.exit(0); expected MODULE:FUNCTION"),
         ("tiny = 3", "expected a callable"),
         ("def tiny(): ...", None),
     ],
@@ -166,6 +169,7 @@ def test_build(book, capsys):
         ([], "the following arguments are required: COMMAND"),
         (["lst"], "no command is called 'lst': did you mean 'list'?"),
         (["list", "--jsn"], "unknown argument '--jsn': did you mean '--json'?"),
+        (["--json", "list"], "unknown argument '--json': put it after the command, 'nadkit list'"),
         (["run", "one", "--profle=smoke"], "unknown argument '--profle=smoke': did you mean"),
         (["run", "one", "--prof", "smoke"], "unknown argument '--prof': did you mean '--profile'?"),
         (["show", "onne"], "no chapter is called 'onne': did you mean part/one?"),
@@ -208,6 +212,22 @@ def test_bad_input_runs_nothing_and_says_what_to_do(book, capsys, argv, message)
     assert not (book / "_build").exists()
 
 
+@pytest.mark.parametrize("command", ["run one", "record one", "record --plan", "sweep one", "build", "verify"])
+@pytest.mark.parametrize("where", ["book", "current", "path"])
+def test_a_clone_is_run_by_its_own_library_alone(book, tmp_path, capsys, monkeypatch, command, where):
+    """Kernels would import its library, while checksums would be those of the one that runs."""
+    clone = book if where == "book" else tmp_path / "clone"
+    (clone / "nadkit").mkdir(parents=True)
+    (clone / "nadkit" / "__init__.py").touch()
+    monkeypatch.chdir(clone if where == "current" else tmp_path)
+    if where == "path":
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(clone), str(PACKAGE.parent)]))
+    code, data, _ = ask(capsys, *command.split(), "--root", str(book))
+    assert code == 2
+    assert f"expected the library {clone / 'nadkit'}, but the one that runs is {PACKAGE}" in data["error"]
+    assert f"go to {book}, and type {sys.executable} -m nadkit" in data["error"]
+
+
 def test_complaints_for_people_leave_stdout_empty(book, capsys):
     assert main(["show", "onne"]) == 2
     out, err = capsys.readouterr()
@@ -219,6 +239,14 @@ def test_a_reader_that_stops_reading_is_no_error(book):
     command = f"{sys.executable} -m nadkit show one --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_a_terminal_without_a_letter_shows_another(make_book):
+    root = make_book(one=make_notebook(parameters="n: int = 3  # how often ± 1 [1..100]"))
+    command = [sys.executable, "-m", "nadkit", "show", "one", "--root", str(root)]
+    ascii = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=ascii, capture_output=True, text=True)
+    assert "how often ? 1" in done.stdout, done.stderr
 
 
 def test_an_answer_that_cannot_be_written_is_a_failure(book):
@@ -247,7 +275,8 @@ def test_a_text_that_is_not_utf8_is_named(book, capsys):
 
 
 def test_collect_makes_one_table(book, capsys):
-    assert main(["sweep", "one", "-p", "n=2,10", "--workers", "1", "--json"]) == 0
+    words = ["sweep", "one", "-p", "n=2,10", "-p", "scale=3e-12", "--workers", "1", "--json"]
+    assert main(words) == 0
     capsys.readouterr()
     assert main(["collect", "sweeps"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -256,6 +285,7 @@ def test_collect_makes_one_table(book, capsys):
     code, data, _ = ask(capsys, "collect", "sweeps", "-o", "table.parquet")
     assert code == 0
     assert [(row["n"], row["verdict.one-n"]) for row in data] == [(2, "fails"), (10, "holds")]
+    assert [row["scale"] for row in data] == [3e-12, 3e-12]
     assert pd.read_parquet("table.parquet")["claim.one-n"].tolist() == [2, 10]
     for words, message in [
         (["collect", "sweeps", "-o", "table.xls"], "expected a file called NAME.csv or NAME.parquet"),
@@ -344,6 +374,13 @@ def test_record_runs_again_what_measured_other_claims(make_book, monkeypatch, ca
     assert "is finished already" not in capsys.readouterr().err
     (record,) = (root / "book" / "recorded" / "one").iterdir()
     assert json.loads(record.read_text())["claims"][0]["measured"] == -0.5
+
+
+def test_a_run_that_stored_nothing_is_a_failure_and_as_a_given_file_bad_input(make_book, monkeypatch, capsys):
+    monkeypatch.chdir(make_book(one=make_notebook()))
+    for words, code in ((["--out", "one.ipynb"], 1), (["--from", "one.ipynb"], 2)):
+        assert main(["record", "one", *words]) == code
+        assert "one.ipynb: nothing to record" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_not_recorded(make_book, monkeypatch, capsys):

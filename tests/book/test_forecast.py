@@ -127,6 +127,10 @@ def test_what_only_a_notebook_may_say_is_unknown(make_book):
     assert obstacles(make_book, "x, '> 0'", before="x = await something()") == []
 
 
+def test_a_cell_that_is_not_python_tells_nothing(make_book):
+    assert foreseen(make_book, "files = !ls\nshow([Claim('a', 'A', 1.0, '> 0')])") == {}
+
+
 def test_a_forecast_neither_waits_nor_writes(make_book, tmp_path):
     code = f"import time\nfrom pathlib import Path\ntime.sleep(60)\nPath({str(tmp_path / 'made')!r}).mkdir()\n"
     started = time.monotonic()

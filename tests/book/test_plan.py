@@ -11,9 +11,10 @@ import pytest
 import yaml
 from toy import make_notebook
 
-from nadkit.book import plan, records
-from nadkit.book.chapters import BadInput
+from nadkit.book import children, plan, records
+from nadkit.book.chapters import BadInput, find_chapters, load, profile_values
 from nadkit.book.cli import main
+from nadkit.book.forecast import expected
 
 ROOT = Path(__file__).parents[2]
 PARAMETERS = """\
@@ -101,7 +102,7 @@ print(json.dumps({"error": json.dumps(found)}))
 @pytest.fixture
 def stand_in(monkeypatch):
     """In place of `nadkit record` a script that tells how it was called, or waits until it is stopped."""
-    monkeypatch.setattr(plan, "NADKIT", [sys.executable, "-c", STAND_IN])
+    monkeypatch.setattr(children, "NADKIT", [sys.executable, "-c", STAND_IN])
 
 
 def test_a_run_has_its_parameters_and_threads_and_a_low_priority(planned, stand_in):
@@ -194,6 +195,12 @@ def test_a_faulty_plan_is_refused_and_nothing_is_written(planned, capsys, rows, 
     assert [path.name for path in (root / "book" / "recorded").iterdir()] == ["plan.yml"]
 
 
+def test_a_draft_that_cannot_be_read_yet_is_passed_over(planned):
+    root = planned(*ROWS)
+    (root / "book" / "draft.ipynb").write_text("{")
+    assert [row.name for row in plan.read(root).rows] == ["the small one", "the big one"]
+
+
 @pytest.mark.parametrize("text", ["a: 1", "- [", "one"])
 def test_a_damaged_plan_is_refused(planned, text):
     root = planned()
@@ -233,7 +240,11 @@ def test_a_dry_run_shows_the_runs(planned, capsys):
 
 
 def test_every_claim_of_a_paper_is_decided_or_waits_for_a_run():
-    assert plan.read(ROOT).uncovered == []
+    found = plan.read(ROOT)
+    known = {*found.decided, *found.waits_for()}
+    chapters = [load(ROOT, name) for name in find_chapters(ROOT)]
+    made = [claim for chapter in chapters for claim in expected(chapter, profile_values(chapter, "paper"))]
+    assert [claim.id for claim in made if claim.paper and claim.id not in known] == []
 
 
 def test_a_record_without_a_later_claim_is_made_again(planned):
@@ -255,6 +266,16 @@ def test_a_record_without_a_later_claim_is_made_again(planned):
     (row,) = plan.read(root).rows
     assert "one-later" in [claim.id for claim in row.record.claims]
     assert not row.is_open
+
+
+def test_a_run_stays_until_its_successor_is_there(planned, stand_in, monkeypatch):
+    root = planned(ROWS[0])
+    monkeypatch.setattr(plan.Row, "state", plan.LACKING)
+    run = root / "runs" / "one" / "quick,n=10.ipynb"
+    run.parent.mkdir(parents=True)
+    run.touch()
+    assert len(list(plan.work(root, ["cpu"], say=str))) == 1
+    assert run.exists()
 
 
 def test_a_folder_with_changes_is_refused(planned):

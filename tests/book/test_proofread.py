@@ -152,6 +152,11 @@ def metadata(cell: int, **fields: object):
         (text("See {ref}", "![](one.png) {ref}"), "one, cell 1 (cell-0): give the picture a text (alt)"),
         # parameters, cells
         (
+            code(4, "plots.wave_map(waves, n)", "files = !ls"),
+            "one, cell 5 (cell-4): expected Python, and commands only as lines that begin with % or !, "
+            "got 'files = !ls' (invalid syntax)",
+        ),
+        (
             code(1, "# how often [1..100]", "# how often [1..100"),
             "one, parameters cell, line 1, 'n: int = 3  # how often [1..100': the brackets of its comment do not match",
         ),

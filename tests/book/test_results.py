@@ -25,7 +25,7 @@ from nadkit.book import collect as collected
 from nadkit.book import results
 from nadkit.book.chapters import BadInput, load, validate
 from nadkit.book.claims import Claim, Claims
-from nadkit.book.collect import collect, write
+from nadkit.book.collect import collect, to_json, write
 from nadkit.book.records import Record, Validity
 from nadkit.book.results import MIME
 from nadkit.book.runner import RunFailed, execute
@@ -521,6 +521,15 @@ def test_only_csv_and_parquet_are_written(tmp_path):
         write(table(a=[1, "x"]), tmp_path / "table.parquet")
     write(table(a=[1, "x"]), tmp_path / "table.csv")
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_table_as_plain_data_keeps_all_digits():
+    columns = {"n": [1, 2], "small": [3e-12, 1 / 3], "word": ["a", None], "wide": [math.inf, math.nan]}
+    rows = to_json(table(**columns, yes=[True, False]))
+    assert json.loads(json.dumps(rows, allow_nan=False)) == [
+        {"n": 1, "small": 3e-12, "word": "a", "wide": None, "yes": True},
+        {"n": 2, "small": 1 / 3, "word": None, "wide": None, "yes": False},
+    ]
 
 
 def test_what_cannot_be_collected_is_named(finished, tmp_path):

@@ -297,6 +297,13 @@ def test_exercises_that_cannot_be_read_are_named(make_book, tmp_path, change, sa
     assert not (tmp_path / "course").exists()
 
 
+def test_a_cell_that_is_not_python_uses_and_makes_no_names(make_book, tmp_path):
+    notebook = toy()
+    notebook.cells.append(nbformat.v4.new_code_cell("files = !ls", id="files"))
+    student.write(make_book({"smoke": {}}, one=notebook), tmp_path / "course")
+    assert cells_of(tmp_path / "course", "one")["files"].source == "files = !ls"
+
+
 def test_what_cannot_be_done_is_said(book, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="two: expected a chapter with exercises"):
         student.write(book, tmp_path / "course", ["two"])
