@@ -190,7 +190,7 @@ def to_float(
 
     Raises:
         ValueError: the images are neither uint8 nor float; there is not one number, or one per channel; they are not
-            finite, or a deviation is not positive.
+            finite, or a deviation is not positive. Of tensors only positive deviations on the CPU are checked.
     """
     if images.dtype == torch.uint8:
         images = images.float().div_(255)
@@ -207,8 +207,8 @@ def to_float(
 def _per_channel(name: str, value: Tensor | float | Sequence[float], images: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         value = checks.require_numbers(name, value)
-        if name == "std" and not (value > 0).all():
-            raise ValueError(f"std: expected positive numbers, got {value.tolist()}")
+    if name == "std" and value.device.type == "cpu" and not (value > 0).all():  # on a GPU it would wait for an answer
+        raise ValueError(f"std: expected positive numbers, got {value.tolist()}")
     value = value.to(images.device, images.dtype).view(-1, 1, 1)
     if images.ndim < 3 or len(value) not in (1, images.shape[-3]):
         raise ValueError(

@@ -32,7 +32,11 @@ class FourierBasis(Basis):
     @property
     def frequencies(self) -> list[Frequency]:
         """The frequency of each row, in order."""
-        return _frequencies(self.shape)
+        return _frequencies(self.shape)[: len(self)]
+
+    def complete(self) -> "FourierBasis":
+        """Return the complete Fourier basis, of which the rows of this one are the first."""
+        return self if len(self) == math.prod(self.shape) else fourier_basis(self.shape)
 
 
 @checks.typed

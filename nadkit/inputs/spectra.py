@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nadkit import checks, seeds
+from nadkit import checks, identity, seeds
 from nadkit.inputs.covariance import GradientCovariance, union
 
 
@@ -87,8 +87,13 @@ def population_effective_dimension(one: GradientCovariance, other: GradientCovar
     """
     if tuple(one.shape) != tuple(other.shape):
         raise ValueError(f"effective dimension: expected covariances of one shape, got {one.shape} and {other.shape}")
-    differing = sorted(k for k in one.settings | other.settings if one.settings.get(k) != other.settings.get(k))
-    if other_experiment := [name for name in differing if name not in ("seed", "x", "networks", "outputs")]:
+    differing = sorted(
+        name
+        for name in one.settings | other.settings
+        if identity.differences({name: one.settings.get(name)}, {name: other.settings.get(name)})
+    )
+    free = ("seed", "x", "networks", "outputs") if "seed" in differing else ("x",)  # of one seed, network 0 is the same
+    if other_experiment := [name for name in differing if name not in free]:
         told = ", ".join(f"{n} {one.settings.get(n)!r} and {other.settings.get(n)!r}" for n in other_experiment)
         raise ValueError(f"effective dimension: expected two samples of one experiment, got {told}")
     if "seed" not in differing:

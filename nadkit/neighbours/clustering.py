@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from nadkit import checks, seeds
 from nadkit.data.images import ImageSet
-from nadkit.neighbours.kernels import centred
+from nadkit.neighbours.kernels import as_kernel, centred
 
 __all__ = ["agreement", "primary_and_auxiliary", "two_means"]
 
-ROUNDING = 1e-10
-"""Squared distances below this share of a kernel's largest entry are zero."""
+ROUNDING = 1e-13
+"""Squared distances below this share of a kernel's largest entry, before it is centred, are zero."""
 
 
 @checks.typed
@@ -95,11 +95,12 @@ def two_means(kernel: Tensor, *, seed: int = 0, restarts: int = 10, steps: int =
     Raises:
         ValueError: the kernel is not symmetric, all points are the same, a number is out of range.
     """
+    largest = max(as_kernel(kernel).abs().max(), torch.finfo(torch.float64).tiny)
     kernel = centred(kernel)  # this changes no distance, and keeps the digits of a kernel far from the origin
     checks.require_integer("restarts", restarts, 1)
     checks.require_integer("steps", steps, 1)
     square = (kernel.diagonal()[:, None] + kernel.diagonal() - 2 * kernel).clamp(min=0)
-    if not square.max() > ROUNDING * max(kernel.abs().max(), torch.finfo(torch.float64).tiny):
+    if not square.max() > ROUNDING * largest:
         raise ValueError("kernel: expected points that differ, all of these are the same: there are no two clusters")
     best, least = None, math.inf
     for start in range(restarts):

@@ -88,7 +88,7 @@ def _require_points(model: nn.Module, x: Tensor, loss: Loss) -> Tensor:
     x = as_inputs(model, x)
     with torch.no_grad():
         try:
-            logits = model(x[:1])
+            logits = model(x[:1].clone())  # it may begin in place
         except Exception as error:
             raise ValueError(f"the network does not take inputs of shape {tuple(x[:1].shape)}: {error}") from error
     _answers(logits, loss)
@@ -103,7 +103,7 @@ def _gradient(model: nn.Module, x: Tensor, loss: Loss) -> list[Tensor]:
     """Return grad_w f(x) at one point (...), weight by weight."""
     weights = list(_weights(model).values())
     with torch.enable_grad():
-        f = _answers(model(x[None]), loss)[0]
+        f = _answers(model(x[None].clone()), loss)[0]
         found = torch.autograd.grad(f, weights, allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
 
@@ -176,7 +176,7 @@ def single_steps(
 
         @torch.no_grad()
         def answers(changed: dict[str, Tensor]) -> Tensor:
-            return _answers(functional_call(model, changed, (x,)), loss)
+            return _answers(functional_call(model, changed, (x.clone(),)), loss)
 
         before = answers({})
         checks.require_finite("model: its answers", before)

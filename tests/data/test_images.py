@@ -224,6 +224,12 @@ def test_to_float_leaves_floats_as_they_are():
     torch.testing.assert_close(images.to_float(batch), batch.float())
 
 
+@pytest.mark.parametrize("std", [0.0, [0.5, -1, 0.5], torch.tensor([0.5, 0, 0.5]), torch.tensor([torch.nan])])
+def test_to_float_divides_by_positive_deviations_only(std):
+    with pytest.raises(ValueError, match="std: expected positive numbers"):
+        images.to_float(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), std=std)
+
+
 def test_to_float_refuses_other_integers():
     with pytest.raises(ValueError, match=r"expected uint8 images from 0 to 255, or float ones, got torch.int64"):
         images.to_float(torch.zeros(1, 1, 2, 2, dtype=torch.int64))

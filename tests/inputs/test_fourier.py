@@ -42,6 +42,15 @@ def test_fourier_row_order_is_the_centred_spectrum():
     torch.testing.assert_close(constant, torch.full((1024,), 1 / 32, dtype=torch.float64))
 
 
+def test_some_rows_have_their_own_frequencies():
+    whole = fourier_basis(SHAPE)
+    some = whole[:5]
+    assert some.frequencies == whole.leading(5).frequencies == whole.frequencies[:5]
+    again = some.complete()
+    assert again.frequencies == whole.frequencies
+    assert torch.equal(again.vectors, whole.vectors)
+
+
 def test_map_cells_are_the_independent_half_of_the_published_map():
     cells = map_cells()
     assert len({(c.x, c.y) for c in cells}) == 9 * 16

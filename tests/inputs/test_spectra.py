@@ -81,6 +81,14 @@ def test_population_effective_dimension_wants_other_networks():
     of_a_step.settings = {"seed": 1, "scale": 2.0}
     with pytest.raises(ValueError, match="two samples of one experiment, got scale"):
         population_effective_dimension(one, of_a_step)
+    one.settings |= {"outputs": [[1.0, 2.0]]}
+    others = with_derivatives(torch.eye(4), 4)
+    others.settings = {"seed": 0, "outputs": [[1.0, 3.0]]}  # another architecture of the same name
+    with pytest.raises(ValueError, match="two samples of one experiment, got outputs"):
+        population_effective_dimension(one, others)
+    others.settings = {"seed": 0, "outputs": [[1.0, 2.00001]]}
+    assert population_effective_dimension(one, others) > 0
+    del one.settings["outputs"]
     with pytest.raises(ValueError, match="two networks in each, got 4 and 1"):
         population_effective_dimension(one, with_derivatives(torch.eye(4)[:1], 4))
 

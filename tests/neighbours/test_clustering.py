@@ -62,6 +62,12 @@ def test_two_means_of_a_linear_network_are_those_of_its_inputs():
     assert agreement(two_means(kernel), two_means(KERNEL)) == 1
 
 
+def test_points_that_differ_by_rounding_are_the_same():
+    noise = symmetrised(torch.randn(40, 40, generator=DRAW, dtype=torch.float64))
+    with pytest.raises(ValueError, match="all of these are the same"):
+        two_means(7 * (1 + 1e-15 * noise))
+
+
 def test_agreement_is_that_of_the_better_match():
     classes = torch.tensor([0, 0, 0, 1, 1])
     assert agreement(classes, classes) == agreement(1 - classes, classes) == 1

@@ -190,6 +190,28 @@ def test_the_network_is_left_as_it_was():
     assert all(p.grad is None for p in model.parameters())
 
 
+class Shifted(nn.Module):
+    """A network that first subtracts 0.5 from its inputs, in place or not."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place, self.rest = in_place, mlp()
+
+    def forward(self, x):
+        return self.rest(x.sub_(0.5) if self.in_place else x - 0.5)
+
+
+def test_a_network_that_begins_in_place_changes_no_inputs():
+    works, plain, before = Shifted(True), Shifted(False), X.clone()
+    for measure in (
+        lambda model: single_steps(model, X, Y).change,
+        lambda model: tangent_kernel(model, X),
+        lambda model: elasticity_along(model, X[0], torch.eye(6, dtype=torch.float64)),
+    ):
+        assert torch.equal(measure(works), measure(plain))
+        assert torch.equal(X, before)
+
+
 def test_convolutions_and_images_of_whole_numbers():
     torch.manual_seed(0)
     model = LeNet((1, 16, 16), 1, "average").double()
