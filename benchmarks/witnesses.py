@@ -3,7 +3,8 @@
     python -m benchmarks.witnesses [CHAPTER ...] [--root .]
 
 A witness tells rounding from another experiment if the first count is small and the second large. On the kind of
-processor that a witness was made on, all must agree, and only the second count says something.
+processor that a witness was made on, all must agree, and only the second count says something. The published data must
+be at hand that the witnesses were made with (NADKIT_DATA).
 """
 
 import argparse
