@@ -14,7 +14,7 @@ import pytest
 import yaml
 from test_forecast import disagreements
 
-from nadkit.book import claims, explorers, interactive, proofread, witness
+from nadkit.book import builder, claims, explorers, interactive, proofread, witness
 from nadkit.book.builder import build
 from nadkit.book.chapters import (
     Chapter,
@@ -23,6 +23,7 @@ from nadkit.book.chapters import (
     find_chapters,
     find_pages,
     load,
+    read_mapping,
     validate,
 )
 from nadkit.book.records import UNVERIFIED, recorded, validity_of
@@ -111,6 +112,12 @@ def without_solutions(chapter: Chapter) -> Iterator[dict]:
 def listed_claims(name: str) -> list[str]:
     """The claims that a chapter's first cell says it tests."""
     return proofread.listed_claims(load(ROOT, name).notebook)
+
+
+def test_what_a_first_build_expects_is_of_chapters_that_exist():
+    expected = read_mapping(ROOT / builder.SECONDS)
+    assert set(expected["quick"]) <= set(CHAPTERS)
+    assert all(5 < seconds < 300 for seconds in expected["quick"].values())
 
 
 def test_titles_are_short_and_distinct():
