@@ -47,10 +47,8 @@ class Child:
     def answer(self, seconds: float | None = None) -> dict[str, Any]:
         """Wait until it ends, and return what it printed; `code` is there only where it ended without an answer.
 
-        If the wait is interrupted, the command ends as after Ctrl-C, which leaves its checkpoints.
-
-        Raises:
-            TimeoutExpired: it did not end within these seconds, and was stopped.
+        If the wait is interrupted, the command ends as after Ctrl-C, which leaves its checkpoints. It also does if it
+        takes longer than `seconds`; then `subprocess.TimeoutExpired` is raised.
         """
         try:
             output, errors = self._process.communicate(timeout=seconds)
