@@ -394,7 +394,8 @@ def _as_row(claim: Claim, note: str, recorded: tuple[str, Claim] | None, *, wide
     if wide:
         words, made = recorded or ("", None)
         cells["recorded"] = f"{measured_as_html(made)}<br><small>{escape(words)}</small>" if made else "-"
-    return pages.row(cells.values(), id=f"claim-{claim.id}", css=cells)
+    named = ((cell, {"class": f"nadkit-{name}"}) for name, cell in cells.items())
+    return pages.row(named, id=f"claim-{claim.id}")
 
 
 def measured_as_html(claim: Claim, note: str = "") -> str:

@@ -3,11 +3,10 @@
 import base64
 import html
 import io
-import itertools
 import re
 import secrets
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a caller that draws has imported them
@@ -100,13 +99,38 @@ def unpacked(words: Iterable[str]) -> "Tensor":
     return (torch.tensor(np.stack(images), dtype=torch.float64) - 128) / 127
 
 
-def table(head: Sequence[str], rows: Iterable[str], *, caption: str = "", css: str = "") -> str:
-    """Return a table of rows that `row` made, without blank lines: Markdown would end the block."""
-    titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head)
+def table(
+    head: Sequence[str] | Mapping[str, Sequence[str]],
+    rows: Iterable[str],
+    *,
+    caption: str = "",
+    css: str = "",
+    region: str = "",
+) -> str:
+    """Return a table of rows that `row` made, without blank lines: Markdown would end the block.
+
+    Where `head` is a mapping, its titles stand above those of their columns, or, without any, above one column. A
+    table that scrolls by itself is a `region` of this name.
+    """
     above = f"<caption>{html.escape(' '.join(caption.split()))}</caption>\n" if caption else ""
     body = "\n".join(rows)
-    found = f'<table class="table {css}">\n{above}<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
-    return f'<div class="nadkit-scroll">\n{found}\n</div>'
+    found = f'<table class="table {css}">\n{above}<thead>{_head(head)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+    place = {"class": "nadkit-scroll"}
+    if region:
+        place = {"class": "nadkit-rows", "role": "region", "aria-label": region, "tabindex": "0"}
+    return f"<div{_attributes(place)}>\n{found}\n</div>"
+
+
+def _head(head: Sequence[str] | Mapping[str, Sequence[str]]) -> str:
+    if not isinstance(head, Mapping):
+        return "<tr>" + "".join(f'<th scope="col">{html.escape(title)}</th>' for title in head) + "</tr>"
+    above = "".join(
+        f'<th scope="colgroup" colspan="{len(below)}">{html.escape(title)}</th>'
+        if below
+        else f'<th scope="col" rowspan="2">{html.escape(title)}</th>'
+        for title, below in head.items()
+    )
+    return f"<tr>{above}</tr>\n{_head([title for below in head.values() for title in below])}"
 
 
 def number(value: float) -> str:
@@ -115,10 +139,21 @@ def number(value: float) -> str:
     return f"{rounded:,.0f}" if 1000 <= abs(rounded) < 1e9 else f"{rounded:g}"
 
 
-def row(cells: Iterable[str], *, head: str | None = None, id: str = "", css: Iterable[str] = ()) -> str:
-    """Return a row of cells that are HTML already; `head` names the row, `css` the classes of the other cells."""
-    named = f'<th scope="row">{head}</th>' if head is not None else ""
-    attribute = f' id="{id}"' if id else ""
-    classes = [f' class="nadkit-{name}"' for name in css]
-    pairs = itertools.zip_longest(cells, classes, fillvalue="")
-    return f"<tr{attribute}>{named}" + "".join(f"<td{name}>{cell}</td>" for cell, name in pairs) + "</tr>"
+Cell = str | tuple[str, Mapping[str, object]]
+"""What a cell of a table holds, as HTML; or that, and its attributes."""
+
+
+def row(cells: Iterable[Cell], *, head: Cell | None = None, **attributes: str) -> str:
+    """Return a row of a table; `head` names it, `attributes` are its own, such as an `id`."""
+    named = _cell(head, "th", scope="row") if head is not None else ""
+    return f"<tr{_attributes(attributes)}>{named}{''.join(_cell(cell, 'td') for cell in cells)}</tr>"
+
+
+def _cell(cell: Cell, tag: str, **attributes: str) -> str:
+    content, own = (cell, {}) if isinstance(cell, str) else cell
+    return f"<{tag}{_attributes({**attributes, **own})}>{content}</{tag}>"
+
+
+def _attributes(named: Mapping[str, object]) -> str:
+    words = {name: html.escape(" ".join(str(value).split())) for name, value in named.items()}
+    return "".join(f' {name}="{value}"' for name, value in words.items())

@@ -45,7 +45,7 @@ def _table(chapter: Mapping[str, Any]) -> str:
     found = pages.table(("Parameter", "Type", QUICK, *others, "Allowed"), rows, caption=caption, css="nadkit-claims")
     # A link with words of its own: the page's table of contents shows no titles that Sphinx fills in.
     heading = f"## [{chapter['title']}](/book/{chapter['chapter']}.ipynb)"
-    return f'{heading}\n\n<div class="nadkit-scroll" tabindex="0">\n{found}\n</div>'
+    return f"{heading}\n\n{found}"
 
 
 def _code(text: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from nadkit.book import pages
 from nadkit.book.chapters import BadInput
 from nadkit.book.claims import (
     FAILS,
@@ -277,20 +278,19 @@ def _conclusion(paper: str, rows: Iterable[Row], papers: Mapping[str, Paper]) ->
 def _totals_table(found: Iterable[Total], papers: Mapping[str, Paper]) -> str:
     """Return the totals with a head of two rows, so that the columns are narrow."""
     words = [f"{SYMBOLS.get(verdict, '')} {_short(verdict)}".strip() for verdict in VERDICTS]
-    above = "".join(f'<th scope="colgroup" colspan="{len(words)}">{where}</th>' for where in ("Recorded", "This build"))
-    below = "".join(f'<th scope="col">{word}</th>' for word in words * 2)
-    lines = [
-        '<div class="nadkit-scroll">',
-        '<table class="table nadkit-totals">',
-        "<caption>Claims by paper and verdict. Of several records of a claim, one counts.</caption>",
-        f'<thead><tr><th scope="col" rowspan="2">Paper</th><th scope="col" rowspan="2">Claims</th>{above}</tr>',
-        f"<tr>{below}</tr></thead>",
-        "<tbody>",
+    rows = [
+        pages.row(
+            map(str, (total.claims, *total.recorded.values(), *total.live.values())),
+            head=_link(_named(total.paper, papers), papers, total.paper),
+        )
+        for total in found
     ]
-    for total in found:
-        counts = "".join(f"<td>{n}</td>" for n in (total.claims, *total.recorded.values(), *total.live.values()))
-        lines.append(f'<tr><th scope="row">{_link(_named(total.paper, papers), papers, total.paper)}</th>{counts}</tr>')
-    return "\n".join([*lines, "</tbody>", "</table>", "</div>"])
+    return pages.table(
+        {"Paper": (), "Claims": (), "Recorded": words, "This build": words},
+        rows,
+        caption="Claims by paper and verdict. Of several records of a claim, one counts.",
+        css="nadkit-totals",
+    )
 
 
 def _short(verdict: str) -> str:
@@ -298,25 +298,16 @@ def _short(verdict: str) -> str:
 
 
 def _table(rows: Sequence[Row], papers: Mapping[str, Paper]) -> str:
-    titles = "".join(f'<th scope="col">{title}</th>' for title in COLUMNS)
     gone = sum(row.live is None for row in rows)
     left_out = f" In a record only, and not in the totals: {gone}." if gone else ""
-    lines = [
-        '<div class="nadkit-filtered">',
-        _form(rows, papers),
-        '<div class="nadkit-rows" role="region" aria-label="all claims" tabindex="0">',
-        '<table class="table nadkit-claims nadkit-scorecard">',
-        "<caption>Every claim: where it is tested, what was reported and measured, and the verdict."
-        f"{left_out}</caption>",
-        f"<thead><tr>{titles}</tr></thead>",
-        "<tbody>",
-        *(_as_row(row, papers, place) for place, row in enumerate(rows)),
-        "</tbody>",
-        "</table>",
-        "</div>",
-        "</div>",
-    ]
-    return "\n".join(lines)
+    found = pages.table(
+        COLUMNS,
+        (_as_row(row, papers, place) for place, row in enumerate(rows)),
+        caption=f"Every claim: where it is tested, what was reported and measured, and the verdict.{left_out}",
+        css="nadkit-claims nadkit-scorecard",
+        region="all claims",
+    )
+    return f'<div class="nadkit-filtered">\n{_form(rows, papers)}\n{found}\n</div>'
 
 
 def _form(rows: Sequence[Row], papers: Mapping[str, Paper]) -> str:
@@ -343,17 +334,19 @@ def _as_row(row: Row, papers: Mapping[str, Paper], place: int) -> str:
     word = f"<em>{GONE}</em>" if verdict == GONE else word_as_html(standing)
     where = "" if verdict == GONE else f"<br><small>{'recorded' if record else 'this build'}</small>"
     facts = {"paper": _named(claim.paper, papers), "verdict": verdict, "chapter": row.chapter}
-    attributes = "".join(f' data-{name}="{_escape(value)}"' for name, value in facts.items())
-    number = "" if standing.measured is None else standing.measured
     cells = [
-        f'<th scope="row" data-search="{_escape(f"{claim.statement} {claim.id}")}">{head}</th>',
-        f'<td data-order="{place}"><a href="../{_escape(row.chapter)}.html">{_escape(_last(row.chapter))}</a></td>',
-        f"<td>{_link(claim.source, papers, claim.paper)}</td>",
-        f"<td>{_escape(claim.report)}</td>",
-        f'<td data-order="{number}">{_escape(standing.measurement)}</td>',
-        f'<td data-order="{[*VERDICTS, GONE].index(verdict)}">{word}{where}</td>',
+        (f'<a href="../{_escape(row.chapter)}.html">{_escape(_last(row.chapter))}</a>', {"data-order": place}),
+        _link(claim.source, papers, claim.paper),
+        _escape(claim.report),
+        (_escape(standing.measurement), {"data-order": "" if standing.measured is None else standing.measured}),
+        (f"{word}{where}", {"data-order": [*VERDICTS, GONE].index(verdict)}),
     ]
-    return f'<tr id="{anchor(claim.id)}"{attributes}>{"".join(cells)}</tr>'
+    return pages.row(
+        cells,
+        head=(head, {"data-search": f"{claim.statement} {claim.id}"}),
+        id=anchor(claim.id),
+        **{f"data-{name}": value for name, value in facts.items()},
+    )
 
 
 def _last(chapter: str) -> str:
