@@ -115,10 +115,9 @@ def table(
     above = f"<caption>{html.escape(' '.join(caption.split()))}</caption>\n" if caption else ""
     body = "\n".join(rows)
     found = f'<table class="table {css}">\n{above}<thead>{_head(head)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
-    place = {"class": "nadkit-scroll"}
-    if region:
-        place = {"class": "nadkit-rows", "role": "region", "aria-label": region, "tabindex": "0"}
-    return f"<div{_attributes(place)}>\n{found}\n</div>"
+    # the keyboard can scroll what it can focus
+    named = {"class": "nadkit-rows", "role": "region", "aria-label": region} if region else {"class": "nadkit-scroll"}
+    return f'<div{_attributes(named)} tabindex="0">\n{found}\n</div>'
 
 
 def _head(head: Sequence[str] | Mapping[str, Sequence[str]]) -> str:

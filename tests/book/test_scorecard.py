@@ -311,7 +311,7 @@ def test_words_of_claims_and_records_cannot_break_the_page():
     text = markdown(rows([run(*claims)], [recorded("paper", *claims, device=nasty)]))
     assert table(text).text.count("a < b </table> & {cite:t}`x` ```") == 6
     for block in ("scroll", "filtered"):  # a blank line would end it, as Markdown has it
-        inside = re.search(rf'<div class="nadkit-{block}">.*?</table>', text, flags=re.DOTALL)[0]
+        inside = re.search(rf'<div class="nadkit-{block}".*?</table>', text, flags=re.DOTALL)[0]
         assert "" not in inside.splitlines()
 
 
