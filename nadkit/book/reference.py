@@ -24,6 +24,8 @@ _NAME = re.compile(r"`([A-Za-z_][\w.]*)`")
 # reStructuredText would read these as emphasis, substitutions and links.
 _MARKUP = re.compile(r"[*|\\]|(?<=\w)_(?!\w)")
 _SECTION = re.compile(r"[A-Z][a-z]+:$")
+# These extensions of Jupyter Book do not say that pages may be read in any order. They keep nothing of a page.
+QUIET = {"sphinx_jupyterbook_latex", "sphinx_multitoc_numbering"}
 _NAMES = re.compile(r"( +\w+(?:, \w+)+): ")
 
 
@@ -82,9 +84,19 @@ def setup(app: "Sphinx") -> dict[str, Any]:
     for field in PyObject.doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"  # as the docstrings call them
+    app.connect("builder-inited", _share_pages)
     app.connect("autodoc-process-docstring", _prepare, priority=400)  # before napoleon, at 500
     app.connect("html-collect-pages", _complete_search)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _share_pages(app: "Sphinx") -> None:
+    """Let two processes read and write the pages, where there are two cores: Jupyter Book has no option for it."""
+    import joblib
+
+    app.parallel = min(2, joblib.cpu_count())
+    for name in QUIET & app.extensions.keys():
+        app.extensions[name].parallel_read_safe = True
 
 
 def _complete_search(app: "Sphinx") -> list[tuple[str, dict[str, Any], str]]:

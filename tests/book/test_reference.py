@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace
 from toy import make_notebook
 
 import nadkit
@@ -93,3 +94,15 @@ def test_the_search_keeps_the_names_of_pages_that_are_not_drawn_again(tmp_path):
     assert {"one", "two", "direction", "neural", "unit", "map"} <= set(first)
     one.write_text(one.read_text() + "\nEdited.\n")
     assert names() == first
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8])
+def test_two_processes_share_the_pages_where_there_are_two_cores(tmp_path, monkeypatch, cores):
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    (tmp_path / "index.rst").write_text("All\n===\n")
+    settings = {"extensions": [*sorted(reference.QUIET), "nadkit.book.reference"]}
+    with docutils_namespace():
+        app = Sphinx(tmp_path, None, tmp_path / "out", tmp_path / "out", "html", settings, status=None, warning=None)
+    assert app.parallel == min(cores, 2)
+    assert app.is_parallel_allowed("read")
+    assert app.is_parallel_allowed("write")
