@@ -1,7 +1,7 @@
 """Training one network: `fit`, what it minimises and measures, and `evaluate`."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -9,6 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 from tqdm import tqdm
 
 from nadkit import architectures, checks, seeds
@@ -200,11 +201,33 @@ def fit(
     return history
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+class _Sgd:
+    """The steps of `torch.optim.SGD`, whose first use imports a compiler: that takes longer than many a training."""
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        self.param_groups = [{"params": list(params), "lr": lr}]
+        self.options = {"momentum": momentum, "weight_decay": weight_decay, "dampening": 0, "nesterov": False}
+        self.velocities: dict[nn.Parameter, Tensor] = {}
+
+    def zero_grad(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        params = [p for p in self.param_groups[0]["params"] if p.grad is not None]
+        velocities = [self.velocities.get(p) for p in params]
+        rate = self.param_groups[0]["lr"]
+        sgd(params, [p.grad for p in params], velocities, lr=rate, maximize=False, **self.options)
+        if self.options["momentum"]:
+            self.velocities |= zip(params, velocities, strict=True)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer | _Sgd:
     options = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), **options)
-    return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **options)
+    return _Sgd(model.parameters(), momentum=recipe.momentum, **options)
 
 
 def _steps_to_loss(losses: Tensor, limit: float) -> int | None:
@@ -217,7 +240,7 @@ def _steps_to_loss(losses: Tensor, limit: float) -> int | None:
 
 def _step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | _Sgd,
     objective: Objective,
     batch: tuple[Tensor, Tensor, int],
     rate: float,
@@ -227,7 +250,7 @@ def _step(
     x, y, epoch = batch
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.bf16):
         loss, logits = objective(model, x, y, epoch)
     loss.backward()

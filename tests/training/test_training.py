@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
@@ -175,6 +176,39 @@ def test_adam_against_a_plain_loop():
             optimizer.step()
     for ours, theirs in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_descent_takes_the_steps_of_torch_to_the_last_bit(momentum, weight_decay):
+    """One weight is frozen, and one has no gradient at every other step."""
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(3, 2), requires_grad=i != 1) for i in range(3)]
+    theirs = [nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for p in ours]
+    options = {"lr": 0.1, "momentum": momentum, "weight_decay": weight_decay}
+    optimizers = fitting._Sgd(ours, **options), torch.optim.SGD(theirs, **options)
+    for step in range(6):
+        for weights, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            assert all(p.grad is None for p in weights)
+            used = weights[2].sin().sum() + (weights[1] * weights[2]).sum() + (step % 2 and weights[0].square().sum())
+            used.backward()
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            optimizer.step()
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_training_does_not_import_the_compiler():
+    """It takes over a second, and `torch.optim.SGD` imports it."""
+    code = """
+        import sys, torch
+        from nadkit import architectures, training
+        network = architectures.build("logreg", shape=(1, 4, 4), classes=2)
+        data = torch.randn(8, 1, 4, 4), torch.arange(8) % 2
+        training.fit(network, data, data, training.Recipe(epochs=1), device="cpu")
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
 def test_schedules_by_hand():
