@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nadkit.book import results
-from nadkit.book.claims import within
+from nadkit.book.claims import parse_bound, within
 from nadkit.names import with_error
 
 if TYPE_CHECKING:  # statistics take a second to import
@@ -61,10 +61,16 @@ def weakest(found: Sequence["Measured"], bound: str) -> "Measured":
     """Return the one of several measurements that decides whether all of them are within a bound, such as "> 0".
 
     That is one that lies outside the bound, if there is one; else one that lies partly outside. Of several such, it is
-    the one whose interval begins lowest.
+    the one whose interval reaches furthest towards the wrong side.
     """
     order = {1: 0, 2: 1, 0: 2}  # the values of `within`: outside, partly, inside
-    return min(found, key=lambda one: (order[within(one.value, one.error, bound)], one.value - one.error))
+    tests = parse_bound(bound)
+
+    def key(one: "Measured") -> tuple[int, float]:
+        room = min(test.room(one.value, one.error) for test in tests)
+        return order[within(one.value, one.error, bound)], room
+
+    return min(found, key=key)
 
 
 def show(answers: Sequence[dict[str, str]], recorded: Sequence["Record"] = ()) -> None:

@@ -42,13 +42,27 @@ UNKNOWN = "unknown"
 OURS = "our measurement"
 
 Scalar = str | float | bool | None
-Test = Callable[[float], bool]
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _ONE_SIDED = re.compile(rf"(>=|<=|>|<) *{_NUMBER}")
 _BETWEEN = re.compile(rf"between {_NUMBER} and {_NUMBER}")
 _WITHIN = re.compile(rf"within {_NUMBER}")
 _BANDS = ("between", "within")
+
+
+@dataclass(frozen=True)
+class Test:
+    """Whether a number lies on the right side of another: a `sign` of `_COMPARE` and that other number."""
+
+    sign: str
+    bound: float
+
+    def __call__(self, number: float) -> bool:
+        return _COMPARE[self.sign](number, self.bound)
+
+    def room(self, value: float, error: float) -> float:
+        """Return how far all of value ± error lies on the right side, negative where some of it does not."""
+        return value - error - self.bound if self.sign in (">", ">=") else self.bound - value - error
 
 
 def parse_bound(text: str) -> list[Test]:
@@ -58,22 +72,18 @@ def parse_bound(text: str) -> list[Test]:
         ValueError: `text` is no bound.
     """
     if found := _ONE_SIDED.fullmatch(text.strip()):
-        return [_test(found[1], float(found[2]))]
+        return [Test(found[1], float(found[2]))]
     ends = ()
     if found := _BETWEEN.fullmatch(text.strip()):
         ends = float(found[1]), float(found[2])
     elif found := _WITHIN.fullmatch(text.strip()):
         ends = -float(found[1]), float(found[1])
     if ends and ends[0] <= ends[1]:
-        return [_test(">=", ends[0]), _test("<=", ends[1])]
+        return [Test(">=", ends[0]), Test("<=", ends[1])]
     raise ValueError(
         f"holds_if: expected '>= 0.95', '> 0', '<= 3', '< 1', 'between 0.9 and 1.1' (smaller number first) "
         f"or 'within 0.05' (of zero: a difference), got {text!r}"
     )
-
-
-def _test(sign: str, bound: float) -> Test:
-    return lambda number: _COMPARE[sign](number, bound)
 
 
 def within(value: float, error: float, bound: str) -> int:

@@ -47,6 +47,15 @@ def test_the_weakest_says_whether_all_are_within_a_bound():
     assert answers.weakest([yes, nearer], "> 0") == nearer
 
 
+def test_the_weakest_of_an_upper_bound_reaches_highest():
+    far, near, wide = Measured(0.01, 0.001), Measured(0.04, 0.001), Measured(0.03, 0.015)
+    assert answers.weakest([far, near, wide], "<= 0.05") == wide
+    assert answers.weakest([far, near], "<= 0.05") == near
+    negative = Measured(-0.045, 0.001)
+    assert answers.weakest([far, near, negative], "within 0.05") == negative
+    assert answers.weakest([Measured(0.2), Measured(0.9), Measured(0.4)], "between 0 and 1") == Measured(0.9)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"), [({"question": "It is so."}, "question mark"), ({"yes_if": "large"}, "holds_if: expected")]
 )
