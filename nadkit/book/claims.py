@@ -388,11 +388,13 @@ def _as_html(
 
 def _as_row(claim: Claim, note: str, recorded: tuple[str, Claim] | None, *, wide: bool) -> str:
     escape = html.escape
+    words, made = recorded or ("", None)
     statement = f"{escape(claim.statement)}<br><small>{escape(claim.source)}</small><br><code>{claim.id}</code>"
+    if made and made.statement != claim.statement:
+        statement += f"<br><small>Recorded: {escape(made.statement)}</small>"
     reported = f"{escape(claim.report)}<br><small>holds if {escape(claim.holds_if)}</small>"
     cells = {"claim": statement, "reported": reported, "run": measured_as_html(claim, note)}
     if wide:
-        words, made = recorded or ("", None)
         cells["recorded"] = f"{measured_as_html(made)}<br><small>{escape(words)}</small>" if made else "-"
     named = ((cell, {"class": f"nadkit-{name}"}) for name, cell in cells.items())
     return pages.row(named, id=f"claim-{claim.id}")

@@ -191,12 +191,14 @@ class Expected:
         return Claim(self.id, self.statement, None, self.holds_if, paper=self.paper, **known)
 
     def judge(self, claim: Claim) -> Claim:
-        """Return the claim of a recorded run, judged by today's rules (`Claim.judged_by`)."""
+        """Return a recorded run's claim, judged by today's rules (`Claim.judged_by`), in today's words if known."""
         rules = {
             name: {key: (claims.UNKNOWN, pair[1]) for key, pair in getattr(self, name).items() if _required(pair)}
             for name in ("needs", "same")
         }
-        return claim.judged_by(Claim(self.id, self.statement, None, self.holds_if, paper=self.paper, **rules))
+        judged = claim.judged_by(Claim(self.id, self.statement, None, self.holds_if, paper=self.paper, **rules))
+        # a text has a "?" for what is unknown
+        return judged if "?" in self.statement else replace(judged, statement=self.statement)
 
 
 def _required(pair: object) -> bool:

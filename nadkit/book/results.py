@@ -40,6 +40,7 @@ WIDE, LOW = 8, 3
 FINISHED = "finished"
 # Today's code gives other numbers than a record.
 DIFFERS = "differs"
+NOT_DRAWN = "It could not be drawn"
 
 Scalar = str | int | float | bool | None
 Table = Mapping[str, list]
@@ -260,7 +261,7 @@ def _redrawn(frame: "pd.DataFrame", draw: "Callable[[pd.DataFrame], Figure] | No
     try:
         return _drawn(frame, draw, alt)
     except Exception as error:
-        problem = html.escape(f"It could not be drawn ({type(error).__name__}: {error}).")
+        problem = html.escape(f"{NOT_DRAWN} ({type(error).__name__}: {error}).")
         return f"{_as_table(frame, alt)}<p>{problem}</p>", ""
 
 

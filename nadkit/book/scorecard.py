@@ -328,7 +328,7 @@ def _form(rows: Sequence[Row], papers: Mapping[str, Paper]) -> str:
 def _as_row(row: Row, papers: Mapping[str, Paper], place: int) -> str:
     claim, (record, standing), verdict = row.claim, row.standing, _verdict(row)
     head = (
-        f'<a href="{_escape(f"../{row.page}")}">{_escape(claim.statement)}</a><br>'
+        f'<a href="{_escape(f"../{row.page}")}">{_escape(standing.statement)}</a><br>'
         f'<a class="nadkit-id" href="#{anchor(claim.id)}"><code>{_escape(claim.id)}</code></a>{_details(row)}'
     )
     word = f"<em>{GONE}</em>" if verdict == GONE else word_as_html(standing)
@@ -343,7 +343,7 @@ def _as_row(row: Row, papers: Mapping[str, Paper], place: int) -> str:
     ]
     return pages.row(
         cells,
-        head=(head, {"data-search": f"{claim.statement} {claim.id}"}),
+        head=(head, {"data-search": f"{standing.statement} {claim.id}"}),
         id=anchor(claim.id),
         **{f"data-{name}": value for name, value in facts.items()},
     )
@@ -407,7 +407,8 @@ def lines(rows: Iterable[Row], start: str) -> str:
 def _line(row: Row, start: str) -> str:
     record, claim = row.standing
     reported = "no number reported" if claim.reported is None else f"reported {claim.report}"
-    facts = [f"{reported}, measured {claim.measurement}", record.words if record else "this build"]
+    facts = [f"holds if {claim.holds_if}", f"{reported}, measured {claim.measurement}"]
+    facts.append(record.words if record else "this build")
     facts += filter(None, [claim.why_undecided, row.waits])
     link = f'<a href="{_escape(start + row.page)}">{_escape(claim.statement)}</a>'
     return f"<li>{word_as_html(claim)} {link} <small>({_escape('; '.join(facts))})</small></li>"

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from test_forecast import disagreements
 
-from nadkit.book import builder, claims, explorers, interactive, proofread, witness
+from nadkit.book import builder, claims, explorers, interactive, proofread, results, witness
 from nadkit.book.builder import build
 from nadkit.book.chapters import (
     Chapter,
@@ -304,6 +304,7 @@ def test_pages_load_nothing_from_outside(built):
 def test_every_picture_is_drawn_and_says_what_it_shows(built):
     for page in pages(built):
         assert "&lt;Figure size" not in page.read_text(), page
+        assert results.NOT_DRAWN not in page.read_text(), page
         loads = Loads()
         loads.feed(page.read_text())
         assert loads.mute == [], page

@@ -274,6 +274,12 @@ def test_notes_stand_beside_undecided_claims_alone(tmp_path):
 def test_what_was_recorded_stands_beside_the_claims_of_this_run(tmp_path):
     notebook = read_notebook(executed(tmp_path / "a.ipynb", [claim(None, id="a"), claim(1.0, id="b")]))
     annotate(notebook, {}, {"a": ("MNIST, 12 min on <GPU>", claim(0.97, id="a"))})
+    assert "Recorded:" not in notebook["cells"][0]["outputs"][0]["data"]["text/html"]
+    of_another = claim(0.97, id="a", statement="On <MNIST>")
+    annotate(notebook, {}, {"a": ("MNIST, 12 min on <GPU>", of_another)})
+    assert (
+        notebook["cells"][0]["outputs"][0]["data"]["text/html"].count("<small>Recorded: On &lt;MNIST&gt;</small>") == 1
+    )
     (html,) = (cell["outputs"][0]["data"]["text/html"] for cell in notebook["cells"])
     assert '<th scope="col">Recorded</th>' in html
     assert "✓ holds</strong><br>0.97<br><small>MNIST, 12 min on &lt;GPU&gt;</small></td></tr>" in html

@@ -69,7 +69,7 @@ def test_a_page_gets_the_verdicts_that_it_names(book, page, link):
     (text,) = book("claims/low-first", page=page).values()
     assert f'<a href="{link}.html#claim-low-first">Low &lt;frequencies&gt; come first</a>' in text
     assert "✓ holds" in text
-    assert "(reported 0.9, measured 0.75; this build)" in text
+    assert "(holds if &gt;= 0.5; reported 0.9, measured 0.75; this build)" in text
 
 
 @pytest.mark.parametrize(

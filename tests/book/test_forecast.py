@@ -112,6 +112,17 @@ def test_a_recorded_claim_is_judged_by_the_rules_of_today(make_book):
     assert rule.judge(Claim("a", "A", 0.7, "> 0.9", needs={"n": (3, 1)})).verdict == UNDECIDED
 
 
+def test_a_recorded_claim_speaks_of_its_run_in_the_words_of_today(make_book):
+    """What the statement says of results is unknown before a run: then the record's own words stay."""
+    imports = "import torch\nfrom nadkit.book.claims import Claim, show\n"
+    claims = "Claim('a', f'On {images} it learns', 1.0, '> 0'), Claim('b', f'{torch.rand(3).sum()} nets', 1.0, '> 0')"
+    code = f"show([{claims}])"
+    chapter = load(make_book(one=make_notebook("One", PARAMETERS, (imports, code))), "one")
+    measured = [Claim("a", "It learned on file", 0.7, "> 0"), Claim("b", "6 nets", 0.7, "> 0")]
+    found = judged(chapter, {"images": "file"}, measured)
+    assert {id: claim.statement for id, claim in found.items()} == {"a": "On file it learns", "b": "6 nets"}
+
+
 def test_a_recorded_claim_needs_what_a_run_like_its_own_needs(make_book):
     """Where parameters decide what is needed, those of the run do, and not those of another one."""
     imports = "from nadkit.book.claims import Claim, show\n"

@@ -252,6 +252,18 @@ def test_a_record_is_judged_for_the_parameters_of_its_run():
     assert row.standing[0] is record
 
 
+def test_a_row_speaks_of_the_run_whose_number_it_shows():
+    here, there = (
+        claim("a", 1.0, statement=f"LeNet learns {images}", needs={"n": (n, 9)})
+        for images, n in (("digits", 5), ("MNIST", 9))
+    )
+    (row,) = rows_of(markdown(rows([run(here)], [recorded("paper", there)]))).values()
+    assert "LeNet learns MNIST" in row
+    assert "digits" not in row
+    (row,) = rows_of(markdown(rows([run(here)], []))).values()
+    assert "LeNet learns digits" in row
+
+
 def test_claims_that_only_a_record_has_are_told_apart_from_those_counted():
     text = markdown(rows(LIVE[:1], [recorded("paper", claim("old", 1.0))]))
     assert "In a record only, and not in the totals: 1." in text
