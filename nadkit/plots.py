@@ -549,7 +549,7 @@ def tap_graphs(table: pd.DataFrame, *, panel: str) -> Figure:
     return figure
 
 
-def matrices(table: pd.DataFrame, *, panel: str) -> Figure:
+def matrices(table: pd.DataFrame, *, panel: str, label: str = "entry") -> Figure:
     """Return matrices over the taps of a window as heat maps side by side, on one scale with zero in its middle.
 
     Columns: ``panel``, filter tap (rows), window tap (columns), entry.
@@ -564,7 +564,7 @@ def matrices(table: pd.DataFrame, *, panel: str) -> Figure:
         axis.set(
             title=name, xlabel="window tap", ylabel="filter tap" if _first(axis) else "", xticks=ticks, yticks=ticks
         )
-    figure.colorbar(drawn, ax=axes, shrink=0.8)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label=label)
     return figure
 
 
@@ -584,12 +584,17 @@ def kernels(table: pd.DataFrame, *, panel: str, label: str) -> Figure:
 
 
 def strips(frame: pd.DataFrame, *, x: str, y: str, panel: str) -> Figure:
-    """Return column ``y`` of every row as a dot at its ``x``, a panel with a scale of its own for each ``panel``."""
+    """Return column ``y`` of every row as a dot at its ``x``, a panel with a scale of its own for each ``panel``.
+
+    Of more than eight places, every second has its name below it.
+    """
     groups = frame.groupby(panel, sort=False)
     figure, axes = _panels(len(groups), 3.2, 3.2, extra=0.4)
     for axis, (name, rows) in zip(axes, groups, strict=True):
         sns.stripplot(rows, x=x, y=y, ax=axis, jitter=0.15, alpha=0.7)
         axis.set(title=name, ylabel=y if _first(axis) else "")
+        if len(axis.get_xticks()) > 8:  # more labels would run together
+            axis.set_xticks(axis.get_xticks()[::2], [text.get_text() for text in axis.get_xticklabels()[::2]])
     return figure
 
 
@@ -710,7 +715,7 @@ def second_scale(axis: Axes, *, x: str | None = None, y: str | None = None, fact
 def in_space(frame: pd.DataFrame, *, colour: str, row: str, panel: str) -> Figure:
     """Return points (columns x, y, z) coloured from 0 to 1 by a column, by ``row`` and ``panel``; the first is a star.
 
-    Values above 1 have the last colour.
+    Values above 1 have the last colour. The upright axis has no name, which would stand above the colour bar.
     """
     rows, panels = frame[row].unique(), frame[panel].unique()
     figure = _figure(3.7 * len(panels) + 0.8, 3.3 * len(rows))
@@ -724,7 +729,6 @@ def in_space(frame: pd.DataFrame, *, colour: str, row: str, panel: str) -> Figur
             title=f"{i}: {j}",
             xlabel="x",
             ylabel="y",
-            zlabel="z",
             zticks=[points.z.min().round(), points.z.max().round()],
         )
         axis.tick_params(labelsize="small", pad=-2)
