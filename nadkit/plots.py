@@ -493,13 +493,15 @@ def curves(
     panel: str,
     marks: Mapping[str, float] | None = None,
     log_x: bool = False,
+    share_x: bool = True,
 ) -> Figure:
     """Return column ``y`` over column ``x`` as lines in bands of +- ``error``, one for each ``hue``, by ``panel``.
 
-    Dashed upright lines stand at the ``marks``, each in the colour of its ``hue``.
+    Dashed upright lines stand at the ``marks``, each in the colour of its ``hue``. With ``share_x`` the panels have the
+    same x axis.
     """
     groups, colours = frame.groupby(panel, sort=False), _colours(frame[hue])
-    figure, axes = _panels(len(groups), 4, 3.6, extra=1.8, sharex=True, sharey=True)
+    figure, axes = _panels(len(groups), 4, 3.6, extra=1.8, sharex=share_x, sharey=True)
     shapes = dict(zip(colours, itertools.cycle("os^DvP"), strict=False))
     for axis, (title, rows) in zip(axes, groups, strict=True):
         for name, line in rows.groupby(hue, sort=False):
