@@ -5,6 +5,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -255,16 +256,24 @@ def pictures(rows: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
 
 
 def lines(
-    frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x: bool = False, legend_beside: bool = False
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    log_x: bool = False,
+    legend_beside: bool = False,
+    dashed: Mapping[str, str] | None = None,
 ) -> Figure:
     """Return column ``y`` against column ``x`` as a marked line, one for each value of ``hue``.
 
     Where rows share an ``x``, the line is their mean, in a band of two standard errors. ``legend_beside`` puts the
-    names of the lines beside the panel, where many or long ones have room.
+    names of the lines beside the panel, where many or long ones have room. Lines named in ``dashed`` are dashed; each
+    has the colour of the line that it is mapped to.
     """
     figure = _figure(9.5 if legend_beside else 6.4, 4)
     axis = figure.subplots()
-    sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **_line_marks(frame, hue))
+    sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **_line_marks(frame, hue, dashed or {}))
     if log_x:
         axis.set_xscale("log")
     if hue is not None:
@@ -272,12 +281,16 @@ def lines(
     return figure
 
 
-def _line_marks(frame: pd.DataFrame, hue: str | None) -> dict[str, object]:
-    """Return how seaborn is to tell lines apart: by colour and by mark."""
+def _line_marks(
+    frame: pd.DataFrame, hue: str | None, dashed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, object]:
+    """Return how seaborn is to tell lines apart: by colour and by mark, and some by dashes."""
     if hue is None:
         return {"marker": "o"}
-    palette = _colours(frame[hue])
-    return {"hue": hue, "palette": palette, "style": hue, "markers": True, "dashes": False}
+    palette = _colours(name for name in frame[hue] if name not in dashed)
+    palette |= {name: palette[other] for name, other in dashed.items()}
+    dashes = {name: (3, 2) if name in dashed else "" for name in palette} if dashed else False
+    return {"hue": hue, "palette": palette, "style": hue, "markers": True, "dashes": dashes}
 
 
 def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str, hue: str | None = None) -> Figure:
