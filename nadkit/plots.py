@@ -268,11 +268,13 @@ def lines(
     """Return column ``y`` against column ``x`` as a marked line, one for each value of ``hue``.
 
     Where rows share an ``x``, the line is their mean, in a band of two standard errors. ``legend_beside`` puts the
-    names of the lines beside the panel, where many or long ones have room. Lines named in ``dashed`` are dashed; each
-    has the colour of the line that it is mapped to.
+    names of the lines beside the panel, where many or long ones have room. Lines named in ``dashed`` are dashed and on
+    top; each has the colour of the line that it is mapped to, which may be itself.
     """
     figure = _figure(9.5 if legend_beside else 6.4, 4)
     axis = figure.subplots()
+    if dashed:
+        frame = frame.sort_values(hue, key=lambda names: names.isin(list(dashed)), kind="stable")
     sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **_line_marks(frame, hue, dashed or {}))
     if log_x:
         axis.set_xscale("log")
@@ -287,7 +289,7 @@ def _line_marks(
     """Return how seaborn is to tell lines apart: by colour and by mark, and some by dashes."""
     if hue is None:
         return {"marker": "o"}
-    palette = _colours(name for name in frame[hue] if name not in dashed)
+    palette = _colours(name for name in frame[hue] if dashed.get(name, name) == name)
     palette |= {name: palette[other] for name, other in dashed.items()}
     dashes = {name: (3, 2) if name in dashed else "" for name in palette} if dashed else False
     return {"hue": hue, "palette": palette, "style": hue, "markers": True, "dashes": dashes}
@@ -399,22 +401,34 @@ def log_maps(maps: Mapping[str, pd.DataFrame], *, label: str) -> Figure:
 
 
 def scatter(
-    frame: pd.DataFrame, *, x: str, y: str, panel: str, style: str, log_x: bool = True, share: bool = True
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    panel: str,
+    style: str,
+    log_x: bool = True,
+    share: bool = True,
+    empty: str = "",
 ) -> Figure:
     """Return column ``y`` against column ``x``, a panel for each ``panel``, a mark for each ``style``.
 
-    With ``share`` the panels have the same axes.
+    With ``share`` the panels have the same axes. ``empty`` is the title of one more panel, without marks: `beside` can
+    draw there.
     """
-    groups = frame.groupby(panel, sort=False)
+    groups = [*frame.groupby(panel, sort=False), *([(empty, frame[:0])] if empty else [])]
     figure, axes = _panels(len(groups), 3.2, 3.4, extra=1.4, sharex=share, sharey=share)
     palette = _colours(frame[style])
     order = {"hue_order": list(palette), "style_order": list(palette), "palette": palette}
     for axis, (name, rows) in zip(axes, groups, strict=True):
-        legend = "auto" if axis is _corner(axes) else False
-        sns.scatterplot(rows, x=x, y=y, hue=style, style=style, ax=axis, legend=legend, **order)
+        if len(rows):
+            legend = "auto" if axis is axes[0] else False
+            sns.scatterplot(rows, x=x, y=y, hue=style, style=style, ax=axis, legend=legend, **order)
         axis.set(xscale="log" if log_x else "linear", title=name, xlabel="", ylabel=y if _first(axis) else "")
     figure.supxlabel(x, fontsize="medium")
-    _corner(axes).legend(title=style, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    marks = axes[0].get_legend_handles_labels()
+    axes[0].get_legend().remove()
+    _corner(axes).legend(*marks, title=style, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
 
