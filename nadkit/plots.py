@@ -5,6 +5,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -255,16 +256,26 @@ def pictures(rows: Mapping[str, Tensor], titles: Sequence[str]) -> Figure:
 
 
 def lines(
-    frame: pd.DataFrame, *, x: str, y: str, hue: str | None = None, log_x: bool = False, legend_beside: bool = False
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    log_x: bool = False,
+    legend_beside: bool = False,
+    dashed: Mapping[str, str] | None = None,
 ) -> Figure:
     """Return column ``y`` against column ``x`` as a marked line, one for each value of ``hue``.
 
     Where rows share an ``x``, the line is their mean, in a band of two standard errors. ``legend_beside`` puts the
-    names of the lines beside the panel, where many or long ones have room.
+    names of the lines beside the panel, where many or long ones have room. Lines named in ``dashed`` are dashed and on
+    top; each has the colour of the line that it is mapped to, which may be itself.
     """
     figure = _figure(9.5 if legend_beside else 6.4, 4)
     axis = figure.subplots()
-    sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **_line_marks(frame, hue))
+    if dashed:
+        frame = frame.sort_values(hue, key=lambda names: names.isin(list(dashed)), kind="stable")
+    sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("se", 2), **_line_marks(frame, hue, dashed or {}))
     if log_x:
         axis.set_xscale("log")
     if hue is not None:
@@ -272,12 +283,16 @@ def lines(
     return figure
 
 
-def _line_marks(frame: pd.DataFrame, hue: str | None) -> dict[str, object]:
-    """Return how seaborn is to tell lines apart: by colour and by mark."""
+def _line_marks(
+    frame: pd.DataFrame, hue: str | None, dashed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, object]:
+    """Return how seaborn is to tell lines apart: by colour and by mark, and some by dashes."""
     if hue is None:
         return {"marker": "o"}
-    palette = _colours(frame[hue])
-    return {"hue": hue, "palette": palette, "style": hue, "markers": True, "dashes": False}
+    palette = _colours(name for name in frame[hue] if dashed.get(name, name) == name)
+    palette |= {name: palette[other] for name, other in dashed.items()}
+    dashes = {name: (3, 2) if name in dashed else "" for name in palette} if dashed else False
+    return {"hue": hue, "palette": palette, "style": hue, "markers": True, "dashes": dashes}
 
 
 def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str, hue: str | None = None) -> Figure:
@@ -386,22 +401,34 @@ def log_maps(maps: Mapping[str, pd.DataFrame], *, label: str) -> Figure:
 
 
 def scatter(
-    frame: pd.DataFrame, *, x: str, y: str, panel: str, style: str, log_x: bool = True, share: bool = True
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    panel: str,
+    style: str,
+    log_x: bool = True,
+    share: bool = True,
+    empty: str = "",
 ) -> Figure:
     """Return column ``y`` against column ``x``, a panel for each ``panel``, a mark for each ``style``.
 
-    With ``share`` the panels have the same axes.
+    With ``share`` the panels have the same axes. ``empty`` is the title of one more panel, without marks: `beside` can
+    draw there.
     """
-    groups = frame.groupby(panel, sort=False)
+    groups = [*frame.groupby(panel, sort=False), *([(empty, frame[:0])] if empty else [])]
     figure, axes = _panels(len(groups), 3.2, 3.4, extra=1.4, sharex=share, sharey=share)
     palette = _colours(frame[style])
     order = {"hue_order": list(palette), "style_order": list(palette), "palette": palette}
     for axis, (name, rows) in zip(axes, groups, strict=True):
-        legend = "auto" if axis is _corner(axes) else False
-        sns.scatterplot(rows, x=x, y=y, hue=style, style=style, ax=axis, legend=legend, **order)
+        if len(rows):
+            legend = "auto" if axis is axes[0] else False
+            sns.scatterplot(rows, x=x, y=y, hue=style, style=style, ax=axis, legend=legend, **order)
         axis.set(xscale="log" if log_x else "linear", title=name, xlabel="", ylabel=y if _first(axis) else "")
     figure.supxlabel(x, fontsize="medium")
-    _corner(axes).legend(title=style, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    marks = axes[0].get_legend_handles_labels()
+    axes[0].get_legend().remove()
+    _corner(axes).legend(*marks, title=style, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
     return figure
 
 
@@ -493,13 +520,15 @@ def curves(
     panel: str,
     marks: Mapping[str, float] | None = None,
     log_x: bool = False,
+    share_x: bool = True,
 ) -> Figure:
     """Return column ``y`` over column ``x`` as lines in bands of +- ``error``, one for each ``hue``, by ``panel``.
 
-    Dashed upright lines stand at the ``marks``, each in the colour of its ``hue``.
+    Dashed upright lines stand at the ``marks``, each in the colour of its ``hue``. With ``share_x`` the panels have the
+    same x axis.
     """
     groups, colours = frame.groupby(panel, sort=False), _colours(frame[hue])
-    figure, axes = _panels(len(groups), 4, 3.6, extra=1.8, sharex=True, sharey=True)
+    figure, axes = _panels(len(groups), 4, 3.6, extra=1.8, sharex=share_x, sharey=True)
     shapes = dict(zip(colours, itertools.cycle("os^DvP"), strict=False))
     for axis, (title, rows) in zip(axes, groups, strict=True):
         for name, line in rows.groupby(hue, sort=False):
