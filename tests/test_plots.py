@@ -119,6 +119,21 @@ def test_lines_name_each_series():
     assert axis.get_xscale() == "log"
 
 
+def test_dashed_lines_have_the_colour_of_another_or_their_own_and_are_on_top():
+    rows = pd.DataFrame(
+        {"x": [0, 1] * 3, "y": range(6), "which": [name for name in ("old", "a", "b") for _ in range(2)]}
+    )
+    (axis,) = draw(plots.lines(rows, x="x", y="y", hue="which", dashed={"old": "a"}))
+    found = {line.get_ydata()[0]: line for line in axis.lines if len(line.get_xdata())}
+    assert {y: line.is_dashed() for y, line in found.items()} == {0: True, 2: False, 4: False}
+    assert to_hex(found[0].get_color()) == to_hex(found[2].get_color()) != to_hex(found[4].get_color())
+    assert [*found][-1] == 0
+    (axis,) = draw(plots.lines(rows, x="x", y="y", hue="which", dashed={"b": "b"}))
+    found = {line.get_ydata()[0]: line for line in axis.lines if len(line.get_xdata())}
+    assert found[4].is_dashed()
+    assert len({to_hex(line.get_color()) for line in found.values()}) == 3
+
+
 def test_a_single_line_has_no_legend():
     (axis,) = draw(plots.lines(pd.DataFrame({"n": [1, 2], "overlap": [0.1, 0.2]}), x="n", y="overlap"))
     assert axis.get_legend() is None
@@ -242,6 +257,15 @@ def test_a_scatter_has_a_panel_for_each_group_and_a_legend_of_marks():
     assert even.get_legend().get_title().get_text() == "direction"
 
 
+def test_a_scatter_may_have_an_empty_panel_at_its_end():
+    rows = pd.DataFrame({"x": [1.0, 2.0], "y": [0.0, 1.0], "which": ["a", "b"], "mark": ["p", "q"]})
+    axes = draw(plots.scatter(rows, x="x", y="y", panel="which", style="mark", share=False, empty="theirs"))
+    assert [axis.get_title() for axis in axes] == ["a", "b", "theirs"]
+    assert [bool(axis.collections) for axis in axes] == [True, True, False]
+    legends = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in axes if axis.get_legend()]
+    assert legends == [["p", "q"]]
+
+
 def test_step_maps_share_one_scale_and_leave_out_what_was_never_reached():
     tables = {n: pd.DataFrame([[steps, float("nan")]], index=[0], columns=[0, 2]) for n, steps in (("a", 40), ("b", 5))}
     one, other, bar = draw(plots.step_maps(tables, most=300))
@@ -342,6 +366,13 @@ def test_curves_have_bands_and_marks_in_the_colours_of_their_lines():
         plots.curves(frame[2:4], x="fraction", y="accuracy", error="error", hue="network", panel="data", log_x=True)
     )
     assert axis.get_xscale() == "log"
+
+
+def test_panels_of_curves_may_have_x_axes_of_their_own():
+    rows = pd.DataFrame({"x": [0.0, 1.0, 0.0, 9.0], "y": 0.5, "e": 0.1, "hue": "a", "panel": ["p", "p", "q", "q"]})
+    for share in (True, False):
+        p, q = draw(plots.curves(rows, x="x", y="y", error="e", hue="hue", panel="panel", share_x=share))
+        assert (p.get_xlim() == q.get_xlim()) is share
 
 
 def test_levels_ascend_in_a_sequential_palette_and_other_names_stay_apart():
