@@ -120,8 +120,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         own = str(error.filename) in map(str, (temporary, *path.parents))
         if not own and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        room = "make room there or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise DataError(
-            f"cannot write {path.name} in {path.parent}: {error.strerror}; make room there or choose another folder"
+            f"cannot write {path.name} in {path.parent}: {error.strerror}; {room}choose another folder"
         ) from error
     finally:
         with suppress(OSError):

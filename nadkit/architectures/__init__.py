@@ -13,7 +13,9 @@ An *architecture* is one of
 
 import functools
 import importlib
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ from nadkit.architectures.resnet import ResNet18
 from nadkit.architectures.vgg import VGG11
 from nadkit.architectures.vit import ViT
 from nadkit.devices import pick
-from nadkit.names import hint
+from nadkit.names import did_you_mean, hint
 
 __all__ = [
     "IMAGENET_STATISTICS",
@@ -128,11 +130,20 @@ def n_logits(model: nn.Module, shape: Sequence[int], device: str | torch.device 
     try:
         out = model.eval()(torch.zeros(inputs, dtype=dtype_of(model), device=device))
     except Exception as error:
-        raise ValueError(f"the network does not accept inputs of shape {inputs}: {error}") from error
+        raise ValueError(f"the network does not accept inputs of shape {inputs}: {error}{_place(error)}") from error
     if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != 2:
         found = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
-        raise ValueError(f"expected a network that maps {inputs} to logits (2, classes), got {found}")
+        remedy = "; let forward return the logits alone" if isinstance(out, tuple | list | dict) else ""
+        raise ValueError(f"expected a network that maps {inputs} to logits (2, classes), got {found}{remedy}")
     return out.shape[1]
+
+
+def _place(error: Exception) -> str:
+    """Return where an error arose in the user's own code: " (own.py, line 18, in forward)"; "" if nowhere."""
+    ours = str(Path(__file__).parents[1]), str(Path(torch.__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*ours, "<"))]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno}, in {own[-1].name})" if own else ""
 
 
 @checks.typed
@@ -179,12 +190,18 @@ def _option(value: object) -> str:
 
 def _imported(module: str, function: str) -> Callable[..., nn.Module]:
     try:
-        found = getattr(importlib.import_module(module), function)
+        own = importlib.import_module(module)
     except Exception as error:  # importing runs the module, which may fail in any way
         raise ValueError(
             f"architecture '{module}:{function}': importing {module!r} failed with {type(error).__name__}: {error}; "
             "expected MODULE:FUNCTION with an importable module"
         ) from error
+    if not hasattr(own, function):
+        known = [name for name, value in vars(own).items() if callable(value) and not name.startswith("_")]
+        raise ValueError(
+            f"architecture '{module}:{function}': {module!r} has no {function!r}; {did_you_mean(function, known)}"
+        )
+    found = getattr(own, function)
     if not callable(found):
         raise ValueError(f"architecture '{module}:{function}': expected a callable, got {type(found).__name__}")
     return found

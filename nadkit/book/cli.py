@@ -558,7 +558,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         sub.add_argument("--profile", default=default, help="a set of parameters (default: quick)")
 
     one = "one parameter; lists as 1,2,3; beats --params, which beats --profile"
-    many = "values of one parameter: 1,2,5 or 0:10 or 0:10:2; ';' separates lists; a single one is for all runs"
+    many = (
+        "values of one parameter: 1,2,5 or, if whole, 0:10 or 0:10:2; ';' separates lists; a single one is for all runs"
+    )
     together = "as -p, but the values of all --zip go together: first with first, second with second"
     for sub, flag, form, text in (
         (run, "-p", "NAME=VALUE", one),

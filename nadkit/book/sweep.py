@@ -117,11 +117,21 @@ def parse_values(chapter: Chapter, name: str, text: str) -> list[Value]:
             raise BadInput(f'{chapter.name}: {name}: expected a list such as ["a", "b"], got {text!r}') from None
     values = []
     for word in text.split(","):
-        if kind.startswith("int") and (found := _RANGE.fullmatch(word.strip())):
-            values += range(int(found[1]), int(found[2]), int(found[3] or 1))[: MOST_POINTS + 1]
+        if ":" in word and kind.startswith(("int", "float")):
+            whole = kind.startswith("int")
+            if not (found := whole and _range(word.strip())):
+                form = "START:STOP or START:STOP:STEP, whole numbers that go up" if whole else "a list such as 0.1,0.2"
+                raise BadInput(f"{chapter.name}: {name}: expected {form}, got {word!r}")
+            values += found[: MOST_POINTS + 1]
         else:
             values.append(word.strip())
     return values
+
+
+def _range(word: str) -> range:
+    """Return the numbers of `START:STOP` or `START:STOP:STEP`; none if it is something else."""
+    found = _RANGE.fullmatch(word)
+    return range(int(found[1]), int(found[2]), int(found[3] or 1)) if found else range(0)
 
 
 def make_plan(

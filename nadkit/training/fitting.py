@@ -144,7 +144,7 @@ def fit(
     Raises:
         ValueError: inputs and labels do not match, hold NaN, or a label has no logit; the test inputs have another
             shape than the training inputs; the network does not accept them; the objective returns something else
-            than a scalar loss and logits.
+            than a scalar loss and logits; the loss does not depend on the weights.
         Diverged: the loss became NaN or infinite.
     """
     device = pick(device)
@@ -253,6 +253,10 @@ def _step(
     optimizer.zero_grad()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.bf16):
         loss, logits = objective(model, x, y, epoch)
+    if not loss.requires_grad:
+        raise ValueError(
+            "model: expected a loss that depends on the weights; does forward run under torch.no_grad(), or detach?"
+        )
     loss.backward()
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)

@@ -38,6 +38,27 @@ def linear(shape, classes):
 
 def lazy(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.ReLU(), nn.LazyLinear(classes))
+
+def double(shape, classes):
+    return net(shape, classes).double()
+
+class Pair(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.last = nn.Linear(3, classes)
+
+    def forward(self, x):
+        return self.last(x.mean((2, 3))), x
+
+def pair(shape, classes):
+    return Pair(classes)
+
+class Broken(Pair):
+    def forward(self, x):
+        return self.last(x.flatten(1))
+
+def broken(shape, classes):
+    return Broken(classes)
 """
 
 
@@ -88,11 +109,17 @@ def begun(**values: object) -> dict:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"network": "mine:ten"}, "'mine:ten': asked for 1 classes, it has 10 logits; let the last layer"),
+        ({"network": "mine:ten"}, "'mine:ten': asked for 2 classes, it has 10 logits; let the last layer"),
+        (
+            {"network": "mine:double"},
+            "'mine:double': expected weights in float32, got torch.float64; return network.float",
+        ),
+        ({"network": "mine:pair"}, "to logits .*, got tuple; let forward return the logits alone"),
+        ({"network": "mine:broken"}, r"shapes cannot be multiplied .* \(mine.py, line \d+, in forward\)"),
         ({"network": "mine:square"}, r"'mine:square': expected a factory\(shape=\(C, H, W\), classes=K\), but"),
         ({"network": "mine:linear"}, "no activation in Sequential"),
         ({"network": "mine:lazy"}, "'mine:lazy': expected layers with weights, got lazy ones"),
-        ({"network": "mine:nett"}, "importing 'mine' failed"),
+        ({"network": "mine:nett"}, "'mine' has no 'nett'; did you mean 'net'"),
         ({"size": 64}, r"12,288 numbers here.*set size=32, or channels=1"),
         ({"indices": [0, 9], "n_networks": 10}, "10 networks have 9 NADs, got 9"),
         ({"n_test": 1}, r"an image of each of 2 classes, got \(12, 1\)"),

@@ -198,6 +198,15 @@ def test_descent_takes_the_steps_of_torch_to_the_last_bit(momentum, weight_decay
     assert all(map(torch.equal, ours, theirs))
 
 
+def test_a_network_that_hides_its_weights_from_training_is_explained():
+    network = with_batch_norm(SHAPE, 3)
+    network.forward = torch.no_grad()(network.forward)
+    with pytest.raises(
+        ValueError, match=r"depends on the weights; does forward run under torch.no_grad\(\), or detach"
+    ):
+        fit(network, data(), data(seed=1), RECIPE, device="cpu")
+
+
 def test_training_does_not_import_the_compiler():
     """It takes over a second, and `torch.optim.SGD` imports it."""
     code = """
