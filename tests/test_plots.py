@@ -253,9 +253,9 @@ def test_a_scatter_has_a_panel_for_each_group_and_a_legend_of_marks():
     assert even.get_xscale() == "linear"
     _, own = draw(plots.scatter(frame, x="variance", y="accuracy", panel="network", style="direction", share=False))
     assert other.get_ylim() == one.get_ylim() != own.get_ylim()
-    _, own = draw(plots.scatter(frame, x="variance", y="accuracy", panel="network", style="direction", share="y"))
-    assert own.get_ylim() == one.get_ylim()
-    assert own.get_xlim() != one.get_xlim()
+    left, right = draw(plots.scatter(frame, x="variance", y="accuracy", panel="network", style="direction", share="y"))
+    assert left.get_shared_y_axes().joined(left, right)
+    assert not left.get_shared_x_axes().joined(left, right)
     assert even.get_legend().get_title().get_text() == "direction"
 
 
