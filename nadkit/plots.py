@@ -295,13 +295,25 @@ def _line_marks(
     return {"hue": hue, "palette": palette, "style": hue, "markers": True, "dashes": dashes}
 
 
-def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str, hue: str | None = None) -> Figure:
+def by_group(frame: pd.DataFrame, *, x: str, y: str | Mapping[str, str], label: str, hue: str | None = None) -> Figure:
     """Return column ``y`` of every row by its group ``x``, with means and intervals of two standard errors.
 
-    With ``hue``, the rows of a group are told apart by that column, side by side.
+    With ``hue``, the rows of a group are told apart by that column, side by side. Several columns ``y``, each with its
+    title, have a panel each, on one scale; groups without a number in a column are left out of its panel.
     """
-    figure = _figure(6.4, 4)
-    axis = figure.subplots()
+    columns = {y: ""} if isinstance(y, str) else y
+    figure, axes = _panels(len(columns), 6.4, 4, extra=0, sharey=True)
+    for axis, (column, title) in zip(axes, columns.items(), strict=True):
+        rows = frame.dropna(subset=column) if len(columns) > 1 else frame
+        _groups(axis, rows, x=x, y=column, hue=hue, room=ROOM / len(columns))
+        axis.set(title=title, ylabel=label if _first(axis) else "")
+        if axis is not _corner(axes) and axis.get_legend():
+            axis.get_legend().remove()
+    return figure
+
+
+def _groups(axis: Axes, frame: pd.DataFrame, *, x: str, y: str, hue: str | None, room: float) -> None:
+    """Draw `by_group` on one panel, below which there is room for so many characters."""
     kinds = 1 if hue is None else frame[hue].nunique()
     # seaborn spreads dots over 0.8 of a group: the means stand among their own
     colours = {"hue": hue, "palette": _colours(frame[hue])} if kinds > 1 else {}
@@ -311,12 +323,11 @@ def by_group(frame: pd.DataFrame, *, x: str, y: str, label: str, hue: str | None
     sns.stripplot(frame, x=x, y=y, ax=axis, jitter=0.1, zorder=1, **pale)
     options = {"errorbar": ("se", 2), "linestyle": "none", "capsize": 0.1, "zorder": 2}
     sns.pointplot(frame, x=x, y=y, ax=axis, **options, **beside, **marks)
-    axis.set(xlabel="", ylabel=label)
-    if sum(max(map(len, str(name).splitlines()), default=0) for name in frame[x].unique()) > ROOM:
+    axis.set(xlabel="")
+    if sum(max(map(len, str(name).splitlines()), default=0) for name in frame[x].unique()) > room:
         axis.tick_params(axis="x", rotation=90)
     if kinds > 1:
         axis.legend(frameon=False)
-    return figure
 
 
 def accuracy_by_index(table: pd.DataFrame) -> Figure:
@@ -408,16 +419,16 @@ def scatter(
     panel: str,
     style: str,
     log_x: bool = True,
-    share: bool = True,
+    share: bool | str = True,
     empty: str = "",
 ) -> Figure:
     """Return column ``y`` against column ``x``, a panel for each ``panel``, a mark for each ``style``.
 
-    With ``share`` the panels have the same axes. ``empty`` is the title of one more panel, without marks: `beside` can
-    draw there.
+    With ``share`` the panels have the same axes; if it is "y", they have only the y axis in common. ``empty`` is the
+    title of one more panel, without marks: `beside` can draw there.
     """
     groups = [*frame.groupby(panel, sort=False), *([(empty, frame[:0])] if empty else [])]
-    figure, axes = _panels(len(groups), 3.2, 3.4, extra=1.4, sharex=share, sharey=share)
+    figure, axes = _panels(len(groups), 3.2, 3.4, extra=1.4, sharex=share is True, sharey=bool(share))
     palette = _colours(frame[style])
     order = {"hue_order": list(palette), "style_order": list(palette), "palette": palette}
     for axis, (name, rows) in zip(axes, groups, strict=True):

@@ -156,6 +156,20 @@ def test_kinds_within_a_group_stand_side_by_side():
     assert {round(x, 2): y for x, y in marked if not math.isnan(y)} == {-0.2: 2.0, 0.2: 0.0, 1.2: 5.0}
 
 
+def test_groups_by_two_columns_have_a_panel_each_without_the_groups_that_lack_a_number():
+    rows = [("a", "clean", 1.0, 2.0), ("a", "flipped", 3.0, 4.0), ("published", "clean", 5.0, math.nan)]
+    frame = pd.DataFrame(rows, columns=["network", "data", "test", "train"])
+    panels = {"test": "test images", "train": "training images"}
+    one, other = draw(plots.by_group(frame, x="network", y=panels, label="accuracy (%)", hue="data"))
+    assert [axis.get_title() for axis in (one, other)] == ["test images", "training images"]
+    assert [axis.get_ylabel() for axis in (one, other)] == ["accuracy (%)", ""]
+    names = [[tick.get_text() for tick in axis.get_xticklabels()] for axis in (one, other)]
+    assert names == [["a", "published"], ["a"]]
+    assert one.get_ylim() == other.get_ylim()
+    assert one.get_legend() is None
+    assert [text.get_text() for text in other.get_legend().get_texts()] == ["clean", "flipped"]
+
+
 def test_pictures_are_a_row_a_name_and_a_column_a_title():
     image = torch.zeros(2, 3, 4, 5)
     image[1, 0] = 2.0  # beyond what can be shown
@@ -254,6 +268,9 @@ def test_a_scatter_has_a_panel_for_each_group_and_a_legend_of_marks():
     assert even.get_xscale() == "linear"
     _, own = draw(plots.scatter(frame, x="variance", y="accuracy", panel="network", style="direction", share=False))
     assert other.get_ylim() == one.get_ylim() != own.get_ylim()
+    left, right = draw(plots.scatter(frame, x="variance", y="accuracy", panel="network", style="direction", share="y"))
+    assert left.get_shared_y_axes().joined(left, right)
+    assert not left.get_shared_x_axes().joined(left, right)
     assert even.get_legend().get_title().get_text() == "direction"
 
 
