@@ -450,12 +450,15 @@ def read(path: str | Path, *, failed: bool = False) -> list[Run]:
         file
         for file in sorted(path.rglob("*.ipynb"))
         if not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and (failed or not file.name.endswith(".failed.ipynb"))
     ]
-    runs = [run for run in map(_read_run, files) if failed or run.record.get("status") != "failed"]
-    if not runs:
-        raise BadInput(f"{path}: no finished run below this folder; 'nadkit run' makes one")
-    return runs
+    left_out = () if failed else [file for file in files if file.name.endswith(".failed.ipynb")]
+    runs = [_read_run(file) for file in files if file not in left_out]
+    found = [run for run in runs if failed or run.record.get("status") != "failed"]
+    if not found:
+        lost = len(left_out) + len(runs)
+        said = f", and {lost} that failed" if lost else ""
+        raise BadInput(f"{path}: no finished run below this folder{said}; 'nadkit run' makes one")
+    return found
 
 
 def _read_run(path: Path) -> Run:

@@ -108,12 +108,17 @@ class Population:
         Only derivatives whose settings have no `identity.differences` belong together.
 
         Raises:
-            ValueError: the networks do not have exactly one logit.
+            ValueError: the networks do not have exactly one logit, or their weights are of another type than the point.
         """
         device = pick(device)
         first = self.network(0, device)
         if (logits := architectures.n_logits(first, self.shape, device)) != 1:
             raise ValueError(f"architecture {self.name!r}: expected 1 logit, got {logits}")
+        if (dtype := architectures.dtype_of(first)) != self.x.dtype:
+            raise ValueError(
+                f"architecture {self.name!r}: expected weights in {self.x.dtype}, as the point x, got {dtype}; "
+                "return network.float()"
+            )
         with exact():
             answers = identity.outputs(first, self.shape, device)
         if isinstance(self.architecture, _BatchStatistics):  # whose last digits depend on the number of threads

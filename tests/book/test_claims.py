@@ -365,5 +365,8 @@ def test_a_damaged_store_is_named(tmp_path):
 def test_nothing_to_read_is_an_error(tmp_path):
     with pytest.raises(BadInput, match="found nothing"):
         read(tmp_path / "absent")
-    with pytest.raises(BadInput, match="no finished run"):
+    with pytest.raises(BadInput, match="no finished run below this folder; 'nadkit run'"):
+        read(tmp_path)
+    executed(tmp_path / "a.failed.ipynb", [claim()])
+    with pytest.raises(BadInput, match="no finished run below this folder, and 1 that failed; 'nadkit run'"):
         read(tmp_path)

@@ -429,6 +429,15 @@ def test_a_network_of_many_logits_is_refused():
         compute_nads(lambda shape, classes: tanh_network(shape, 10), shape=SHAPE, n_networks=3, device="cpu")
 
 
+def test_a_network_of_another_precision_is_refused():
+    with pytest.raises(
+        ValueError, match=r"expected weights in torch.float32, as the point x, got torch.float64; return"
+    ):
+        compute_nads(
+            lambda shape, classes: tanh_network(shape, classes).double(), shape=SHAPE, n_networks=3, device="cpu"
+        )
+
+
 def test_networks_without_pooling_have_a_name():
     nads = compute_nads("lenet-nopool", shape=(1, 9, 9), n_networks=2, device="cpu")
     assert nads.settings["architecture"] == "lenet-nopool"
