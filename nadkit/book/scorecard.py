@@ -343,7 +343,7 @@ def _as_row(row: Row, papers: Mapping[str, Paper], place: int) -> str:
     ]
     return pages.row(
         cells,
-        head=(head, {"data-search": f"{standing.statement} {claim.id}"}),
+        head=(head, {"data-search": " ".join(dict.fromkeys([standing.statement, claim.statement, claim.id]))}),
         id=anchor(claim.id),
         **{f"data-{name}": value for name, value in facts.items()},
     )
