@@ -451,7 +451,7 @@ def read(path: str | Path, *, failed: bool = False) -> list[Run]:
         for file in sorted(path.rglob("*.ipynb"))
         if not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
-    left_out = () if failed else [file for file in files if file.name.endswith(".failed.ipynb")]
+    left_out = set() if failed else {file for file in files if file.name.endswith(".failed.ipynb")}
     runs = [_read_run(file) for file in files if file not in left_out]
     found = [run for run in runs if failed or run.record.get("status") != "failed"]
     if not found:
