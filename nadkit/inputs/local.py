@@ -15,6 +15,8 @@ Source: the incremental inference of Krypton (Nakandala, Kumar and Papakonstanti
 place of differences.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +62,7 @@ def reach(f: Network, x: Tensor) -> list[str]:
     The list ends with the operation that needs whole maps. It is made for the pixel at the corner, which is as good as
     any.
     """
-    passes = _Passes()
+    passes = _Passes(trail=[])
     f(Changed.pixels(x, 1.0, (0, 0), (1, 1), passes))
     return passes.trail
 
@@ -87,10 +89,10 @@ def is_local(f: Network, x: Tensor, scale: float = 100.0) -> bool:
 
 @dataclass(eq=False)
 class _Passes:
-    """What the passes of one secant share: results that are the same for each, and the operations of the first."""
+    """What the passes of one secant share: results that are the same for each. One pass may note its operations."""
 
     results: dict[Hashable, tuple[tuple, Any]] = field(default_factory=dict)
-    trail: list[str] = field(default_factory=list)
+    trail: list[str] | None = None
 
     def once(self, function: Callable, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return function(*args, **kwargs), which the first pass computes; tensors are known by identity."""
@@ -110,9 +112,12 @@ class Changed(Tensor):
     Attributes:
         base: (1, C, H, W).
         delta: (N, R, Q, h, w, C), or 1 in place of R and Q, the maps less the base within the windows.
+        window: (h, w).
         start, step, grid: where the windows are; grid is (R, Q).
         passes: what this pass shares with others.
     """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # operations are met where they are dispatched
 
     @staticmethod
     def __new__(
@@ -132,7 +137,8 @@ class Changed(Tensor):
             dtype=base.dtype,
             device=base.device,
         )
-        new.base, new.delta, new.start, new.step, new.grid, new.passes = base, delta, start, step, grid, passes
+        new.base, new.delta, new.window = base, delta, tuple(delta.shape[3:5])
+        new.start, new.step, new.grid, new.passes = start, step, grid, passes
         return new
 
     @classmethod
@@ -140,10 +146,8 @@ class Changed(Tensor):
         cls, x: Tensor, scale: float, start: tuple[int, int], grid: tuple[int, int], passes: _Passes | None = None
     ) -> Self:
         """Return x: (C, H, W) with a step up, then down, in each channel at each pixel start + `STEP` (i, j)."""
-        steps = scale * torch.eye(len(x), dtype=x.dtype, device=x.device)
-        delta = torch.cat([steps, -steps]).view(-1, 1, 1, 1, 1, len(x))
         passes = passes or _Passes()
-        return cls(passes.once(Tensor.unsqueeze, x, 0), delta, start, STEP, grid, passes)
+        return cls(passes.once(Tensor.unsqueeze, x, 0), passes.once(_steps, x, scale), start, STEP, grid, passes)
 
     @classmethod
     def __torch_dispatch__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401
@@ -156,14 +160,9 @@ class Changed(Tensor):
             if func._schema.is_mutable and isinstance(args[0], Changed):
                 return args[0].become(done)
         out = done[0] if isinstance(done, tuple) else done
-        if isinstance(out, Changed):
+        if isinstance(out, Changed) and out.passes.trail is not None:
             out._note(f"{name}: {'x'.join(map(str, out.window))} of {'x'.join(map(str, out.shape[2:]))}")
         return done
-
-    @property
-    def window(self) -> tuple[int, int]:
-        """(h, w)."""
-        return tuple(self.delta.shape[3:5])
 
     def seen(self, maps: Tensor, start: tuple[int, int] | None = None, window: tuple[int, int] | None = None) -> Tensor:
         """Return maps (1, C, H, W), zero beyond their edges, in these windows or others: (R, Q, h, w, C)."""
@@ -222,7 +221,14 @@ class Changed(Tensor):
         return self.whole()
 
     def _note(self, line: str) -> None:
-        self.passes.trail.append(line)
+        if self.passes.trail is not None:
+            self.passes.trail.append(line)
+
+
+def _steps(x: Tensor, scale: float) -> Tensor:
+    """Return steps up, then down, in each channel of one pixel: (2 C, 1, 1, 1, 1, C)."""
+    up = scale * torch.eye(len(x), dtype=x.dtype, device=x.device)
+    return torch.cat([up, -up]).view(-1, 1, 1, 1, 1, len(x))
 
 
 def _padded(maps: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
@@ -276,7 +282,7 @@ def _convolution(
     rest = dilation, transposed, output_padding, groups
     base, d = x.passes.once(func, x.base, weight, bias, stride, padding, *rest), x.inside()
     if groups == 1 and math.prod(x.window) < math.prod(weight.shape[2:]):  # one matrix has fewer products
-        matrix = x.passes.once(_as_matrix, weight, stride[0], x.window, out)
+        matrix = x.passes.once(_as_matrix, weight, stride[0], x.window, out._replace(start=None))
         delta = (d.flatten(0, 2).flatten(1) @ matrix).view(*d.shape[:3], *out.size, len(weight))
     else:
         maps, margins = _as_maps(d), (out.up, out.left)
@@ -344,9 +350,17 @@ def _max_pool(
     values = x.seen(x.base, start, (out.up + h + out.down, out.left + w + out.right))
     values = values.expand(len(x.delta), *values.shape).contiguous()
     values[..., out.up : out.up + h, out.left : out.left + w, :] += x.delta
-    new = x.after(base, _as_windows(F.max_pool2d(_as_maps(values), kernel, stride), x.grid), out.start, out.step)
+    new = x.after(base, _largest(values, kernel, stride, out.size), out.start, out.step)
     new.delta -= new.seen(base)
     return new.settled(), indices
+
+
+def _largest(values: Tensor, kernel: Sequence[int], stride: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Return the maximum of each neighbourhood: PyTorch's pooling is slow on maps as small as windows."""
+    (si, sj), (h, w) = stride, size
+    places = itertools.product(range(kernel[0]), range(kernel[1]))
+    shifted = (values[..., i : i + si * h : si, j : j + sj * w : sj, :] for i, j in places)
+    return functools.reduce(torch.maximum, shifted)
 
 
 def _avg_pool(
