@@ -9,7 +9,8 @@ PYTHON ?= python3
 PROFILE ?= quick
 JOBS ?=
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# --no-compile: Python compiles what is imported, which is a small part of it
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: book test lab links clean
 

@@ -4,7 +4,8 @@ import html
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -320,7 +321,8 @@ def _groups(axis: Axes, frame: pd.DataFrame, *, x: str, y: str, hue: str | None,
     beside = {**colours, "dodge": 0.8 - 0.8 / kinds} if kinds > 1 else {}
     pale = {**colours, "dodge": True, "alpha": 0.4, "legend": False} if kinds > 1 else {"color": "0.6"}
     marks = {"markers": list(itertools.islice(itertools.cycle("os^DvP"), kinds))} if kinds > 1 else {}
-    sns.stripplot(frame, x=x, y=y, ax=axis, jitter=0.1, zorder=1, **pale)
+    with _spread_alike():
+        sns.stripplot(frame, x=x, y=y, ax=axis, jitter=0.1, zorder=1, **pale)
     options = {"errorbar": ("se", 2), "linestyle": "none", "capsize": 0.1, "zorder": 2}
     sns.pointplot(frame, x=x, y=y, ax=axis, **options, **beside, **marks)
     axis.set(xlabel="")
@@ -371,6 +373,17 @@ def accuracy_by_index(table: pd.DataFrame) -> Figure:
         axis.set_major_formatter("{x:g}")
     top.legend(frameon=False, fontsize="small")
     return figure
+
+
+@contextmanager
+def _spread_alike() -> Iterator[None]:
+    """Let seaborn spread dots by the same draws each time: one table has one picture."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def dots(table: pd.DataFrame, *, y: str, x: Sequence[str], hue: str, band: str) -> Figure:
@@ -631,7 +644,8 @@ def strips(frame: pd.DataFrame, *, x: str, y: str, panel: str) -> Figure:
     groups = frame.groupby(panel, sort=False)
     figure, axes = _panels(len(groups), 3.2, 3.2, extra=0.4)
     for axis, (name, rows) in zip(axes, groups, strict=True):
-        sns.stripplot(rows, x=x, y=y, ax=axis, jitter=0.15, alpha=0.7)
+        with _spread_alike():
+            sns.stripplot(rows, x=x, y=y, ax=axis, jitter=0.15, alpha=0.7)
         axis.set(title=name, ylabel=y if _first(axis) else "")
         if len(axis.get_xticks()) > 8:  # more labels would run together
             axis.set_xticks(axis.get_xticks()[::2], [text.get_text() for text in axis.get_xticklabels()[::2]])

@@ -567,6 +567,21 @@ def test_kernels_share_a_scale_without_their_diagonals():
     assert good.images[0].get_array().tolist() == [[1, 0.5], [0.5, 1]]
 
 
+def test_one_table_has_one_picture():
+    frame = pd.DataFrame({"kind": list("aabb"), "score": [0.1, 0.2, 0.3, 0.4]})
+    np.random.seed(1)
+    expected = np.random.random()
+    np.random.seed(1)
+    for picture in (
+        lambda: plots.by_group(frame, x="kind", y="score", label="score"),
+        lambda: plots.strips(frame, x="kind", y="score", panel="kind"),
+    ):
+        first, second = ([dots.get_offsets() for dots in picture().axes[0].collections] for _ in range(2))
+        assert first
+        assert all(map(np.array_equal, first, second))
+    assert np.random.random() == expected  # the dots take no draws from the user's
+
+
 def test_strips_have_a_dot_for_each_row_and_a_panel_for_each_kind():
     frame = pd.DataFrame({"net": [0, 0, 1, 0], "score": [1.0, 2.0, 3.0, 40.0], "kind": ["a", "a", "a", "b"]})
     first, second = draw(plots.strips(frame, x="net", y="score", panel="kind"))

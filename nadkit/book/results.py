@@ -32,6 +32,8 @@ MIME = "application/vnd.nadkit.results+json"
 PDF = "application/vnd.nadkit.pdf"
 ANSWERS = "found"
 """The table of a chapter's answers (see `nadkit.book.answers`)."""
+UNSEEN = "NADKIT_UNSEEN"
+"""The variable that says that nobody looks at a run: its numbers are compared, and nothing is drawn."""
 MOST_CELLS = 5_000
 """Maximum cells of a table that is stored: people read it in a diff."""
 DIGITS = 6
@@ -123,12 +125,9 @@ def show(
     frame = to_frame(store)
     too_large = frame.size > MOST_CELLS
     rows = max(1, MOST_CELLS // len(frame.columns)) if too_large and draw is None else len(frame)
-    panels = [("this run", *_drawn(frame.head(rows), draw, alt))]
-    own = sorted((record for record in recorded if name in record.tables), key=lambda record: record.rank)
-    for record in (r for r in own if not r.counts):
-        panels.append((f"recorded: {record.words} ({DIFFERS})", *_of_record(record, name, draw, alt)))
-    panels = [(f"recorded: {r.words}", *_of_record(r, name, draw, alt)) for r in own if r.counts] + panels
-    page = pages.tabs((label, shown) for label, shown, _ in panels) if len(panels) > 1 else panels[0][1]
+    panels = [] if UNSEEN in os.environ else _panels(name, frame.head(rows), draw, alt, recorded)
+    shown = [(label, content) for label, content, _ in panels]
+    page = pages.tabs(shown) if len(shown) > 1 else "".join(content for _, content in shown)
     kept = {} if too_large else {"tables": {name: store}}
     kept |= {"captions": {name: caption}} if caption or too_large else {}
     pdfs = [pdf for _, _, pdf in panels if pdf]
@@ -138,6 +137,21 @@ def show(
         note += f" Its first {rows:,} rows of {len(frame):,} are shown." if rows < len(frame) else ""
         text, page = f"{text}\n{note}", f"{page}<p>{html.escape(note)}</p>"
     _display(kept, text, page, pdfs)
+
+
+def _panels(
+    name: str,
+    frame: "pd.DataFrame",
+    draw: "Callable[[pd.DataFrame], Figure] | None",
+    alt: str,
+    recorded: Sequence["Record"],
+) -> list[tuple[str, str, str]]:
+    """Return the label of each panel, what it shows as HTML, and of a drawing the PDF."""
+    panels = [("this run", *_drawn(frame, draw, alt))]
+    own = sorted((record for record in recorded if name in record.tables), key=lambda record: record.rank)
+    for record in (r for r in own if not r.counts):
+        panels.append((f"recorded: {record.words} ({DIFFERS})", *_of_record(record, name, draw, alt)))
+    return [(f"recorded: {r.words}", *_of_record(r, name, draw, alt)) for r in own if r.counts] + panels
 
 
 def recorded(chapter: str) -> list["Record"]:

@@ -25,12 +25,12 @@ from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, find_profile
 from nadkit.book.children import Child
 from nadkit.book.claims import Claim
 from nadkit.book.collect import stored
-from nadkit.book.results import ANSWERS
+from nadkit.book.results import ANSWERS, UNSEEN
 from nadkit.names import did_you_mean
 
 SMOKE, WITNESS = "smoke", "witness"
-BASE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-"""One thread with all instructions of the processor, and no GPU unless the profile `witness` asks for one."""
+BASE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", UNSEEN: "1"}
+"""One thread with all instructions, no pictures, and no GPU unless the profile `witness` asks for one."""
 ENVIRONMENTS = {
     "two threads": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},

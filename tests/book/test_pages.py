@@ -1,7 +1,14 @@
 """Tests of the pieces of pages."""
 
+import base64
+import io
+import re
+
+import matplotlib.image
+import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 from nadkit.book import pages
 
@@ -33,3 +40,23 @@ def test_the_first_of_some_tabs():
     page = pages.tabs([("recorded: 3 < 4", "<p>best</p>\n<div>inside</div>"), ("this run", "<p>live</p>")])
     assert pages.first_panel(page) == ("recorded: 3 &lt; 4", "<p>best</p>\n<div>inside</div>")
     assert pages.first_panel("<p>live</p>") == ("this run", "<p>live</p>")
+
+
+def test_a_figure_is_drawn_as_matplotlib_saves_it_tightly():
+    def figure():
+        made, axes = plt.subplots(1, 2, figsize=(6, 2), layout="constrained")
+        axes[0].plot([0, 1], [1, 300], label="a long name")
+        axes[0].legend(bbox_to_anchor=(1, 1), loc="upper left")
+        axes[1].imshow(np.arange(6).reshape(2, 3))
+        axes[1].set(title="An image", yscale="symlog")
+        return made
+
+    page, pdf = pages.drawn(figure(), "What it shows")
+    (ours,) = re.findall('base64,([^"]+)', page)
+    expected = io.BytesIO()
+    figure().savefig(expected, format="png", dpi=pages.SHARPNESS * plt.rcParams["figure.dpi"], bbox_inches="tight")
+    assert np.array_equal(
+        *map(matplotlib.image.imread, (io.BytesIO(base64.b64decode(ours)), io.BytesIO(expected.getvalue())))
+    )
+    assert base64.b64decode(pdf).startswith(b"%PDF")
+    plt.close("all")

@@ -156,3 +156,20 @@ def test_answers_are_no_numbers_of_their_own(make_book):
     root = make_book({}, one=make_notebook("One", code=(ANSWERS,)))
     chapter = load(root, "one")
     assert list(witness.observe(chapter, witness.parameters(chapter)).series) == ["table numbers, x"]
+
+
+PICTURE = """\
+from nadkit.book import results
+from nadkit import plots
+import pandas as pd
+def draw(frame):
+    raise RuntimeError("drawn")
+results.show("numbers", pd.DataFrame({"x": [1, 2]}), draw, alt="Numbers.")
+"""
+
+
+def test_nothing_is_drawn_for_a_witness(make_book):
+    """Nobody looks at it, and drawing is a quarter of a small run."""
+    root = make_book({}, one=make_notebook("One", code=(PICTURE,)))
+    chapter = load(root, "one")
+    assert witness.observe(chapter, witness.parameters(chapter)).series["table numbers, x"].values == [1, 2]
