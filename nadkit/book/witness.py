@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nadkit.book import claims, prints
-from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values
+from nadkit.book.chapters import QUICK, BadInput, Chapter, convert, find_profiles, load, profile_values, read_profile
 from nadkit.book.children import Child
 from nadkit.book.claims import Claim
 from nadkit.book.collect import stored
@@ -196,10 +196,8 @@ def parameters(chapter: Chapter, given: Mapping[str, Any] | None = None) -> dict
     """
     profiles = find_profiles(chapter.root)
     found = profile_values(chapter, SMOKE if SMOKE in profiles else QUICK)
-    usual = profile_values(chapter)
     if WITNESS in profiles:
-        more = profile_values(chapter, WITNESS)
-        found |= {name: value for name, value in more.items() if value != usual[name]}
+        found |= read_profile(chapter.root, WITNESS).get(chapter.name, {})
     found |= {name: value for name, value in (given or {}).items() if name in chapter.parameters}
     return convert(chapter, found)
 

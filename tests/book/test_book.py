@@ -27,6 +27,7 @@ from nadkit.book.chapters import (
     validate,
 )
 from nadkit.book.records import UNVERIFIED, recorded, validity_of
+from nadkit.inputs.covariance import LOCAL_FROM
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = list(find_chapters(ROOT))
@@ -224,6 +225,26 @@ def test_a_witness_sees_every_claim_that_its_record_decides(name):
             if claim.verdict != claims.UNDECIDED and claim.id in today and not tells:
                 blind.append(claim.id)
         assert set(blind) <= set(NEVER_REPEATS), f"{record.key}: {', '.join(blind)}"
+
+
+BY_WINDOWS = (
+    "bridge/two-kinds-of-directions/cpu",
+    "inputs/flipping/gpu",
+    "inputs/nads/cpu",
+    "inputs/poisoning/cpu",
+    "neighbours/local-elasticity/cpu",
+)
+"""The records that took secants by the windows that a pixel reaches, as is done from so many networks on."""
+
+
+@pytest.mark.parametrize("key", BY_WINDOWS)
+def test_a_witness_takes_secants_as_its_record_did(key):
+    """Else it would not see that the code of the windows has changed."""
+    chapter, profile = key.rsplit("/", 1)
+    (record,) = (r for r in recorded(chapter, ROOT) if r.name.startswith(profile))
+    size = record.witness.parameters
+    assert record.parameters["n_networks"] >= LOCAL_FROM
+    assert size.get("local", size["n_networks"] >= LOCAL_FROM)
 
 
 EDITS = {

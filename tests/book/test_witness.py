@@ -112,9 +112,12 @@ KEEPS = "from nadkit.book import results\nresults.keep(double=2 * n, scaled=n * 
 
 
 def test_the_size_is_smoke_then_witness_then_what_is_given(make_book):
-    profiles = {"smoke": {"one": {"n": 2, "scale": 0.1}}, "witness": {"one": {"n": 4}}}
+    profiles = {
+        "smoke": {"one": {"n": 2, "scale": 0.1, "method": "sum"}},
+        "witness": {"one": {"n": 4, "method": "mean"}},
+    }
     chapter = load(make_book(profiles, one=make_notebook(code=(KEEPS,))), "one")
-    assert witness.parameters(chapter) == {"n": 4, "scale": 0.1, "method": "mean", "sizes": [1, 2]}
+    assert witness.parameters(chapter) == {"n": 4, "scale": 0.1, "method": "mean", "sizes": [1, 2]}  # a default, too
     given = witness.parameters(chapter, {"scale": 0.2, "of_old": 1})
     assert given == {"n": 4, "scale": 0.2, "method": "mean", "sizes": [1, 2]}
     with pytest.raises(BadInput, match="expected a value in the range"):
