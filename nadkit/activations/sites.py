@@ -174,7 +174,7 @@ class Sites(Sequence[Site]):
         line = "  {:<{}}  {:<{}}  {:>{}}  {:>{}}"
         return "\n".join([self._total(), *(line.format(*sum(zip(r, wide, strict=True), ())) for r in rows)])
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str:  # not by `nadkit.book.pages`, which the science never imports
         head, *rows = ([html.escape(cell) for cell in row] for row in self._rows())
         body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
         columns = "".join(f"<th>{cell}</th>" for cell in head)

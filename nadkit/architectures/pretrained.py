@@ -1,7 +1,8 @@
 """torchvision's networks with their ImageNet weights, where the user has the file.
 
 `torch.hub.load_state_dict_from_url` checks a file that it downloads, but not one that is already there. A user may have
-put that one there, or a full disk may have cut it short. So a file is verified here every time before it is read.
+put that one there, or a full disk may have cut it short. So a file is verified here every time before it is read. It is
+downloaded as all data are (`files.fetch`), into the user's data folder and with a limit on the server's silence.
 """
 
 import pickle
