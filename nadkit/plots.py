@@ -29,6 +29,8 @@ SEQUENTIAL = "cividis"
 DIVERGING = "RdBu_r"
 READ_OFF = "the paper, read off"
 """The name of the numbers that `beside` draws."""
+PUBLISHED = "the paper, published"
+"""The name of images that a paper's authors published."""
 GREY = "0.4"
 ANNOTATED = 64
 """A heat map of up to this many cells shows its numbers."""
@@ -195,24 +197,40 @@ def hover_map(table: pd.DataFrame, *, label: str, low: float = 50.0, high: float
     )
 
 
-def images_and_spectra(images: Tensor, titles: Sequence[str]) -> Figure:
-    """Return one-channel images (K, H, W) above the magnitudes of their Fourier transforms, zero frequency centred."""
-    count, height, width = images.shape
-    images = images.double().cpu()
-    figure = _figure(min(1.6 * count + 0.4, WIDEST), 3.6)
-    axes = figure.subplots(2, count, squeeze=False)
-    spectra = torch.fft.fftshift(torch.fft.fft2(images), dim=(-2, -1)).abs()
+def images_and_spectra(images: Tensor, titles: Sequence[str], *, theirs: Tensor | None = None) -> Figure:
+    """Return one-channel images (K, H, W) above the magnitudes of their Fourier transforms, zero frequency centred.
+
+    A paper's own counterparts of the first ones, ``theirs`` (M, H, W) with M up to K, stand below them.
+    """
+    groups = [images] if theirs is None else [images, theirs]
+    figure = _figure(min(1.6 * len(images) + 0.4, WIDEST), 3.7 * len(groups) - 0.1)
+    axes = figure.subplots(2 * len(groups), len(images), squeeze=False)
+    for i, group in enumerate(groups):
+        above, below = axes[2 * i : 2 * i + 2]
+        _draw_with_spectra(group.double().cpu(), above, below)
+        above[0].set_ylabel("pixels")
+        below[0].set(ylabel="spectrum", xlabel="cycles")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+    if theirs is not None:
+        axes[2, 0].set_title(PUBLISHED, loc="left")
+    return figure
+
+
+def _draw_with_spectra(images: Tensor, above: Sequence[Axes], below: Sequence[Axes]) -> None:
+    height, width = images.shape[1:]
     left, top = -(width // 2), -(height // 2)  # the lowest frequencies, of odd sizes, too
     extent = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
-    for k, title in enumerate(titles):
-        limit = images[k].abs().max().item()
-        axes[0, k].imshow(images[k].numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit)
-        axes[0, k].set(title=title, xticks=[], yticks=[])
-        axes[1, k].imshow(spectra[k].numpy(), cmap=SEQUENTIAL, extent=extent)
-        axes[1, k].set(xticks=[left, 0], yticks=[top, 0] if k == 0 else [])
-    axes[0, 0].set_ylabel("pixels")
-    axes[1, 0].set(ylabel="spectrum", xlabel="cycles")
-    return figure
+    spectra = torch.fft.fftshift(torch.fft.fft2(images), dim=(-2, -1)).abs()
+    for axis, image in zip(above, images, strict=False):
+        limit = image.abs().max().item()
+        axis.imshow(image.numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit)
+        axis.set(xticks=[], yticks=[])
+    for axis, spectrum in zip(below, spectra, strict=False):
+        axis.imshow(spectrum.numpy(), cmap=SEQUENTIAL, extent=extent)
+        axis.set(xticks=[left, 0], yticks=[top, 0] if axis is below[0] else [])
+    for axis in (*above[len(images) :], *below[len(images) :]):
+        axis.axis("off")
 
 
 def directions(basis: "Basis", k: int = 10) -> Figure:

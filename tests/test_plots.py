@@ -87,6 +87,15 @@ def test_images_and_their_spectra():
     assert peaks == {(2, -1), (-2, 1)}
 
 
+def test_published_images_stand_below_ours_as_far_as_there_are_any():
+    images = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    axes = draw(plots.images_and_spectra(images, ["a", "b", "c"], theirs=-images[:2]))
+    assert axes[6].get_title(loc="left") == plots.PUBLISHED
+    assert [len(axis.images) for axis in axes] == [1] * 6 + [1, 1, 0] * 2
+    assert np.array_equal(axes[6].images[0].get_array(), -axes[0].images[0].get_array())
+    assert np.allclose(axes[9].images[0].get_array(), axes[3].images[0].get_array())
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_directions_are_images_with_their_index_and_eigenvalue(channels):
     d = 16 * channels

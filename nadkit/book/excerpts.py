@@ -77,11 +77,19 @@ def _figure(
     if figure not in shown:
         raise BadInput(f"{chapter} shows nothing called {figure!r}: {did_you_mean(figure, shown)}")
     page, caption = shown[figure].page, shown[figure].caption
-    if not lead:
-        return typeset.figure(page, caption, pictures, top)
     label, best = pages.first_panel(page)
+    if not lead:
+        below = f"this build{_on_images(executed[chapter])}" if best == page else ""  # tabs say it themselves
+        return typeset.figure(page, caption, pictures, top, below=below)
     best = re.sub(r'<p class="nadkit-provenance">.*?</p>', "", best, flags=re.DOTALL)  # the chapter's own tabs say it
     return typeset.figure(best, caption, pictures, top, below=label)
+
+
+def _on_images(executed: Path) -> str:
+    """Return what images a run is on, as far as it has any: ", on scikit-learn's digits of 8 x 8 pixels"."""
+    kinds = (re.match(r"([^,(]+?) ?[,(].*\bas \d+x(\d+)x(\d+)", item["kind"]) for item in collect.stored(executed).data)
+    sets = [f"{found[1]} of {found[2]} x {found[3]} pixels" for found in kinds if found]
+    return f", on {' and '.join(dict.fromkeys(sets))}" if sets else ""
 
 
 def _verdicts(name: str, rows: Sequence[Row], start: str, *, whole: bool) -> str:

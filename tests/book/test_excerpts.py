@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 
-from nadkit.book import excerpts
+from nadkit.book import excerpts, pages
 from nadkit.book.chapters import BadInput
 from nadkit.book.claims import Claim, Claims, Run
 from nadkit.book.results import MIME
@@ -19,9 +19,8 @@ IMAGE = f'<img src="data:image/png;base64,{PNG}" alt="A map. Bright is high."><p
 @pytest.fixture
 def book(tmp_path):
     """A book with one page, which asks for what is given, and one executed chapter; returns what `make` makes."""
-    output = nbformat.v4.new_output(
-        "display_data", {"text/html": IMAGE}, metadata={MIME: {"version": 1, "tables": {"map": {}}}}
-    )
+    store = {"version": 1, "tables": {"map": {"columns": [], "rows": []}}}
+    output = nbformat.v4.new_output("display_data", {"text/html": IMAGE}, metadata={MIME: store})
     executed = tmp_path / "bias.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[output])]), executed)
     claims = Claims([Claim("low-first", "Low <frequencies> come first", 0.75, ">= 0.5", reported=0.9)])
@@ -43,6 +42,25 @@ def test_a_page_gets_the_figures_that_it_names(book):
     assert place == "book/_generated/figures/inputs/bias/map.md"
     assert re.search(r'<a class="nadkit-enlarge" href="../_pictures/\w+.png"><img src="../_pictures/\w+.png"', text)
     assert 'alt="A map. Bright is high."' in text
+    assert "</b> A map. <small>this build</small></figcaption>" in text
+
+
+def test_a_figure_of_this_build_alone_says_on_which_images_it_is(book, tmp_path):
+    kinds = ("digits (1,797 images of 8x8), fixed split, as 1x8x8", "MNIST, as 1x28x28, 9 of them", "synthetic")
+    data = [{"name": f"images {i}", "kind": kind, "sha256": None} for i, kind in enumerate(kinds)]
+    notebook = nbformat.read(tmp_path / "bias.ipynb", 4)
+    made_with = nbformat.v4.new_output("display_data", metadata={MIME: {"version": 1, "data": data}})
+    notebook.cells[0].outputs.append(made_with)
+    nbformat.write(notebook, tmp_path / "bias.ipynb")
+    (text,) = book("figures/inputs/bias/map").values()
+    assert "<small>this build, on digits of 8 x 8 pixels and MNIST of 28 x 28 pixels</small>" in text
+
+
+def test_tabs_say_themselves_which_run_a_figure_is_of(book, tmp_path):
+    notebook = nbformat.read(tmp_path / "bias.ipynb", 4)
+    notebook.cells[0].outputs[0].data["text/html"] = pages.tabs([("recorded", IMAGE), ("this run", IMAGE)])
+    nbformat.write(notebook, tmp_path / "bias.ipynb")
+    (text,) = book("figures/inputs/bias/map").values()
     assert "</b> A map.</figcaption>" in text
 
 
