@@ -25,7 +25,8 @@ from nadkit.book.sources import bare, checksum, imported
 PACKAGE = Path(__file__).parents[1]
 # The book's machinery runs chapters and is not part of their results: editing it reruns nothing. But these of its
 # modules make what an executed notebook shows.
-MACHINE, SHOWING = "book/", {"book/claims.py", "book/pages.py", "book/records.py", "book/results.py"}
+MACHINE = "book/"
+SHOWING = {f"book/{name}.py" for name in ("answers", "claims", "collect", "pages", "records", "results")}
 # Code that draws, names and stores results does not change their numbers.
 PRESENTATION = {"files.py", "names.py", "plots.py", "storage.py"}
 
