@@ -35,6 +35,8 @@ GREY = "0.4"
 ANNOTATED = 64
 """A heat map of up to this many cells shows its numbers."""
 
+LEGEND_BESIDE = MappingProxyType({"frameon": False, "bbox_to_anchor": (1, 1), "loc": "upper left"})
+"""How a legend stands to the right of its panel."""
 
 WIDEST = 11.0
 """Maximum width of a figure in inches: in the book's column of 790 pixels, its 10-point type is then 10 pixels high."""
@@ -298,7 +300,7 @@ def lines(
     if log_x:
         axis.set_xscale("log")
     if hue is not None:
-        axis.legend(frameon=False, **{"bbox_to_anchor": (1, 1), "loc": "upper left"} if legend_beside else {})
+        axis.legend(**(LEGEND_BESIDE if legend_beside else {"frameon": False}))
     return figure
 
 
@@ -361,25 +363,9 @@ def accuracy_by_index(table: pd.DataFrame) -> Figure:
     grid = figure.add_gridspec(2, 2, height_ratios=(1.7, 1))
     top, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
     bottom = figure.add_subplot(grid[1, 0], sharex=top)
-    rows = {series: table[table.series == series] for series in ("NAD", "NAD again", "random", "logistic regression")}
-    colours = sns.color_palette("colorblind")
-    marks = {
-        "NAD": {"color": colours[0], "marker": "o"},
-        "NAD again": {"color": colours[0], "marker": "o", "markerfacecolor": "none"},
-        "logistic regression": {"color": colours[2], "marker": "x"},
-    }
-    for series, mark in marks.items():
-        if len(found := rows[series]):
-            top.plot(found["index"] + 1, found.accuracy, linestyle="none", markersize=4, label=series, **mark)
-            right.plot(found.eigenvalue, found.accuracy, linestyle="none", markersize=4, label=series, **mark)
-    if len(known := rows["NAD"].dropna(subset="published")):
-        top.plot(known["index"] + 1, known.published, color="black", marker=".", linewidth=0.8, label="published")
-    if len(random := rows["random"].accuracy):
-        top.axhspan(random.min(), random.max(), color=colours[1], alpha=0.3, linewidth=0, label="random")
-        triangles = {"linestyle": "none", "marker": "^", "color": colours[1]}
-        drawn = right.plot(rows["random"].eigenvalue, random, label="random", **triangles)
-        right.legend(handles=drawn, frameon=False, fontsize="small")
-    bottom.plot(rows["NAD"]["index"] + 1, rows["NAD"].eigenvalue, color=colours[0], marker="o", markersize=4)
+    _accuracies(top, right, table)
+    nads = table[table.series == "NAD"]
+    bottom.plot(nads["index"] + 1, nads.eigenvalue, color=sns.color_palette("colorblind")[0], marker="o", markersize=4)
     limits = (min(45, table.accuracy.min() - 2), 102)
     top.set(xscale="log", ylabel="test accuracy (%)", ylim=limits)
     top.tick_params(labelbottom=False)
@@ -391,6 +377,29 @@ def accuracy_by_index(table: pd.DataFrame) -> Figure:
         axis.set_major_formatter("{x:g}")
     top.legend(frameon=False, fontsize="small")
     return figure
+
+
+def _accuracies(by_index: Axes, by_eigenvalue: Axes, table: pd.DataFrame) -> None:
+    """Draw the accuracies of `accuracy_by_index`; those along random directions are a band by index, and triangles."""
+    blue, orange, green = sns.color_palette("colorblind", 3)
+    rows = {series: table[table.series == series] for series in ("NAD", "NAD again", "random", "logistic regression")}
+    marks = {
+        "NAD": {"color": blue, "marker": "o"},
+        "NAD again": {"color": blue, "marker": "o", "markerfacecolor": "none"},
+        "logistic regression": {"color": green, "marker": "x"},
+    }
+    for series, mark in marks.items():
+        if len(found := rows[series]):
+            look = {"linestyle": "none", "markersize": 4, "label": series, **mark}
+            by_index.plot(found["index"] + 1, found.accuracy, **look)
+            by_eigenvalue.plot(found.eigenvalue, found.accuracy, **look)
+    if len(known := rows["NAD"].dropna(subset="published")):
+        by_index.plot(known["index"] + 1, known.published, color="black", marker=".", linewidth=0.8, label="published")
+    if len(random := rows["random"].accuracy):
+        by_index.axhspan(random.min(), random.max(), color=orange, alpha=0.3, linewidth=0, label="random")
+        triangles = {"linestyle": "none", "marker": "^", "color": orange}
+        drawn = by_eigenvalue.plot(rows["random"].eigenvalue, random, label="random", **triangles)
+        by_eigenvalue.legend(handles=drawn, frameon=False, fontsize="small")
 
 
 @contextmanager
@@ -470,7 +479,7 @@ def scatter(
     figure.supxlabel(x, fontsize="medium")
     marks = axes[0].get_legend_handles_labels()
     axes[0].get_legend().remove()
-    _corner(axes).legend(*marks, title=style, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    _corner(axes).legend(*marks, title=style, **LEGEND_BESIDE)
     return figure
 
 
@@ -510,7 +519,7 @@ def sampled_waves(waves: Mapping[str, Tensor], *, stride: int, fine: int) -> Fig
         style = {"color": line.get_color(), "markersize": 9 if mark == "o" else 6, "fillstyle": "none"}
         axis.plot(position[kept], wave[kept], linestyle="none", marker=mark, label=label, **style)
     axis.set(xlabel="position")
-    axis.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    axis.legend(**LEGEND_BESIDE)
     return figure
 
 
@@ -542,7 +551,7 @@ def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = 
         colours = ordered_palette(rows.layer)
         sns.scatterplot(rows, x=x, y=y, hue="layer", palette=colours, ax=axis, linewidth=0, alpha=0.7, legend="full")
         axis.set(title=name, xlabel="")
-        axis.legend(title="layer", frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
+        axis.legend(title="layer", fontsize="small", **LEGEND_BESIDE)
     for axis in axes[1:]:
         axis.set_ylabel("")
     if len({tuple(rows.layer.unique()) for _, rows in groups}) == 1:
@@ -581,7 +590,7 @@ def curves(
         below = x if axis in _lowest(axes) else ""
         axis.set(title=title, xlabel=below, ylabel=y if _first(axis) else "", xscale="log" if log_x else "linear")
     lines = {line.get_label(): line for axis in axes for line in axis.get_legend_handles_labels()[0]}
-    _corner(axes).legend(lines.values(), lines, title=hue, frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    _corner(axes).legend(lines.values(), lines, title=hue, **LEGEND_BESIDE)
     return figure
 
 
@@ -700,7 +709,7 @@ def stacked(
             axis.set_xscale("log")
         if column in log:
             log_scale(axis)
-    axes[0].legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    axes[0].legend(**LEGEND_BESIDE)
     return figure
 
 
@@ -715,7 +724,7 @@ def side_by_side(frame: pd.DataFrame, *, x: str, y: Sequence[str], hue: str | No
         shown = {} if hue is None else {"legend": "full" if axis is _corner(axes) else False}
         sns.lineplot(frame, x=x, y=column, ax=axis, errorbar=("se", 2), **_line_marks(frame, hue), **shown)
     if hue is not None:
-        _corner(axes).legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+        _corner(axes).legend(**LEGEND_BESIDE)
     return figure
 
 

@@ -225,7 +225,7 @@ def _pdf(options: argparse.Namespace) -> Answer:
 
 
 def _record(options: argparse.Namespace) -> Answer:
-    from nadkit.book import prints, records, runner, witness
+    from nadkit.book import records, runner, witness
 
     if options.plan:
         return _record_plan(options)
@@ -235,26 +235,12 @@ def _record(options: argparse.Namespace) -> Answer:
         raise BadInput("--device, --minutes, --threads and --dry-run are for --plan")
     root = _own_root(options)
     chapter = chapters.load(root, options.chapter)
-    if options.run_file:
-        if options.p or options.params or options.profile or options.cluster or options.workers or options.gpus:
-            raise BadInput("--from: the run is made, and has its parameters; expected no other options")
-        notebook = options.run_file
-        if (of := runner.read_record(notebook).get("chapter", chapter.name)) != chapter.name:
-            raise BadInput(f"--from {notebook}: it is a run of {of}, not of {chapter.name}")
-    else:
-        options.profile = options.profile or QUICK
-        values = chapters.validate(chapter, options.profile, _overrides(options))
-        notebook = _notebook(options, chapter, values)
-        finished = runner.has_result(notebook, prints.result_print(chapter, values))
-        if finished and records.is_of_today(runner.read_record(notebook), chapter):
-            _say(f"{notebook} is finished already")
-        else:
-            try:
-                _execute(options, chapter, values, notebook)
-            except runner.RunFailed as error:
-                return _problem(str(error), FAILED, chapter=chapter.name)
-            except KeyboardInterrupt:
-                return _problem("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
+    try:
+        notebook = _given_run(options, chapter) if options.run_file else _own_run(options, chapter)
+    except runner.RunFailed as error:
+        return _problem(str(error), FAILED, chapter=chapter.name)
+    except KeyboardInterrupt:
+        return _problem("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
     try:
         records.recordable(notebook, root)  # first, or the witness might run in vain
         path = records.record(notebook, root, witness.make(chapter, _say))
@@ -265,6 +251,32 @@ def _record(options: argparse.Namespace) -> Answer:
     if (runner.read_record(notebook).get("commit") or "+").endswith("+"):
         text += "\nit names no commit that holds all it was made with: commit first to record where it came from"
     return Answer(text, {"chapter": chapter.name, "notebook": str(notebook), "record": str(path)})
+
+
+def _given_run(options: argparse.Namespace, chapter: chapters.Chapter) -> Path:
+    """Return the executed notebook that --from names."""
+    from nadkit.book import runner
+
+    if options.p or options.params or options.profile or options.cluster or options.workers or options.gpus:
+        raise BadInput("--from: the run is made, and has its parameters; expected no other options")
+    if (of := runner.read_record(options.run_file).get("chapter", chapter.name)) != chapter.name:
+        raise BadInput(f"--from {options.run_file}: it is a run of {of}, not of {chapter.name}")
+    return options.run_file
+
+
+def _own_run(options: argparse.Namespace, chapter: chapters.Chapter) -> Path:
+    """Return the executed notebook of the run that the options name, which runs unless today's code already did."""
+    from nadkit.book import prints, records, runner
+
+    options.profile = options.profile or QUICK
+    values = chapters.validate(chapter, options.profile, _overrides(options))
+    notebook = _notebook(options, chapter, values)
+    finished = runner.has_result(notebook, prints.result_print(chapter, values))
+    if finished and records.is_of_today(runner.read_record(notebook), chapter):
+        _say(f"{notebook} is finished already")
+    else:
+        _execute(options, chapter, values, notebook)
+    return notebook
 
 
 def _record_plan(options: argparse.Namespace) -> Answer:
@@ -515,6 +527,25 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+COMMANDS: Mapping[str, tuple[Command, str]] = {
+    "list": (_list, "the chapters of the book"),
+    "show": (_show, "a chapter's parameters, and their values per profile"),
+    "check": (_check, "find what is wrong with chapters and the plan, without running them"),
+    "run": (_run, "run one chapter"),
+    "sweep": (_sweep, "run one chapter at every point of a grid of parameters"),
+    "build": (_build, "run the chapters that changed, then build the book's pages"),
+    "collect": (_collect, "one table of many runs: parameters, measured values, claims, provenance"),
+    "figures": (_figures, "the figures of the last build as PDF and PNG, for slides"),
+    "pdf": (_pdf, "the pages of the last build as one PDF"),
+    "record": (_record, "run a chapter, or take a finished run, and keep its results in the book"),
+    "verify": (_verify, "whether today's code still gives the numbers of the recorded runs"),
+    "student": (_student, "write chapters as assignments for nbgrader, with exercises to solve"),
+    "notebooks": (_notebooks, "write chapters as notebooks that install the library, for Colab"),
+    "claims": (_claims, "what executed chapters claim, and whether it holds"),
+}
+Subparsers = Mapping[str, argparse.ArgumentParser]
+
+
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     """Return the parser of the command line, and the names of its commands."""
     parser = _Parser(
@@ -526,70 +557,57 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, run: Command, text: str) -> argparse.ArgumentParser:
+    for name, (run, text) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.add_argument("--json", action="store_true", help="print one JSON document on stdout")
         sub.set_defaults(run=run, parser=sub)
-        return sub
+    for add in (_add_the_book, _add_parameters, _add_workers, _add_records, _add_places, _add_chapters):
+        add(commands.choices)
+    return parser, list(COMMANDS)
 
-    listing = command("list", _list, "the chapters of the book")
-    show = command("show", _show, "a chapter's parameters, and their values per profile")
-    check = command("check", _check, "find what is wrong with chapters and the plan, without running them")
-    run = command("run", _run, "run one chapter")
-    sweep = command("sweep", _sweep, "run one chapter at every point of a grid of parameters")
-    build = command("build", _build, "run the chapters that changed, then build the book's pages")
-    collect = command("collect", _collect, "one table of many runs: parameters, measured values, claims, provenance")
-    figures = command("figures", _figures, "the figures of the last build as PDF and PNG, for slides")
-    pdf = command("pdf", _pdf, "the pages of the last build as one PDF")
-    record = command("record", _record, "run a chapter, or take a finished run, and keep its results in the book")
-    verify = command("verify", _verify, "whether today's code still gives the numbers of the recorded runs")
-    student = command("student", _student, "write chapters as assignments for nbgrader, with exercises to solve")
-    notebooks = command("notebooks", _notebooks, "write chapters as notebooks that install the library, for Colab")
-    reading = command("claims", _claims, "what executed chapters claim, and whether it holds")
 
-    for sub in (listing, show, check, run, sweep, record, verify, build, figures, pdf, student, notebooks):
-        sub.add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
-    for sub in (show, run, sweep, record):
-        number = "?" if sub is record else None  # with --plan, all
-        sub.add_argument("chapter", nargs=number, metavar="CHAPTER", help="its name, as 'nadkit list' prints it")
-    for sub in (run, sweep, record, build, figures):
-        default = None if sub is record else QUICK  # a finished run has its own
-        sub.add_argument("--profile", default=default, help="a set of parameters (default: quick)")
+def _add_the_book(of: Subparsers) -> None:
+    """Add which book, which one chapter of it, and which profile."""
+    for name in COMMANDS.keys() - {"collect", "claims"}:  # they read runs
+        of[name].add_argument("--root", type=Path, metavar="DIR", help="the folder of the book")
+    for name in ("show", "run", "sweep", "record"):
+        number = "?" if name == "record" else None  # with --plan, all
+        of[name].add_argument("chapter", nargs=number, metavar="CHAPTER", help="its name, as 'nadkit list' prints it")
+    for name in ("run", "sweep", "record", "build", "figures"):
+        default = None if name == "record" else QUICK  # a finished run has its own
+        of[name].add_argument("--profile", default=default, help="a set of parameters (default: quick)")
 
+
+def _add_parameters(of: Subparsers) -> None:
+    """Add parameters of a chapter."""
     one = "one parameter; lists as 1,2,3; beats --params, which beats --profile"
     many = (
         "values of one parameter: 1,2,5 or, if whole, 0:10 or 0:10:2; ';' separates lists; a single one is for all runs"
     )
     together = "as -p, but the values of all --zip go together: first with first, second with second"
-    for sub, flag, form, text in (
-        (run, "-p", "NAME=VALUE", one),
-        (record, "-p", "NAME=VALUE", one),
-        (
-            verify,
-            "-p",
-            "NAME=VALUE",
-            "with --renew: one parameter of the witnesses, such as one that is a constant today",
-        ),
-        (sweep, "-p", "NAME=VALUES", many),
-        (sweep, "--zip", "NAME=VALUES", together),
+    renewed = "with --renew: one parameter of the witnesses, such as one that is a constant today"
+    for name, flag, form, text in (
+        ("run", "-p", "NAME=VALUE", one),
+        ("record", "-p", "NAME=VALUE", one),
+        ("verify", "-p", "NAME=VALUE", renewed),
+        ("sweep", "-p", "NAME=VALUES", many),
+        ("sweep", "--zip", "NAME=VALUES", together),
     ):
-        sub.add_argument(flag, type=_pair, action="append", default=[], metavar=form, help=text)
-    for sub in (run, record):
-        sub.add_argument(
-            "--out",
-            type=Path,
-            default=RUNS,
-            metavar="DIR",
-            help="where the executed notebook goes, a folder or NAME.ipynb (default: runs)",
-        )
-    sweep.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the notebooks go (default: a folder of its own below 'sweeps')"
-    )
-    sweep.add_argument("--dry-run", action="store_true", help="check everything, show the points, run nothing")
-    for sub, work in ((run, "parts of the work"), (sweep, "runs"), (record, "parts of the work")):
+        of[name].add_argument(flag, type=_pair, action="append", default=[], metavar=form, help=text)
+
+
+def _add_workers(of: Subparsers) -> None:
+    """Add where the commands that run a chapter do so, and where its notebooks go."""
+    where = "where the executed notebook goes, a folder or NAME.ipynb (default: runs)"
+    for name in ("run", "record"):
+        of[name].add_argument("--out", type=Path, default=RUNS, metavar="DIR", help=where)
+    below = "where the notebooks go (default: a folder of its own below 'sweeps')"
+    of["sweep"].add_argument("--out", type=Path, metavar="DIR", help=below)
+    of["sweep"].add_argument("--dry-run", action="store_true", help="check everything, show the points, run nothing")
+    for name, work in (("run", "parts of the work"), ("sweep", "runs"), ("record", "parts of the work")):
+        sub = of[name]
         sub.add_argument("--params", type=Path, metavar="FILE", help="parameters in YAML or JSON")
-        usual = "at most 4; with --gpus one a GPU; on slurm 10" if sub is sweep else "one after the other"
+        usual = "at most 4; with --gpus one a GPU; on slurm 10" if name == "sweep" else "one after the other"
         sub.add_argument("--workers", type=_jobs, metavar="N", help=f"{work} to do at the same time (default: {usual})")
         sub.add_argument(
             "--gpus", type=_gpus, default=(), metavar="0,1", help="GPUs of this machine, one per worker, in turn"
@@ -597,6 +615,11 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         sub.add_argument(
             "--cluster", metavar="WHERE", help="a Dask cluster, tcp://HOST:PORT or tls://HOST:PORT, or slurm"
         )
+
+
+def _add_records(of: Subparsers) -> None:
+    """Add what is to be recorded and verified."""
+    record, verify = of["record"], of["verify"]
     record.add_argument(
         "--from", dest="run_file", type=Path, metavar="NAME.ipynb", help="a finished run to take instead of a new one"
     )
@@ -611,35 +634,43 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         "--threads", type=_jobs, metavar="N", help="with --plan: threads of each run (default: one per core)"
     )
     record.add_argument("--dry-run", action="store_true", help="with --plan: show the runs, their claims and state")
-    for sub in (figures, pdf):
-        sub.add_argument(
-            "--build", type=Path, metavar="DIR", help="where the build is: the folder given to 'nadkit build' as --out"
-        )
-    figures.add_argument("folder", type=Path, metavar="DIR", help="where the figures go, in one folder per chapter")
-    pdf.add_argument("file", type=Path, metavar="FILE", help="the PDF to write")
-    student.add_argument("folder", type=Path, metavar="DIR", help="a new folder for the course")
-    notebooks.add_argument("folder", type=Path, metavar="DIR", help="a new folder for the notebooks")
-    all_listed = "all that _toc.yml lists"
-    for sub, what, usual in (
-        (check, "to check", all_listed),
-        (verify, "whose records to look at", "all"),
-        (build, "to run", all_listed),
-        (figures, "whose figures to write", "all that were built"),
-        (student, "to write", f"{all_listed} that have exercises"),
-        (notebooks, "to write", all_listed),
-    ):
-        sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"chapters {what} (default: {usual})")
     verify.add_argument("--again", action="store_true", help="run the witnesses even if the code did not change")
     verify.add_argument("--renew", action="store_true", help="first make the witnesses again, at the records' commits")
-    collect.add_argument("folder", type=Path, metavar="DIR", help="a folder of finished runs, such as a sweep's")
-    collect.add_argument(
-        "-o", dest="out", type=Path, metavar="TABLE", help="a file .csv or .parquet (default: CSV to the terminal)"
-    )
-    build.add_argument("--jobs", type=_jobs, metavar="N", help="chapters to run at the same time")
-    build.add_argument("--out", type=Path, metavar="DIR", help="where _build goes (default: the book's folder)")
-    reading.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="notebooks or folders")
-    reading.add_argument("--failed", action="store_true", help="read failed runs, too")
-    return parser, list(commands.choices)
+
+
+def _add_places(of: Subparsers) -> None:
+    """Add what the other commands read and where they write."""
+    made = "where the build is: the folder given to 'nadkit build' as --out"
+    for name in ("figures", "pdf"):
+        of[name].add_argument("--build", type=Path, metavar="DIR", help=made)
+    for name, text in (
+        ("figures", "where the figures go, in one folder per chapter"),
+        ("student", "a new folder for the course"),
+        ("notebooks", "a new folder for the notebooks"),
+        ("collect", "a folder of finished runs, such as a sweep's"),
+    ):
+        of[name].add_argument("folder", type=Path, metavar="DIR", help=text)
+    of["pdf"].add_argument("file", type=Path, metavar="FILE", help="the PDF to write")
+    table = "a file .csv or .parquet (default: CSV to the terminal)"
+    of["collect"].add_argument("-o", dest="out", type=Path, metavar="TABLE", help=table)
+    of["build"].add_argument("--jobs", type=_jobs, metavar="N", help="chapters to run at the same time")
+    of["build"].add_argument("--out", type=Path, metavar="DIR", help="where _build goes (default: the book's folder)")
+    of["claims"].add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="notebooks or folders")
+    of["claims"].add_argument("--failed", action="store_true", help="read failed runs, too")
+
+
+def _add_chapters(of: Subparsers) -> None:
+    """Add which chapters of the book."""
+    all_listed = "all that _toc.yml lists"
+    for name, what, usual in (
+        ("check", "to check", all_listed),
+        ("verify", "whose records to look at", "all"),
+        ("build", "to run", all_listed),
+        ("figures", "whose figures to write", "all that were built"),
+        ("student", "to write", f"{all_listed} that have exercises"),
+        ("notebooks", "to write", all_listed),
+    ):
+        of[name].add_argument("chapters", nargs="*", metavar="CHAPTER", help=f"chapters {what} (default: {usual})")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -46,7 +46,7 @@ Sources = Callable[..., list[Source]]
 """A function of a chapter, the name of one of its tables, and columns; it returns all such tables, the best first."""
 
 
-def stored(root: Path, executed: Mapping[str, Path]) -> Sources:
+def tables(root: Path, executed: Mapping[str, Path]) -> Sources:
     """Return a function that finds tables with the wanted columns: of records that hold, then of this build.
 
     Raises:
@@ -60,13 +60,13 @@ def stored(root: Path, executed: Mapping[str, Path]) -> Sources:
         live = collect.stored(executed[chapter])
         return [*found, (live.tables, "this build", live.parameters)]
 
-    def tables(chapter: str, name: str, *columns: str) -> list[Source]:
+    def find(chapter: str, name: str, *columns: str) -> list[Source]:
         of_all = runs(chapter) if chapter in executed else []
         found = [Source(to_frame(has[name]), run, values) for has, run, values in of_all if name in has]
         # An older record may have other columns.
         return [source for source in found if {*columns} <= {*source.frame.columns} and len(source.frame)]
 
-    return tables
+    return find
 
 
 def make(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Path]:
@@ -82,7 +82,7 @@ def make(root: Path, executed: Mapping[str, Path], folder: Path) -> dict[str, Pa
     if missing := [name for name in ("altair", "vl_convert") if importlib.util.find_spec(name) is None]:
         raise BadInput(f"{PAGE} needs {missing[0]}: pip install -e '.[book]'")
     (folder / "explorers").mkdir(parents=True, exist_ok=True)
-    made, sources, cache = {}, stored(root, executed), folder / "explorers"
+    made, sources, cache = {}, tables(root, executed), folder / "explorers"
     for name, build in ALL.items():
         explorer = build(sources)
         text = interactive.page(name, explorer, cache) if explorer else "*The chapters of this figure have not run.*"
@@ -127,6 +127,10 @@ def _colour(label: str) -> "alt.Color":
 # ---- the Fourier map -----------------------------------------------------------------------------
 
 
+# What the fields above a figure choose, as Vega-Lite says it.
+CELL = "datum.fx == fx && datum.fy == fy"
+
+
 def fourier_map(sources: Sources) -> Explorer | None:
     """Return the maps of all architectures: a cell shows its wave, each accuracy, and the published one."""
     import altair as alt
@@ -139,43 +143,54 @@ def fourier_map(sources: Sources) -> Explorer | None:
         Control(name, f"{label} frequency", sorted({row[name] for row in rows}), _nearest(name, rows), keys)
         for name, label, keys in (("fx", "horizontal", "right"), ("fy", "vertical", "down"))
     )
-    chosen = "datum.fx == fx && datum.fy == fy"
-    axis = alt.Axis(labelAngle=0, values=fx.values[:: math.ceil(len(fx.values) / 5)])  # more would overlap
+    below = alt.hconcat(_wave(), _bars(names))
+    chart = alt.vconcat(_maps(names, fx.values, fy.values), below, data=alt.Data(values=rows))
+    text = "Test accuracy by horizontal and vertical frequency of the wave that carries the signal, a map a network, "
+    words = _cell_words(rows, names)
+    return Explorer(finish(chart, fx, fy), [fx, fy], words, f"{text}and the published maps.", runs)
+
+
+def _maps(names: Sequence[str], fx: Sequence[int], fy: Sequence[int]) -> "alt.ConcatChart":
+    """Return a map of accuracies for each name, the chosen cell marked."""
+    import altair as alt
+
+    axis = alt.Axis(labelAngle=0, values=fx[:: math.ceil(len(fx) / 5)])  # more would overlap
     cell = alt.Chart().encode(
-        x=alt.X("fx:O", title="horizontal frequency", scale=alt.Scale(domain=fx.values), axis=axis),
-        y=alt.Y("fy:O", title="vertical frequency", scale=alt.Scale(domain=fy.values)),
+        x=alt.X("fx:O", title="horizontal frequency", scale=alt.Scale(domain=fx), axis=axis),
+        y=alt.Y("fy:O", title="vertical frequency", scale=alt.Scale(domain=fy)),
     )
-    marked = cell.mark_rect(fill=None, stroke=CHOSEN, strokeWidth=2.5).transform_filter(chosen)
+    marked = cell.mark_rect(fill=None, stroke=CHOSEN, strokeWidth=2.5).transform_filter(CELL)
     map_of_one = alt.layer(cell.mark_rect().encode(color=_colour("accuracy (%)")), marked)
-    maps = [
+    maps = (
         map_of_one.transform_filter(alt.datum.series == name).properties(width=120, height=200, title=name)
         for name in names
-    ]
-    maps = alt.concat(*maps, columns=5).resolve_scale(color="shared")
-    bars = (
-        alt.Chart()
-        .transform_filter(chosen)
-        .encode(
-            y=alt.Y("series:N", title=None, scale=alt.Scale(domain=names)),
-            x=alt.X("accuracy:Q", title=None, scale=alt.Scale(domain=[0, 100])),
-        )
+    )
+    return alt.concat(*maps, columns=5).resolve_scale(color="shared")
+
+
+def _bars(names: Sequence[str]) -> "alt.LayerChart":
+    """Return the accuracies at the chosen cell as bars with their numbers."""
+    import altair as alt
+
+    base = alt.Chart().transform_filter(CELL)
+    base = base.encode(
+        y=alt.Y("series:N", title=None, scale=alt.Scale(domain=names)),
+        x=alt.X("accuracy:Q", title=None, scale=alt.Scale(domain=[0, 100])),
     )
     words = alt.Text("accuracy:Q", format=".1f")
-    bars = bars.mark_bar(color="#56b4e9") + bars.mark_text(align="left", dx=3).encode(text=words)
-    below = alt.hconcat(_wave(), bars.properties(width=380, height=26 * len(names), title="accuracy at this cell (%)"))
-    chart = finish(alt.vconcat(maps, below, data=alt.Data(values=rows)), fx, fy)
-    by_cell: dict[str, dict[str, str]] = {}
+    bars = base.mark_bar(color="#56b4e9") + base.mark_text(align="left", dx=3).encode(text=words)
+    return bars.properties(width=380, height=26 * len(names), title="accuracy at this cell (%)")
+
+
+def _cell_words(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str]:
+    """Return what is said of each cell that was measured."""
+    by_cell: dict[tuple[int, int], dict[str, str]] = {}
     for row in rows:
-        by_cell.setdefault(key(row["fx"], row["fy"]), {})[row["series"]] = f"{row['accuracy']:.1f} %"
-    said = {
-        key(x, y): f"Cell ({x}, {y}): "
-        + ", ".join(f"{name} {by_cell[key(x, y)].get(name, 'not measured')}" for name in names)
-        + "."
-        for x, y in itertools.product(fx.values, fy.values)
-        if key(x, y) in by_cell
+        by_cell.setdefault((row["fx"], row["fy"]), {})[row["series"]] = f"{row['accuracy']:.1f} %"
+    return {
+        key(x, y): f"Cell ({x}, {y}): " + ", ".join(f"{name} {of.get(name, 'not measured')}" for name in names) + "."
+        for (x, y), of in sorted(by_cell.items())
     }
-    text = "Test accuracy by horizontal and vertical frequency of the wave that carries the signal, a map a network, "
-    return Explorer(chart, [fx, fy], said, f"{text}and the published maps.", runs)
 
 
 def _accuracies(sources: Sources) -> tuple[list[Row], list[str]]:
@@ -375,6 +390,9 @@ AREAS = {
 }
 
 
+LEVEL = "datum.corruption == corruption"
+
+
 def ablation(sources: Sources) -> Explorer | None:
     """Return ablation curves by corruption, layer and clamp, the paper's, and the areas under them."""
     import altair as alt
@@ -387,48 +405,62 @@ def ablation(sources: Sources) -> Explorer | None:
         values = list(dict.fromkeys(row[name] for row in rows))
         return Control(name, label, values, values[0], keys)
 
-    run, network, layer = control("run", "run"), control("network", "network"), control("layer", "layers ablated")
-    clamp, corruption = (
-        control("clamp", "clamped to", "down"),
-        control("corruption", "corruption of the labels", "right"),
-    )
     # What was measured depends on the choices before: an older record has only all layers and zero.
-    controls = [network, layer, clamp, run, corruption]
-    of_curve = " && ".join(f"datum.{c.name} == {c.name}" for c in (run, network, layer, clamp))
-    chosen = "datum.corruption == corruption"
+    controls = [
+        control("network", "network"),
+        control("layer", "layers ablated"),
+        control("clamp", "clamped to", "down"),
+        control("run", "run"),
+        control("corruption", "corruption of the labels", "right"),
+    ]
+    *_, run, corruption = controls
+    chart = alt.hconcat(_curves(corruption.values), _area_lines(areas), data=alt.Data(values=rows))
+    said = {
+        key(*state): _curve_words(*state, list(of_state))
+        for state, of_state in itertools.groupby(rows, key=lambda row: tuple(row[c.name] for c in controls))
+    }
+    text = "Training accuracy against the fraction of units ablated, a line a level of corruption; areas under them."
+    return Explorer(finish(chart, *controls), controls, said, text, [*run.values, "dashed: the paper, read off"])
+
+
+def _curves(levels: Sequence[str]) -> "alt.LayerChart":
+    """Return the curves of the chosen run, network, layer and clamp, the chosen level strong, and the paper's."""
+    import altair as alt
+
     legend = alt.Legend(title="corruption", symbolOpacity=1)
-    colour = alt.Color("corruption:O", legend=legend, scale=alt.Scale(scheme="viridis", domain=corruption.values))
+    colour = alt.Color("corruption:O", legend=legend, scale=alt.Scale(scheme="viridis", domain=levels))
     base = alt.Chart().encode(
         x=alt.X("fraction:Q", title="fraction of units ablated", scale=alt.Scale(domain=[0, 1])),
         y=alt.Y("accuracy:Q", title="training accuracy", scale=alt.Scale(domain=[0, 1])),
     )
-    ours, size = base.transform_filter(of_curve).encode(color=colour), {"width": 360, "height": 260}
+    chosen = " && ".join(f"datum.{name} == {name}" for name in ("run", "network", "layer", "clamp"))
+    ours = base.transform_filter(chosen).encode(color=colour)
     lines = ours.mark_line(opacity=0.35, strokeWidth=2)
-    strong = ours.transform_filter(chosen).mark_line(point=True, strokeWidth=3.5)
+    strong = ours.transform_filter(LEVEL).mark_line(point=True, strokeWidth=3.5)
+    as_in_the_paper = f"layer == '{LAYERS}' && clamp == '{ZERO}'"
     theirs = alt.Chart(alt.Data(values=_read_off())).transform_filter(
-        f"datum.network == network && {chosen} && layer == '{LAYERS}' && clamp == '{ZERO}'"
+        f"datum.network == network && {LEVEL} && {as_in_the_paper}"
     )
     theirs = theirs.mark_line(strokeDash=[5, 4], color="black").encode(x=base.encoding.x, y=base.encoding.y)
-    dashed = f"layer == '{LAYERS}' && clamp == '{ZERO}' ? 'dashed: the paper, all layers to zero' : ''"
-    curves = (lines + strong + theirs).properties(**size, title=alt.Title(alt.expr(dashed)))
+    title = alt.Title(alt.expr(f"{as_in_the_paper} ? 'dashed: the paper, all layers to zero' : ''"))
+    return (lines + strong + theirs).properties(width=360, height=260, title=title)
+
+
+def _area_lines(areas: Sequence[Row]) -> "alt.LayerChart":
+    """Return the areas under curves by corruption, a line for each kind of what was ablated."""
+    import altair as alt
+
+    kinds = list(dict.fromkeys(row["ablated"] for row in areas))
+    legend = alt.Legend(title="ablated", orient="bottom", columns=1)
     of_areas = alt.Chart(alt.Data(values=areas)).transform_filter("datum.run == run && datum.network == network")
     dots = of_areas.mark_line(point=True).encode(
         x=alt.X("corruption:O", title="corruption of the labels", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("area:Q", title="area under the curve", scale=alt.Scale(domain=[0, 1])),
-        color=alt.Color(
-            "ablated:N",
-            legend=alt.Legend(title="ablated", orient="bottom", columns=1),
-            scale=alt.Scale(domain=list(dict.fromkeys(row["ablated"] for row in areas)), range=LINES),
-        ),
+        color=alt.Color("ablated:N", legend=legend, scale=alt.Scale(domain=kinds, range=LINES)),
     )
-    here = dots.transform_filter(chosen).mark_rule(color=CHOSEN).encode(y=alt.value(0), y2=alt.value(260))
-    beside = (dots + here.encode(color=alt.value(CHOSEN))).properties(width=240, height=260, title="all layers")
-    chart = alt.hconcat(curves, beside, data=alt.Data(values=rows))
-    said = {}
-    for state, of_state in itertools.groupby(rows, key=lambda row: tuple(row[c.name] for c in controls)):
-        said[key(*state)] = _curve_words(*state, list(of_state))
-    text = "Training accuracy against the fraction of units ablated, a line a level of corruption; areas under them."
-    return Explorer(finish(chart, *controls), controls, said, text, [*run.values, "dashed: the paper, read off"])
+    here = dots.transform_filter(LEVEL).mark_rule(color=CHOSEN).encode(y=alt.value(0), y2=alt.value(260))
+    lines = dots + here.encode(color=alt.value(CHOSEN))
+    return lines.properties(width=240, height=260, title="all layers")
 
 
 def _ablated(sources: Sources) -> list[Row]:

@@ -4,8 +4,6 @@ These decide the result as much as the values do, so a run is identified by thei
 """
 
 import functools
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -14,7 +12,7 @@ from pathlib import Path
 from nadkit import files
 from nadkit.book.chapters import Chapter
 from nadkit.book.parameters import Known, Value
-from nadkit.book.sources import bare, files_of, text
+from nadkit.book.sources import bare, checksum, files_of, text
 
 ABSENT = "not here"
 
@@ -56,7 +54,7 @@ def module_checksum(module: str, path: list[str]) -> str:
     """Return a checksum of what a module's code does, and of the modules that it imports from its folder."""
     found = files_of(module, path)
     code = {name: bare(text(file)) if file.suffix == ".py" else _sha256_of(file) for name, file in found.items()}
-    return _digest(sorted(code.items())) if code else ABSENT
+    return checksum(sorted(code.items())) if code else ABSENT
 
 
 def folder_checksum(name: str) -> str:
@@ -76,7 +74,7 @@ def folder_checksum(name: str) -> str:
             below[:] = [name for name in below if not name.startswith(".")]
             visible = (Path(folder, name) for name in names if not name.startswith("."))
             content += [(file.relative_to(root).as_posix(), _sha256_of(file)) for file in visible if file.is_file()]
-    return _digest(sorted(content))
+    return checksum(sorted(content))
 
 
 def _sha256_of(file: Path) -> str:
@@ -88,7 +86,3 @@ def _sha256_of(file: Path) -> str:
 def _sha256(file: Path, size: int, changed: int) -> str:
     """Return a file's checksum; within a process it is read again where size or time of change differ."""
     return files.sha256(file)
-
-
-def _digest(content: list[tuple[str, str]]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

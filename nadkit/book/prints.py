@@ -5,7 +5,6 @@ again. The checksum of the *experiment* covers the code that its numbers depend 
 points again, and a recorded result must be verified by its witness.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -15,19 +14,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import nadkit
 from nadkit import files
 from nadkit.book import outside
 from nadkit.book.chapters import BadInput, Chapter, cell_source, cell_tags, load
 from nadkit.book.parameters import Value
-from nadkit.book.sources import bare, imported
+from nadkit.book.sources import bare, checksum, imported
 
 PACKAGE = Path(__file__).parents[1]
 # The book's machinery runs chapters and is not part of their results: editing it reruns nothing. But these of its
 # modules make what an executed notebook shows.
-MACHINE, SHOWING = "book/", {"book/claims.py", "book/pages.py", "book/records.py", "book/results.py"}
+MACHINE = "book/"
+SHOWING = {f"book/{name}.py" for name in ("answers", "claims", "collect", "pages", "records", "results")}
 # Code that draws, names and stores results does not change their numbers.
 PRESENTATION = {"files.py", "names.py", "plots.py", "storage.py"}
 
@@ -60,7 +59,7 @@ def fingerprint(
     known.
     """
     named = outside.checksums(chapter, values) if named is None else named
-    return _checksum([code or code_print(chapter), published_at_hand(), dict(values) | dict(named)])
+    return checksum([code or code_print(chapter), published_at_hand(), dict(values) | dict(named)])
 
 
 def code_print(chapter: Chapter) -> str:
@@ -73,7 +72,7 @@ def code_print(chapter: Chapter) -> str:
         for name in sorted(_name(path) for kind in ("py", "toml", "csv", "npy") for path in PACKAGE.rglob(f"*.{kind}"))
         if name in SHOWING or not name.startswith(MACHINE)
     }
-    return _checksum([cells, library, computing_versions()])
+    return checksum([cells, library, computing_versions()])
 
 
 def computing_versions() -> dict[str, str]:
@@ -102,7 +101,7 @@ def experiment(chapter: Chapter, *, shown: bool = False) -> str:
         if cell["cell_type"] == "code" and not left_out & set(cell_tags(cell))
     ]
     library = {_name(path): bare(path.read_text(encoding="utf-8")) for path in _science(sources)}
-    return _checksum([[bare(source) for source in sources], library])
+    return checksum([[bare(source) for source in sources], library])
 
 
 def result_print(chapter: Chapter, values: Mapping[str, Value], known: str | None = None) -> str:
@@ -117,7 +116,7 @@ def result_print(chapter: Chapter, values: Mapping[str, Value], known: str | Non
 def result_printer(chapter: Chapter, known: str | None = None) -> Callable[[Mapping[str, Value]], str]:
     """Return the function from values to their `result_print`; what they share is read only once."""
     shared, named = [known or experiment(chapter), computing_versions()], {}
-    return lambda values: _checksum([*shared, dict(values) | outside.checksums(chapter, values, named)])
+    return lambda values: checksum([*shared, dict(values) | outside.checksums(chapter, values, named)])
 
 
 def records_print(chapter: Chapter) -> str:
@@ -129,7 +128,7 @@ def records_print(chapter: Chapter) -> str:
     except (OSError, ValueError):
         known = {}
     own = {key: entry for key, entry in known.items() if key.startswith(f"{chapter.name}/")}
-    return _checksum([records, own])
+    return checksum([records, own])
 
 
 def versions() -> dict[str, str]:
@@ -244,7 +243,3 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
         # A file whose name begins with a dot is still being written.
         if not path.name.startswith(".") and path.is_file():
             yield path.relative_to(folder).as_posix(), path.stat().st_size
-
-
-def _checksum(content: Any) -> str:  # noqa: ANN401
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -24,7 +24,7 @@ from nadkit.book.claims import Claims
 from nadkit.book.collect import stored
 from nadkit.book.pages import duration
 from nadkit.book.results import DIFFERS, FINISHED, Scalar, Table, checked, data_words
-from nadkit.book.sources import bare
+from nadkit.book.sources import bare, checksum
 from nadkit.book.witness import Witness, WitnessFailed
 
 CURRENT, VERIFIED = "current", "verified"
@@ -186,7 +186,7 @@ def read(path: Path) -> Record:
         if (version := content.pop("version")) != VERSION:
             raise ValueError(f"it is of version {version}, which this nadkit does not know")
         seal = content.pop("seal")
-        if seal != _seal(content):
+        if seal != checksum(content):
             raise ValueError("its seal is broken, so something in it was changed")
         content["claims"] = Claims.from_json(content["claims"])
         content["tables"] = {name: checked(table) for name, table in content["tables"].items()}
@@ -204,14 +204,9 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    sealed = {"version": VERSION, **content, "seal": _seal(content)}
+    sealed = {"version": VERSION, **content, "seal": checksum(content)}
     with files.atomic_write(path) as part:
         part.write_text("".join([*_lines(sealed), "\n"]), encoding="utf-8")
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    """Return the checksum of a record's content, which tells an edited one."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _lines(value: object, indent: str = "") -> Iterator[str]:

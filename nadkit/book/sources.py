@@ -1,6 +1,7 @@
-"""Python source reduced to what it does: its bare code, and what it imports."""
+"""Python source reduced to what it does: its bare code, and what it imports; and checksums of such content."""
 
 import ast
+import hashlib
 import importlib.util
 import json
 import sysconfig
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
 
 @cache  # nine chapters with records ask for the same modules
@@ -124,6 +126,11 @@ def _files(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
             if file.is_file():
                 yield ".".join(parts[:n]), file
                 break
+
+
+def checksum(content: Any) -> str:  # noqa: ANN401
+    """Return the SHA-256 of what JSON can hold; the order of a mapping does not count."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def text(file: Path) -> str:

@@ -25,6 +25,9 @@ Block = Literal["residual", "pi", "pi-1x1", "tutorial"]
 STAGES = 4
 """Stages of a `PiNet`, as in a ResNet."""
 
+DEVIATION_CUT = 0.87962566103423978
+"""Standard deviation of a standard normal number that is cut off at two."""
+
 MOST = 40
 """Highest order of differences: beyond it, little is left even of a pure power (`finite_differences`)."""
 
@@ -182,8 +185,7 @@ class ConvCCP(nn.Module):
         self.hidden = nn.Linear(width * (height // 2) * (columns // 2), width)
         self.out = nn.Linear(width, classes)
         for layer in (*self.maps, self.hidden, self.out):
-            # the standard deviation that the cut leaves of 1
-            std = 1 / (0.87962566103423978 * math.sqrt(layer.weight[0].numel()))
+            std = 1 / (DEVIATION_CUT * math.sqrt(layer.weight[0].numel()))
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
             nn.init.zeros_(layer.bias)
 
@@ -307,11 +309,7 @@ class PiNet(nn.Module):
         channels, *size = shape
         counts = [count for i in range(STAGES) if (count := (depth + STAGES - 1 - i) // STAGES)]
         if block == "tutorial":
-            least = 2 ** (len(counts) + max_pool)
-            if relu:
-                raise ValueError("relu: expected False with the block 'tutorial', which has none")
-            if max(size) <= least // 2:
-                raise ValueError(f"shape: expected images of more than {least // 2} pixels a side, got {size}")
+            _require_for_tutorial(relu, size, len(counts) + max_pool)
         stem: list[nn.Module] = [_conv_norm(channels, width, 3)]
         stem += [nn.ReLU()] * relu + [nn.MaxPool2d(3, 2, padding=1)] * max_pool
         self.stem = nn.Sequential(*stem)
@@ -332,6 +330,14 @@ class PiNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+def _require_for_tutorial(relu: bool, size: Sequence[int], strides: int) -> None:
+    """Raise ValueError of ReLUs, or where the instance normalisation of `TutorialBlock` would see a single pixel."""
+    if relu:
+        raise ValueError("relu: expected False with the block 'tutorial', which has none")
+    if max(size) <= (least := 2 ** (strides - 1)):
+        raise ValueError(f"shape: expected images of more than {least} pixels a side, got {size}")
 
 
 def _conv_norm(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:

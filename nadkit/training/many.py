@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import joblib
 import torch
@@ -17,7 +17,6 @@ from tqdm import tqdm
 from nadkit import architectures, checks, identity, seeds
 from nadkit.architectures import Architecture, Shape
 from nadkit.devices import pick
-from nadkit.names import hint
 from nadkit.parallel import gather
 from nadkit.storage import described, digest
 from nadkit.training import fitting
@@ -129,7 +128,7 @@ def fit_many(
     """
     seed = checks.require_integer("seed", seed, 0)
     architectures.factory(architecture)  # a wrong name should fail here, not in a worker
-    _require_strategy(strategy, workers)
+    _require_workers(workers)
     if executor is not None and strategy != "auto":
         raise ValueError(f"strategy: expected 'auto' with an executor, whose workers train, got {strategy!r}")
     _require_problems(problems)
@@ -211,7 +210,7 @@ def fit_networks(
             batch, or a recipe that stops early; a checkpoint that is damaged or of another run.
         DataError: the checkpoint cannot be written.
     """
-    _require_strategy(strategy, workers)
+    _require_workers(workers)
     if executor is not None and strategy == "loop":
         raise ValueError("strategy: expected 'auto', 'processes' or 'vmap' with an executor, whose workers train")
     _require_problems(problems)
@@ -240,10 +239,7 @@ def _warn_of_diverged(histories: list[History]) -> None:
         )
 
 
-def _require_strategy(strategy: Strategy, workers: int | None) -> None:
-    if strategy not in get_args(Strategy):
-        known = get_args(Strategy)
-        raise ValueError(f"strategy: expected one of {', '.join(known)}, got {strategy!r}{hint(str(strategy), known)}")
+def _require_workers(workers: int | None) -> None:
     if workers is not None:
         checks.require_integer("workers", workers, 1)
 

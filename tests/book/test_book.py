@@ -186,7 +186,7 @@ def test_a_chapter_lists_the_claims_that_it_tests(built, name):
 def test_memorisation_stores_what_the_ablation_explorer_offers(built):
     name = explorers.MEMORISATION
     executed = {name: built / "executed" / PROFILE / f"{name}.ipynb"}
-    explorer = explorers.ablation(explorers.stored(ROOT, executed))
+    explorer = explorers.ablation(explorers.tables(ROOT, executed))
     layers, clamps = ["all", "relu1", "relu2", "relu9", "relu10", "relu11"], ["zero", "mean"]
     choices = {control.name: control.values for control in explorer.controls}
     assert (choices["layer"], choices["clamp"]) == (layers, clamps)

@@ -2,13 +2,14 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import nbformat
 import pytest
 from toy import make_notebook
 
 from nadkit.book import prints
-from nadkit.book.chapters import load, validate
+from nadkit.book.chapters import cell_source, find_chapters, load, validate
 from nadkit.book.prints import bare, experiment, fingerprint, result_print, result_printer
 
 # ---- runs ----------------------------------------------------------------------------------------
@@ -40,6 +41,29 @@ def test_the_fingerprint_follows_the_library_and_not_the_machine(make_book, monk
     assert not {"cli.py", "runner.py", "chapters.py", "parameters.py"} & set(asked)
     monkeypatch.setattr(prints.files, "sha256", lambda path: "edited")
     assert fingerprint(chapter, {}) != same
+
+
+def test_the_fingerprint_follows_what_makes_the_pages_of_chapters():
+    """Whatever chapters import from the machine, directly or not, counts, but for what shows nothing."""
+    silent = {
+        "chapters",  # reads notebooks, which the fingerprint has
+        "executors",  # where the work is done
+        "parameters",  # checks values, which the fingerprint has
+        "prints",  # checksums
+        "runner",  # runs notebooks
+        "sources",  # Python code, for checksums
+        "sweep",  # runs chapters
+        "witness",  # whether records hold; what it found is part of `records_print`
+    }
+    root = Path(__file__).parents[2]
+    cells = (cell for name in find_chapters(root) for cell in load(root, name).notebook["cells"])
+    left, found = [cell_source(cell) for cell in cells if cell["cell_type"] == "code"], set()
+    while left:
+        files = {file for source in left for file in prints._imported(source) if file.parent.name == "book"}
+        new = {file for file in files - found if file.stem not in silent}
+        found |= new
+        left = [file.read_text(encoding="utf-8") for file in new]
+    assert {f"book/{file.name}" for file in found} == prints.SHOWING
 
 
 def test_the_fingerprint_follows_versions(make_book, monkeypatch):

@@ -1,6 +1,7 @@
 """Records: big runs that git keeps, and whether today's code still gives their numbers."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from test_results import CODE, PARAMETERS, edited, run, toy
 from toy import make_notebook
 
-from nadkit.book import records, witness
+from nadkit.book import prints, records, witness
 from nadkit.book.chapters import BadInput, load
 from nadkit.book.claims import FAILS
 from nadkit.book.collect import stored
@@ -302,6 +303,24 @@ def test_a_record_outlives_what_leaves_its_numbers_alone(tmp_path, trained, code
         with pytest.MonkeyPatch.context() as patch:  # but it is where witnesses are compared by other rules
             patch.setattr(records, "_rules", lambda: "others")
             assert recorded("one", root)[0].validity.state == "not verified yet"
+
+
+@pytest.mark.parametrize(("edit", "state"), [("", "verified"), ("another ", "differs")])
+def test_a_record_outlives_a_function_that_moves_to_another_module(tmp_path, trained, monkeypatch, edit, state):
+    root = with_record(tmp_path, TRAINED, trained)
+    library = shutil.copytree(prints.PACKAGE, root / "nadkit", ignore=shutil.ignore_patterns("__pycache__"))
+    basis, drawn = library / "inputs" / "basis.py", library / "inputs" / "drawn.py"
+    before, start, function = basis.read_text().partition("@checks.typed\ndef random_basis(")
+    needed = "import math, torch\nfrom nadkit import checks, seeds\nfrom nadkit.inputs.basis import Basis, Shape\n"
+    drawn.write_text(needed + start + function.replace('"random basis"', f'"{edit}random basis"'))
+    basis.write_text(f"{before}from nadkit.inputs.drawn import random_basis\n")
+    monkeypatch.setattr(prints, "PACKAGE", library)
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.chdir(root)  # the witness runs with this library
+    (found,) = recorded("one", root)
+    assert found.validity.state == "not verified yet"
+    (found,) = verify(root, say=print)
+    assert found.validity.state == state, found.validity.why
 
 
 def test_rounding_is_told_from_another_experiment(tmp_path, trained, monkeypatch):
