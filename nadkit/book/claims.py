@@ -231,7 +231,7 @@ class Claim:
         told = self.measured is not None
         differ = [(name, a, b) for name, (a, b) in self.same.items() if a != b and (a, b) not in STAND_INS.values()]
         other = [f"{name}: {a}, the claim is about {b}" for name, a, b in differ if a != UNKNOWN or told]
-        unknown = [f"{name}: unknown, {b:g} needed" for name, (a, b) in self.needs.items() if a == UNKNOWN and told]
+        unknown = [f"{name}: not in this record, {b:g} needed" for name, (a, b) in self.needs.items() if a == UNKNOWN and told]
         known = [(name, a, b) for name, (a, b) in self.needs.items() if a != UNKNOWN]
         return other + unknown + [f"{name}: {a:g} of the {b:g} needed" for name, a, b in known if a < b]
 
@@ -395,7 +395,8 @@ def _as_row(claim: Claim, note: str, recorded: tuple[str, Claim] | None, *, wide
     reported = f"{escape(claim.report)}<br><small>holds if {escape(claim.holds_if)}</small>"
     cells = {"claim": statement, "reported": reported, "run": measured_as_html(claim, note)}
     if wide:
-        cells["recorded"] = f"{measured_as_html(made)}<br><small>{escape(words)}</small>" if made else "-"
+        other = f"reported {escape(made.report)}; " if made and made.report != claim.report else ""
+        cells["recorded"] = f"{measured_as_html(made)}<br><small>{other}{escape(words)}</small>" if made else "-"
     named = ((cell, {"class": f"nadkit-{name}"}) for name, cell in cells.items())
     return pages.row(named, id=f"claim-{claim.id}")
 

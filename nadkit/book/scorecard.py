@@ -73,11 +73,14 @@ class Row:
     def standing(self) -> tuple[Record | None, Claim]:
         """The claim whose verdict stands, and its record; None means this build.
 
-        The result that lacks least of what the claim is about and needs is taken, as in `best`; of two alike, the
-        recorded one.
+        The result that lacks least of what the claim is about and needs is taken, as in `best`; of two alike, or where
+        neither can decide it, the recorded one.
         """
         live = (None, self.live or self.claim)
-        return min([self.best or live, live], key=lambda pair: _lacks(pair[1]))
+        recorded = self.best or live
+        if recorded[1].measured is not None and recorded[1].obstacles and live[1].obstacles:
+            return recorded
+        return min([recorded, live], key=lambda pair: _lacks(pair[1]))
 
 
 def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | None:
@@ -337,7 +340,7 @@ def _as_row(row: Row, papers: Mapping[str, Paper], place: int) -> str:
     cells = [
         (f'<a href="../{_escape(row.chapter)}.html">{_escape(_last(row.chapter))}</a>', {"data-order": place}),
         _link(claim.source, papers, claim.paper),
-        _escape(claim.report),
+        _escape(standing.report),
         (_escape(standing.measurement), {"data-order": "" if standing.measured is None else standing.measured}),
         (f"{word}{where}", {"data-order": [*VERDICTS, GONE].index(verdict)}),
     ]

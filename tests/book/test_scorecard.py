@@ -115,7 +115,7 @@ def test_a_recorded_measurement_is_judged_by_the_rules_of_today():
     assert verdict() == (FAILS, "")
     assert verdict(holds_if=">= 0.7") == (HOLDS, "")
     assert verdict(needs={"networks": (1, 200)}) == (UNDECIDED, "networks: 100 of the 200 needed")
-    assert verdict(needs={"epochs": (1, 20)}) == (UNDECIDED, "epochs: unknown, 20 needed")
+    assert verdict(needs={"epochs": (1, 20)}) == (UNDECIDED, "epochs: not in this record, 20 needed")
     assert verdict(same={"sigma": (3.0, 1.0)}) == (UNDECIDED, "sigma: 3.0, the claim is about 1.0")
     assert verdict(same={"epsilon": (1.0, 1.0)})[0] == UNDECIDED
     (row,) = rows([run()], [recorded("paper", claim("a", 0.95, holds_if=">= 0.9"))])
