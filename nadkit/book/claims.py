@@ -231,9 +231,10 @@ class Claim:
         told = self.measured is not None
         differ = [(name, a, b) for name, (a, b) in self.same.items() if a != b and (a, b) not in STAND_INS.values()]
         other = [f"{name}: {a}, the claim is about {b}" for name, a, b in differ if a != UNKNOWN or told]
-        unknown = [f"{name}: not in this record, {b:g} needed" for name, (a, b) in self.needs.items() if a == UNKNOWN and told]
-        known = [(name, a, b) for name, (a, b) in self.needs.items() if a != UNKNOWN]
-        return other + unknown + [f"{name}: {a:g} of the {b:g} needed" for name, a, b in known if a < b]
+        needs = [(name, a, b) for name, (a, b) in self.needs.items()]
+        unknown = [f"{name}: not in this record, {b:g} needed" for name, a, b in needs if a == UNKNOWN and told]
+        few = [f"{name}: {a:g} of the {b:g} needed" for name, a, b in needs if a != UNKNOWN and a < b]
+        return other + unknown + few
 
     @property
     def measurement(self) -> str:
