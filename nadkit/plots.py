@@ -64,7 +64,8 @@ def ordered_palette(values: Iterable[object]) -> dict[object, tuple[float, float
     if all(map(_is_number, values)):
         values.sort(key=float)
     # neighbours differ more than in cividis, and without its bright end, which is hard to see on white
-    return dict(zip(values, sns.color_palette("viridis", len(values) + 1)[:-1], strict=True))
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.8, len(values)))
+    return dict(zip(values, map(tuple, colours[:, :3].tolist()), strict=True))
 
 
 def _is_number(value: object) -> bool:
@@ -529,7 +530,7 @@ def thinned(frame: pd.DataFrame, most: int = 400) -> pd.DataFrame:
 
 
 def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = False, log_y: bool = False) -> Figure:
-    """Return column ``y`` against column ``x`` as dots coloured by column ``layer``, a panel for each ``panel``.
+    """Return column ``y`` against column ``x``, a colour and a mark for each ``layer``, a panel for each ``panel``.
 
     With ``log_y`` the y axis is logarithmic; with ``symlog`` it is linear up to a power of ten, the next above the
     median size of ``y`` where that is not zero, and logarithmic beyond.
@@ -549,7 +550,9 @@ def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = 
         if log_y:
             axis.set_yscale("log")
         colours = ordered_palette(rows.layer)
-        sns.scatterplot(rows, x=x, y=y, hue="layer", palette=colours, ax=axis, linewidth=0, alpha=0.7, legend="full")
+        of_layer = {"hue": "layer", "palette": colours, "style": "layer", "style_order": list(colours)}
+        of_layer["markers"] = list(itertools.islice(itertools.cycle("os^DvP"), len(colours)))
+        sns.scatterplot(rows, x=x, y=y, ax=axis, linewidth=0, alpha=0.7, legend="full", **of_layer)
         axis.set(title=name, xlabel="")
         axis.legend(title="layer", fontsize="small", **LEGEND_BESIDE)
     for axis in axes[1:]:
