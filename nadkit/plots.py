@@ -37,6 +37,8 @@ ANNOTATED = 64
 
 LEGEND_BESIDE = MappingProxyType({"frameon": False, "bbox_to_anchor": (1, 1), "loc": "upper left"})
 """How a legend stands to the right of its panel."""
+LOG_SCALE = "\n(log scale)"
+"""What follows the name of a panel's logarithmic axis."""
 
 WIDEST = 11.0
 """Maximum width of a figure in inches: in the book's column of 790 pixels, its 10-point type is then 10 pixels high."""
@@ -529,11 +531,14 @@ def thinned(frame: pd.DataFrame, most: int = 400) -> pd.DataFrame:
     return frame.iloc[:: max(1, math.ceil(len(frame) / most))]
 
 
-def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = False, log_y: bool = False) -> Figure:
+def by_layer(
+    frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = False, log_y: bool = False, empty: str = ""
+) -> Figure:
     """Return column ``y`` against column ``x``, a colour and a mark for each ``layer``, a panel for each ``panel``.
 
     With ``log_y`` the y axis is logarithmic; with ``symlog`` it is linear up to a power of ten, the next above the
-    median size of ``y`` where that is not zero, and logarithmic beyond.
+    median size of ``y`` where that is not zero, and logarithmic beyond. ``empty`` is the title of one more panel, with
+    linear axes and without dots: `beside` can draw there.
 
     Raises:
         ValueError: both are asked for.
@@ -541,7 +546,9 @@ def by_layer(frame: pd.DataFrame, *, x: str, y: str, panel: str, symlog: bool = 
     if symlog and log_y:
         raise ValueError("expected symlog or log_y, got both")
     groups = frame.groupby(panel, sort=False)
-    figure, axes = _panels(len(groups), 4.6, 3.8, extra=0.4)
+    figure, axes = _panels(len(groups) + bool(empty), 4.6, 3.8, extra=0.4)
+    if empty:
+        axes.pop().set_title(empty)
     for axis, (name, rows) in zip(axes, groups, strict=True):
         size = rows[y].abs()
         if symlog and (size > 0).any():
@@ -712,6 +719,7 @@ def stacked(
             axis.set_xscale("log")
         if column in log:
             log_scale(axis)
+            axis.set_ylabel(column + LOG_SCALE)
     axes[0].legend(**LEGEND_BESIDE)
     return figure
 
@@ -755,7 +763,7 @@ def beside(
     the same ``hue``; without ``hue`` it is grey. Rows without such a panel or line of ours are left out.
     """
     by_title = {axis.get_title(): axis for axis in figure.axes}
-    first = next(axis for axis in figure.axes if axis.get_ylabel() == y)
+    first = next(axis for axis in figure.axes if axis.get_ylabel().removesuffix(LOG_SCALE) == y)
     handles = itertools.chain(*(zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes))
     colours = {label: handle.get_color() for handle, label in handles if isinstance(handle, Line2D)}
     of_lines, of_dots = {"linestyle": "--"}, {"linestyle": "none", "marker": "o", "fillstyle": "none", "markersize": 4}
@@ -772,11 +780,20 @@ def beside(
     return figure
 
 
+class _FewDecades(LogLocator):
+    """Ticks at powers of ten; also at 2 and 5 within two decades, and at 2, 3, 4 and 6 within one."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        """Return where the ticks of a view stand."""
+        within = vmax / vmin if vmin > 0 else math.inf
+        self.set_params(subs=(1, 2, 3, 4, 6) if within < 10 else (1, 2, 5) if within < 100 else (1,))
+        return super().tick_values(vmin, vmax)
+
+
 def log_scale(axis: Axes) -> None:
-    """Give a panel a logarithmic y axis with plain numbers: at 1, 2 and 5 where it spans less than two decades."""
+    """Give a panel a logarithmic y axis with plain numbers, the more of them the fewer decades it spans."""
     axis.set_yscale("log")
-    low, high = axis.get_ylim()
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.yaxis.set_major_locator(_FewDecades())
     axis.yaxis.set_major_formatter("{x:g}")
     axis.tick_params(axis="y", which="minor", left=False, labelleft=False)
 

@@ -359,6 +359,8 @@ def test_dots_by_layer_have_a_panel_for_each_group_and_an_axis_that_shows_both_s
     positive = frame.assign(impact=[1.0, 10, 100, 5])[:3]
     logarithmic = draw(plots.by_layer(positive, x="selectivity", y="impact", panel="network", log_y=True))
     assert logarithmic[0].get_yscale() == "log"
+    *_, more = draw(plots.by_layer(frame, x="selectivity", y="impact", panel="network", symlog=True, empty="theirs"))
+    assert (more.get_title(), len(more.collections), more.get_yscale()) == ("theirs", 0, "linear")
     with pytest.raises(ValueError, match="got both"):
         plots.by_layer(frame, x="selectivity", y="impact", panel="network", log_y=True, symlog=True)
 
@@ -423,7 +425,28 @@ def test_stacked_panels_share_what_runs_below_them_and_the_marks():
     assert [line.get_xdata()[0] for line in upright] == [3, 10]
     assert [text.get_text() for text in top.get_legend().get_texts()] == ["lowest", "highest"]
     assert [(axis.get_xscale(), axis.get_yscale()) for axis in (top, bottom)] == [("log", "log"), ("log", "linear")]
-    assert [axis.get_ylabel() for axis in (top, bottom)] == ["loss", "AUC"]
+    assert [axis.get_ylabel() for axis in (top, bottom)] == ["loss" + plots.LOG_SCALE, "AUC"]
+    theirs = pd.DataFrame({"epoch": [1, 10], "loss": [1.0, 0.5]})
+    plots.beside(top.figure, theirs, x="epoch", y="loss")
+    assert top.get_lines()[-1].get_ydata().tolist() == [1, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "numbers"),
+    [
+        (0.055, 0.26, ["0.06", "0.1", "0.2"]),
+        (0.055, 0.7, ["0.1", "0.2", "0.5"]),
+        (0.00005, 0.2, ["0.0001", "0.001", "0.01", "0.1"]),
+    ],
+)
+def test_a_logarithmic_axis_has_numbers_that_can_be_read(low, high, numbers):
+    figure = plots.lines(pd.DataFrame({"x": [0.0, 1.0], "y": [1.0, 2.0]}), x="x", y="y")
+    (axis,) = figure.axes
+    plots.log_scale(axis)
+    axis.set_ylim(low, high)
+    (axis,) = draw(figure)
+    ticks = zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)
+    assert [label.get_text() for at, label in ticks if low <= at <= high] == numbers
 
 
 def test_panels_side_by_side_have_scales_of_their_own_and_words_in_the_order_of_the_table():
