@@ -9,8 +9,7 @@ PYTHON ?= python3
 PROFILE ?= quick
 JOBS ?=
 BIN := .venv/bin
-# --no-compile: Python compiles what is imported, which is a small part of it
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: book test lab links clean
 
@@ -21,6 +20,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	find book -name '*.ipynb' -not -path '*/.*' -exec $(BIN)/nbstripout --verify --keep-id {} +
+	@$(BIN)/python -m compileall -q nadkit # once, where Python may not write it in each process that tests start
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not alone' --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
 	$(BIN)/python -m pytest -m alone --durations 5
 
