@@ -396,7 +396,7 @@ def _as_row(claim: Claim, note: str, recorded: tuple[str, Claim] | None, *, wide
     reported = f"{escape(claim.report)}<br><small>holds if {escape(claim.holds_if)}</small>"
     cells = {"claim": statement, "reported": reported, "run": measured_as_html(claim, note)}
     if wide:
-        other = f"reported {escape(made.report)}; " if made and made.report != claim.report else ""
+        other = f"reported {escape(made.report)}; " if made and made.reported not in (None, claim.reported) else ""
         cells["recorded"] = f"{measured_as_html(made)}<br><small>{other}{escape(words)}</small>" if made else "-"
     named = ((cell, {"class": f"nadkit-{name}"}) for name, cell in cells.items())
     return pages.row(named, id=f"claim-{claim.id}")

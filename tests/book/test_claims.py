@@ -288,6 +288,15 @@ def test_what_was_recorded_stands_beside_the_claims_of_this_run(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("there", "said"), [(22.1, "<small>reported 22.1; MNIST</small>"), (None, "<small>MNIST</small>")]
+)
+def test_what_a_record_reported_is_told_where_it_is_another_number(tmp_path, there, said):
+    notebook = read_notebook(executed(tmp_path / "a.ipynb", [claim(1.0, id="a", reported=19.4)]))
+    annotate(notebook, {}, {"a": ("MNIST", claim(0.97, id="a", reported=there))})
+    assert said in notebook["cells"][0]["outputs"][0]["data"]["text/html"]
+
+
+@pytest.mark.parametrize(
     ("bound", "words"),
     [
         ("between 0.9 and 1.1", "≠ outside our band"),

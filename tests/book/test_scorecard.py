@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,20 @@ def test_what_stands_is_not_chosen_for_its_verdict():
     (row,) = rows([run(claim("a", 0.95, error=0.1, needs={"seeds": (5.0, 5.0)}))], [recorded("paper", short)])
     assert row.standing[0] is None
     assert row.standing[1].verdict == UNDECIDED
+
+
+def test_where_neither_run_can_decide_the_recorded_one_is_shown_with_what_it_reported():
+    """Though the live run lacks less: figures show recorded runs first."""
+    here = claim("a", 1.0, needs={"seeds": (3.0, 5.0)})
+    there = claim("a", 0.3, same={"images": ("MNIST", "CIFAR-10")}, reported=0.77)
+    (row,) = rows([run(here)], [recorded("paper", there)], judged=lambda of: {c.id: c for c in of.claims})
+    assert (row.standing[1].measured, row.standing[1].verdict) == (0.3, UNDECIDED)
+    (text,) = (Page(found).text for found in rows_of(markdown([row])).values())
+    assert "0.77" in text
+    assert "0.99" not in text
+    unmeasured = replace(there, measured=None)
+    (row,) = rows([run(here)], [recorded("paper", unmeasured)], judged=lambda of: {c.id: c for c in of.claims})
+    assert row.standing[0] is None
 
 
 def test_a_record_is_judged_for_the_parameters_of_its_run():

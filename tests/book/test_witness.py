@@ -172,7 +172,7 @@ results.show("numbers", pd.DataFrame({"x": [1, 2]}), draw, alt="Numbers.")
 
 
 def test_nothing_is_drawn_for_a_witness(make_book):
-    """Nobody looks at it, and drawing is a quarter of a small run."""
+    """Nobody looks at it."""
     root = make_book({}, one=make_notebook("One", code=(PICTURE,)))
     chapter = load(root, "one")
     assert witness.observe(chapter, witness.parameters(chapter)).series["table numbers, x"].values == [1, 2]
