@@ -71,7 +71,7 @@ def areas(panel: str) -> pd.DataFrame:
         ValueError: no such panel.
         DataError: the table is damaged.
     """
-    table = _read(_path("areas"), _AREAS, ("figure", "curve", "x_reference"))
+    table = _areas()
     rows = table[table.figure == panel]
     if rows.empty:
         known = list(dict.fromkeys(table.figure))
@@ -82,8 +82,22 @@ def areas(panel: str) -> pd.DataFrame:
 
 
 def origin(*panels: str) -> str:
-    """Return words for readers: where the tables of these panels are read from."""
+    """Return words for readers: where the tables of these panels are read from.
+
+    A chapter asks before it trains: a damaged table should not be found only when its figure is drawn, hours later.
+
+    Raises:
+        ValueError: no such panel.
+        DataError: a table is damaged, or that of the areas.
+    """
+    for panel in panels:
+        figure(panel)
+    _areas()
     return published.origin(*(_path(f"fig{panel}") for panel in panels))
+
+
+def _areas() -> pd.DataFrame:
+    return _read(_path("areas"), _AREAS, ("figure", "curve", "x_reference"))
 
 
 def _path(name: str) -> str:

@@ -146,6 +146,19 @@ def test_the_page_on_a_paper_knows_every_chapter_of_its_part_and_names_claims_th
     assert [pattern for pattern in named if not fnmatch.filter(listed, pattern)] == []
 
 
+@pytest.mark.parametrize("name", [name for name in CHAPTERS if name.startswith("activations/")])
+def test_a_chapter_reads_the_figures_that_it_draws_from_the_paper_before_it_trains(name):
+    cells = [cell_source(cell) for cell in load(ROOT, name).notebook["cells"] if cell["cell_type"] == "code"]
+    panel = r'"(\d[a-e](?:_\w+)?)"'
+    drawn = [source for source in cells if re.search(r"digitised\.(figure|areas)|read_off\(", source)]
+    reads = [number for number, source in enumerate(cells) if "digitised.origin(" in source]
+    trains = [number for number, source in enumerate(cells) if re.search(r"\bfit(_many|_networks)?\(", source)]
+    assert len(reads) == bool(drawn)
+    for number in reads:
+        assert number < trains[0]
+        assert set(re.findall(panel, cells[number])) >= {each for source in drawn for each in re.findall(panel, source)}
+
+
 # ---- the runs ------------------------------------------------------------------------------------
 
 

@@ -115,3 +115,10 @@ def test_a_table_that_was_not_installed_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(published, "SHIPPED", tmp_path)
     with pytest.raises(DataError, match=r"morcos_fig1a.csv is missing .* install nadkit again"):
         digitised.figure("1a")
+
+
+@pytest.mark.parametrize("name", ["fig7e", "areas"])
+def test_asking_where_tables_are_from_finds_those_that_are_damaged(data, name):
+    write(data, name, "layer\n1\n")
+    with pytest.raises(DataError, match=rf"morcos_{name}.csv is not a table"):
+        digitised.origin("7c", "7e")
