@@ -515,14 +515,16 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, commands = _parser()
     named = next((word for word in argv if not word.startswith("-")), None)
+    first = argv[0].partition("=")[0] if argv else ""
+    if named and first not in parser.flags and any(first in command.flags for command in commands.values()):
+        raise BadInput(f"unknown argument {first!r}: put it after the command, as in 'nadkit list {argv[0]}'")
     if named is not None and named not in commands:
         raise BadInput(
             f"no command is called {named!r}: {did_you_mean(named, commands)}\n{parser.format_usage().strip()}"
         )
     options, unknown = parser.parse_known_args(argv)
     if unknown:
-        flag, flags = unknown[0].partition("=")[0], options.parser.flags
-        hint = f"put it after the command, {options.parser.prog!r}" if flag in flags else did_you_mean(flag, flags)
+        hint = did_you_mean(unknown[0].partition("=")[0], options.parser.flags)
         raise BadInput(f"unknown argument {unknown[0]!r}: {hint}")
     return options
 
@@ -540,14 +542,14 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
     "record": (_record, "run a chapter, or take a finished run, and keep its results in the book"),
     "verify": (_verify, "whether today's code still gives the numbers of the recorded runs"),
     "student": (_student, "write chapters as assignments for nbgrader, with exercises to solve"),
-    "notebooks": (_notebooks, "write chapters as notebooks that install the library, for Colab"),
+    "notebooks": (_notebooks, "write chapters as notebooks that install the library from $NADKIT_REPOSITORY, for Colab"),
     "claims": (_claims, "what executed chapters claim, and whether it holds"),
 }
 Subparsers = Mapping[str, argparse.ArgumentParser]
 
 
-def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    """Return the parser of the command line, and the names of its commands."""
+def _parser() -> tuple[argparse.ArgumentParser, Subparsers]:
+    """Return the parser of the command line, and those of its commands."""
     parser = _Parser(
         prog="nadkit",
         description="Run the chapters of the book, build it, and read what they claim.",
@@ -563,7 +565,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         sub.set_defaults(run=run, parser=sub)
     for add in (_add_the_book, _add_parameters, _add_workers, _add_records, _add_places, _add_chapters):
         add(commands.choices)
-    return parser, list(COMMANDS)
+    return parser, commands.choices
 
 
 def _add_the_book(of: Subparsers) -> None:
