@@ -542,7 +542,10 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
     "record": (_record, "run a chapter, or take a finished run, and keep its results in the book"),
     "verify": (_verify, "whether today's code still gives the numbers of the recorded runs"),
     "student": (_student, "write chapters as assignments for nbgrader, with exercises to solve"),
-    "notebooks": (_notebooks, "write chapters as notebooks that install the library from $NADKIT_REPOSITORY, for Colab"),
+    "notebooks": (
+        _notebooks,
+        "write chapters as notebooks that install the library from $NADKIT_REPOSITORY, for Colab",
+    ),
     "claims": (_claims, "what executed chapters claim, and whether it holds"),
 }
 Subparsers = Mapping[str, argparse.ArgumentParser]
