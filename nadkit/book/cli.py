@@ -544,7 +544,7 @@ COMMANDS: Mapping[str, tuple[Command, str]] = {
     "student": (_student, "write chapters as assignments for nbgrader, with exercises to solve"),
     "notebooks": (
         _notebooks,
-        "write chapters as notebooks that install the library from $NADKIT_REPOSITORY, for Colab",
+        "write chapters as notebooks that install the library of $NADKIT_REPOSITORY, for Colab",
     ),
     "claims": (_claims, "what executed chapters claim, and whether it holds"),
 }
