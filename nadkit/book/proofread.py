@@ -347,7 +347,7 @@ def _of_figures(passages: Iterable[Passage]) -> list[Problem]:
             found.append(f"{passage.where}: give the picture a text (alt)")
         if _draws(passage.code) and not _shown_with(passage.cell, "image", "alt"):
             found.append(f"{passage.where}: {_ALT}")
-        shows = (node for node in passage.nodes if _is_call(node, "results", {"show"}))
+        shows = (node for node in passage.nodes if _is_call(node, "results", {"show", "show_recorded"}))
         if not all(any(k.arg is None or (k.arg == "alt" and _says(k.value)) for k in show.keywords) for show in shows):
             found.append(f"{passage.where}: results.show: expected alt='what there is to see'")
     return [Problem({passage.chapter}, text) for text in found]

@@ -31,7 +31,7 @@ CURRENT, VERIFIED = "current", "verified"
 UNVERIFIED, UNVERIFIABLE = "not verified yet", "not verifiable here"
 VERSION = 2
 # Of records with as many training images, the one whose profile is named first counts; of two with one profile, the
-# later one.
+# one that is nearer to it, then the later one.
 RANKS = {"paper": 0, "gpu": 1, "cpu": 2}
 KEPT = "verified.json"
 
@@ -90,11 +90,15 @@ class Record:
         return self.validity.state != DIFFERS
 
     @property
-    def rank(self) -> tuple[int, int, float]:
-        """The sort key; the records that count most come first: most training images, then profile, then the latest."""
+    def rank(self) -> tuple[int, int, int, float]:
+        """The sort key; the records that count most come first.
+
+        Those on the most training images; then by profile; those with the fewest parameters that differ from it; the
+        latest.
+        """
         most = max((n for _, n in self._images()), default=0)
         latest = -datetime.fromisoformat(self.started).timestamp()
-        return -most, RANKS.get(self.profile, len(RANKS)), latest
+        return -most, RANKS.get(self.profile, len(RANKS)), self.name.count(","), latest
 
     @property
     def words(self) -> str:

@@ -47,6 +47,8 @@ NOT_DRAWN = "It could not be drawn"
 Scalar = str | int | float | bool | None
 Table = Mapping[str, list]
 """A table as plain data: its `columns`, and its `rows`."""
+Panel = tuple[str, str, str]
+"""The label of a tab, what it shows as HTML, and of a drawing the PDF."""
 
 
 # ---- in a chapter --------------------------------------------------------------------------------
@@ -139,19 +141,43 @@ def show(
     _display(kept, text, page, pdfs)
 
 
+def show_recorded(
+    name: str,
+    draw: "Callable[[pd.DataFrame], Figure] | None" = None,
+    *,
+    alt: str,
+    caption: str = "",
+    recorded: Sequence["Record"],
+) -> None:
+    """Display a table that recorded runs have and this one does not, as `show` displays those of recorded runs.
+
+    Nothing is stored. Where no recorded run has the table, nothing is displayed.
+    """
+    panels = [] if UNSEEN in os.environ else list(itertools.chain(*_of_records(name, draw, alt, recorded)))
+    if panels:
+        page = pages.tabs([(label, content) for label, content, _ in panels])
+        _display({"captions": {name: caption}}, alt, page, [pdf for _, _, pdf in panels if pdf])
+
+
 def _panels(
     name: str,
     frame: "pd.DataFrame",
     draw: "Callable[[pd.DataFrame], Figure] | None",
     alt: str,
     recorded: Sequence["Record"],
-) -> list[tuple[str, str, str]]:
-    """Return the label of each panel, what it shows as HTML, and of a drawing the PDF."""
-    panels = [("this run", *_drawn(frame, draw, alt))]
+) -> list[Panel]:
+    """Return this run's panel, after the recorded ones that hold and before those that do not."""
+    hold, differ = _of_records(name, draw, alt, recorded)
+    return [*hold, ("this run", *_drawn(frame, draw, alt)), *differ]
+
+
+def _of_records(
+    name: str, draw: "Callable[[pd.DataFrame], Figure] | None", alt: str, recorded: Sequence["Record"]
+) -> tuple[list[Panel], list[Panel]]:
+    """Return the panels of the recorded runs that hold, those that count most in front, and of the others."""
     own = sorted((record for record in recorded if name in record.tables), key=lambda record: record.rank)
-    for record in (r for r in own if not r.counts):
-        panels.append((f"recorded: {record.words} ({DIFFERS})", *_of_record(record, name, draw, alt)))
-    return [(f"recorded: {r.words}", *_of_record(r, name, draw, alt)) for r in own if r.counts] + panels
+    hold = [(f"recorded: {r.words}", *_of_record(r, name, draw, alt)) for r in own if r.counts]
+    return hold, [(f"recorded: {r.words} ({DIFFERS})", *_of_record(r, name, draw, alt)) for r in own if not r.counts]
 
 
 def recorded(chapter: str) -> list["Record"]:

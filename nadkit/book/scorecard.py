@@ -85,7 +85,7 @@ class Row:
 
 def best(recorded: Iterable[tuple[Record, Claim]]) -> tuple[Record, Claim] | None:
     """Return the recorded result that counts for a claim: valid, measured, at the settings and on the images that it is
-    about, with all that it needs, at the largest scale, the latest; it is never chosen by its outcome.
+    about, with all that it needs, and then by `Record.rank`; it is never chosen by its outcome.
     """
     valid = (pair for pair in recorded if pair[0].counts)
     return min(valid, key=lambda pair: (*_lacks(pair[1]), pair[0].rank), default=None)

@@ -26,6 +26,7 @@ from nadkit.book import results
 from nadkit.book.chapters import BadInput, load, validate
 from nadkit.book.claims import Claim, Claims
 from nadkit.book.collect import collect, to_json, write
+from nadkit.book.pages import first_panel
 from nadkit.book.records import Record, Validity
 from nadkit.book.results import MIME
 from nadkit.book.runner import RunFailed, execute
@@ -254,7 +255,8 @@ def test_the_record_that_counts_most_is_open_first(shown):
     mnist = [{"name": "images", "kind": "MNIST, as 1x28x28, 12,000 and 10,000 of them (seed 0)", "sha256": "00ff"}]
     others = [
         a_record(profile="cpu", started=later, device="AMD EPYC, 2 cores"),
-        a_record(profile="gpu"),
+        a_record(profile="gpu", path=Path("gpu,n=3,m=4.json"), started=later, seconds=61),
+        a_record(profile="gpu", path=Path("gpu,n=3.json")),
         a_record(profile="gpu", started=later, data=mnist, seconds=59),
     ]
     results.show("overlaps", table(), alt="Overlaps.", recorded=others)
@@ -262,6 +264,7 @@ def test_the_record_that_counts_most_is_open_first(shown):
     assert found == [
         "recorded: MNIST, 12,000 images, 59 s on NVIDIA H200",
         "recorded: profile gpu, 90 min on NVIDIA H200",
+        "recorded: profile gpu, 61 s on NVIDIA H200",
         "recorded: profile cpu, 90 min on 2 cores",
         "this run",
     ]
@@ -334,6 +337,28 @@ def test_where_this_run_has_nothing_the_records_still_show(shown):
     assert len(page.all("img")) == 1
     assert "Nothing to show here." in page.text
     assert shown[0][1]["tables"]["overlaps"] == {"columns": [], "rows": []}
+
+
+def test_what_only_records_have_is_shown_and_not_stored(shown):
+    others = [a_record(path=Path("gpu.json"), validity=OTHER), a_record(), a_record(tables={})]
+    results.show_recorded("overlaps", draw, alt="Overlaps.", caption="Their overlaps.", recorded=others)
+    results.show_recorded("others", draw, alt="Others.", recorded=others)
+    ((data, metadata),) = shown
+    page = Page(data["text/html"])
+    assert [image["alt"] for image in page.all("img")] == [
+        "Overlaps. Recorded run: paper,architectures=lenet.",
+        "Overlaps. Recorded run: gpu.",
+    ]
+    assert "this run" not in page.text
+    assert "(differs)" in page.text
+    assert first_panel(data["text/html"])[0] == "recorded: profile paper, 90 min on NVIDIA H200"
+    assert "tables" not in metadata
+    assert metadata["captions"] == {"overlaps": "Their overlaps."}
+
+
+def test_the_only_panel_of_records_has_its_label(shown):
+    results.show_recorded("overlaps", alt="Overlaps.", recorded=[a_record()])
+    assert first_panel(shown[0][0]["text/html"])[0] == "recorded: profile paper, 90 min on NVIDIA H200"
 
 
 # ---- provenance ----------------------------------------------------------------------------------
