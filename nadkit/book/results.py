@@ -153,9 +153,9 @@ def show_recorded(
 
     Nothing is stored. Where no recorded run has the table, nothing is displayed.
     """
-    panels = [] if UNSEEN in os.environ else list(itertools.chain(*_of_records(name, draw, alt, recorded)))
-    if panels:
-        page = pages.tabs([(label, content) for label, content, _ in panels])
+    if any(name in record.tables for record in recorded):
+        panels = [] if UNSEEN in os.environ else [*itertools.chain(*_of_records(name, draw, alt, recorded))]
+        page = pages.tabs([(label, content) for label, content, _ in panels]) if panels else ""
         _display({"captions": {name: caption}}, alt, page, [pdf for _, _, pdf in panels if pdf])
 
 

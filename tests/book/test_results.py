@@ -356,6 +356,14 @@ def test_what_only_records_have_is_shown_and_not_stored(shown):
     assert metadata["captions"] == {"overlaps": "Their overlaps."}
 
 
+def test_what_only_records_have_is_known_where_nobody_looks(shown, monkeypatch):
+    monkeypatch.setenv(results.UNSEEN, "1")
+    results.show_recorded("overlaps", draw, alt="Overlaps.", recorded=[a_record()])
+    ((data, metadata),) = shown
+    assert "text/html" not in data
+    assert metadata["captions"] == {"overlaps": ""}
+
+
 def test_the_only_panel_of_records_has_its_label(shown):
     results.show_recorded("overlaps", alt="Overlaps.", recorded=[a_record()])
     assert first_panel(shown[0][0]["text/html"])[0] == "recorded: profile paper, 90 min on NVIDIA H200"
